@@ -1,0 +1,1 @@
+"""BITA: remote-sensing image captioning with bootstrapped interactive image-text alignment."""

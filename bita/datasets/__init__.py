@@ -1,0 +1,1 @@
+"""Caption datasets: preparation, records, loaders."""

@@ -1,0 +1,1 @@
+"""Runners: the training loop and its checkpoints."""

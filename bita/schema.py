@@ -1,0 +1,227 @@
+"""The typed shape of a configuration: every key a YAML file or ``--options`` may set, with its default.
+
+Nothing here imports torch, so that a mistake in a configuration is answered in a second.
+A default lives once: here, or in the model's own YAML under ``configs/models/`` where sizes belong together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class BridgeSize:
+    """Sizes of the transformer that reads the image for the language model (BERT-base by default)."""
+
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    max_positions: int = 512
+    cross_attention_every: int = 1
+    """Cross-attention in layers 0, n, 2n, …: 1 in BITA, 2 in BLIP-2."""
+
+
+@dataclass
+class ModelConfig:
+    """Architecture, sizes and where the weights come from."""
+
+    arch: str = "bita_former"
+    model_type: str = "pretrain_vitL"
+
+    # Where weights come from. `init_from` is ours; the other four are the published spelling of the same wish.
+    init_from: str | None = None
+    pretrained: str | None = None
+    finetuned: str | None = None
+    load_pretrained: bool | None = None
+    load_finetuned: bool | None = None
+
+    # Vision encoder: `clip_L`, `eva_clip_g`, or `timm:NAME`.
+    vit_model: str = "clip_L"
+    vit_depth: int | None = None
+    """Blocks kept; None keeps what the encoder's name stands for (clip_L: 21)."""
+    vit_weights: str | None = None
+    """File with the encoder's weights; None starts fresh."""
+    vit_args: dict[str, Any] = field(default_factory=dict)
+    """Overrides handed to timm, such as embed_dim, num_heads, patch_size."""
+    image_size: int = 224
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False
+    vit_precision: str = "fp16"
+    freeze_vit: bool = True
+
+    # Bridge between image and language.
+    bridge: str = "ift"
+    bridge_size: BridgeSize = field(default_factory=BridgeSize)
+    num_query_token: int = 32
+    embed_dim: int = 256
+    max_txt_len: int = 32
+    text_model: str | None = "bert-base-uncased"
+    """Folder or hub name whose BERT weights initialise the bridge; None starts fresh."""
+    text_tokenizer: str | None = "bert-base-uncased"
+    text_vocab_size: int = 30523
+    """Rows of the word embedding, the added [DEC] token included."""
+    itc_positives: str = "pair"
+    """Which captions of a batch count as right for an image: `pair`, `same_caption`, `same_image`."""
+    itc_gather_grad: bool = False
+    label_smoothing: float = 0.1
+
+    # Language model.
+    opt_model: str | None = "facebook/opt-2.7b"
+    """Folder or hub name of a causal language model; None builds `opt_config` with fresh weights."""
+    opt_config: dict[str, Any] = field(default_factory=dict)
+    """Sizes used when `opt_model` is None or when no weights are loaded (transformers' OPTConfig keys)."""
+    opt_tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; None takes `opt_model`."""
+    freeze_lm: bool = True
+    lm_precision: str = "auto"
+    """`auto`: 16 bit on a GPU when frozen, else float32; or `fp32`, `fp16`, `bf16`."""
+    prompt: str = ""
+    prompt_joint: str = "space"
+    """What joins prompt and caption in training: `space`, or `glued` for weights trained that way."""
+    apply_lemmatizer: bool = False
+
+
+@dataclass
+class ProcessorConfig:
+    """One image or text processor; keys that a processor does not use stay None."""
+
+    name: str
+    image_size: int | None = None
+    min_scale: float | None = None
+    max_scale: float | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    vertical_flip: bool | None = None
+    rotate90: bool | None = None
+    color_jitter: float | None = None
+    prompt: str | None = None
+    max_words: int | None = None
+
+
+@dataclass
+class SplitConfig:
+    """Files of one split, relative to `env.cache_root` unless absolute."""
+
+    storage: Any = None
+    """Annotation file, or a list of them: a JSON list of {image, caption, image_id}."""
+    ground_truth: str | None = None
+    """COCO file with the references of every image, for scoring."""
+    url: Any = None
+    md5: Any = None
+
+
+@dataclass
+class StorageConfig:
+    """A folder, relative to `env.cache_root` unless absolute."""
+
+    storage: str | None = None
+    url: Any = None
+
+
+@dataclass
+class BuildInfo:
+    """Where a dataset's files are."""
+
+    annotations: dict[str, SplitConfig] = field(default_factory=dict)
+    images: StorageConfig = field(default_factory=StorageConfig)
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset: files, processors, loading."""
+
+    dataset_card: str | None = None
+    data_type: str = "images"
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+    vis_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
+    text_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
+    cache_images: bool = False
+    """Decode and resize every image once, and keep it as uint8 (for small images and small machines)."""
+    captions_per_image: int | None = None
+    """None: one record a caption. n: one record an image, n of its captions drawn each time."""
+    synthetic: dict[str, Any] = field(default_factory=dict)
+    """Only for `synthetic_caption`: number of images, seed and size of the generated scenes."""
+
+
+@dataclass
+class RunConfig:
+    """How a run goes."""
+
+    task: str = "image_text_pretrain"
+    runner: str = "runner_base"
+    output_dir: str = "output/run"
+    name: str | None = None
+    seed: int = 42
+    device: str = "auto"
+    """`auto` takes CUDA when there is one; or `cpu`, `cuda`."""
+    amp: bool = True
+    deterministic: bool = False
+    evaluate: bool = False
+    resume: str | None = None
+    """`auto`: go on from the newest complete checkpoint of the run directory; or a path; None: start anew."""
+    resume_ckpt_path: str | None = None
+
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+    train_dataset_ratios: dict[str, float] | None = None
+
+    max_epoch: int = 5
+    batch_size_train: int = 16
+    batch_size_eval: int = 16
+    num_workers: int = 4
+    accum_grad_iters: int = 1
+    clip_grad_norm: float | None = None
+
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_lr: float = 1e-6
+    warmup_steps: int = 0
+    lr_decay_rate: float | None = None
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+
+    num_beams: int = 5
+    max_len: int = 22
+    min_len: int = 5
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    num_captions: int = 1
+    use_nucleus_sampling: bool = False
+    top_p: float = 0.9
+    temperature: float = 1.0
+    report_metric: bool = True
+    validate_every: int = 1
+    """Validate after every n-th epoch, and after the last."""
+
+    log_freq: int = 50
+    save_every_steps: int | None = None
+    save_every_minutes: float | None = None
+    keep_last: int = 2
+
+    world_size: int | None = None
+    dist_url: str | None = None
+    distributed: bool | None = None
+    use_dist_eval_sampler: bool | None = None
+
+
+@dataclass
+class EnvConfig:
+    """Where things are on this machine."""
+
+    cache_root: str = "data"
+    """Relative paths of datasets start here."""
+
+
+@dataclass
+class Config:
+    """A whole configuration, resolved."""
+
+    model: ModelConfig
+    datasets: dict[str, DatasetConfig]
+    run: RunConfig
+    env: EnvConfig = field(default_factory=EnvConfig)

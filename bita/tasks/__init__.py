@@ -1,0 +1,1 @@
+"""Tasks: batch to loss, batch to predictions, predictions to scores."""
