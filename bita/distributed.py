@@ -1,0 +1,162 @@
+"""One process or many: what `torchrun` started, and the few collectives that training needs.
+
+Every function works on a single process too, where it does nothing or gives back what it was handed, so that
+callers never ask. Tensors travel over NCCL on GPUs and gloo on CPUs; Python objects always travel over gloo.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bita.errors import ConfigError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: longer than scoring on the main process takes."""
+
+_local_only = False
+
+
+def setup(device: str = "auto") -> torch.device:
+    """Joins the processes that `torchrun` started (if it did) and returns this process's device.
+
+    `device` is `auto`, `cpu` or `cuda`; `auto` takes CUDA when there is one.
+    Raises ConfigError when CUDA is asked for and absent, or when there are more processes than GPUs.
+    """
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None
+        )
+    return chosen
+
+
+def _device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"run.device: {device!r} is none of auto, cpu, cuda")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("run.device: cuda was asked for, but torch sees no GPU; set run.device=cpu or auto")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun started more processes on this machine than the {torch.cuda.device_count()} GPUs it has;"
+            " lower --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def shutdown() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes on all machines together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Returns once every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather_objects(value: T) -> list[T]:
+    """Hands each process's `value` to every process, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: T) -> T:
+    """Hands the main process's `value` to every process."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[no-any-return]
+
+
+def highest(value: int) -> int:
+    """The largest of the processes' values, on every process; a host number, no accelerator waits for it."""
+    if world_size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.int64)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    """All-gather whose backward sums what every process wants from this one's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_features(x: Tensor, with_grad: bool = False) -> Tensor:
+    """(B, …) on each of W processes → (W·B, …) on all, in the order of ranks; B must be the same everywhere.
+
+    Without `with_grad` the result is a constant, on one process too. With it, each row's gradient is the sum over
+    all processes, so that gradients averaged over processes (as DDP does) equal those of one process that sees
+    the whole batch.
+    """
+    alone = world_size() == 1 or _local_only
+    if not with_grad:
+        return x.detach() if alone else _all_gather(x.detach())
+    if alone:
+        return x
+    gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+@contextmanager
+def local_only() -> Iterator[None]:
+    """Inside it `gather_features` stays on this process: for evaluation, where processes hold unequal batches."""
+    global _local_only
+    before, _local_only = _local_only, True
+    try:
+        yield
+    finally:
+        _local_only = before
