@@ -23,7 +23,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than scoring on the main process takes."""
 
-_local_only = False
+_alone = False
 
 
 def setup(device: str = "auto") -> torch.device:
@@ -37,9 +37,7 @@ def setup(device: str = "auto") -> torch.device:
         torch.cuda.set_device(chosen)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None
-        )
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None)
     return chosen
 
 
@@ -53,7 +51,7 @@ def _device(device: str) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"torchrun started more processes on this machine than the {torch.cuda.device_count()} GPUs it has;"
+            f"torchrun started more processes here than the {torch.cuda.device_count()} GPUs of this machine;"
             " lower --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
@@ -67,12 +65,12 @@ def shutdown() -> None:
 
 def rank() -> int:
     """Number of this process among all, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world_size() -> int:
     """Number of processes on all machines together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def is_main() -> bool:
@@ -136,27 +134,26 @@ def _all_gather(x: Tensor) -> Tensor:
 
 
 def gather_features(x: Tensor, with_grad: bool = False) -> Tensor:
-    """(B, …) on each of W processes → (W·B, …) on all, in the order of ranks; B must be the same everywhere.
+    """(B, …) on each of W processes → (W·B, …) on all, by rank; B must be the same everywhere.
 
-    Without `with_grad` the result is a constant, on one process too. With it, each row's gradient is the sum over
-    all processes, so that gradients averaged over processes (as DDP does) equal those of one process that sees
-    the whole batch.
+    Without `with_grad` the result is a constant, on one process too. With it, each row's gradient is the sum
+    over all processes, so that gradients averaged over processes (as DDP does) equal those of one process
+    that sees the whole batch.
     """
-    alone = world_size() == 1 or _local_only
+    if world_size() == 1:
+        return x if with_grad else x.detach()
     if not with_grad:
-        return x.detach() if alone else _all_gather(x.detach())
-    if alone:
-        return x
+        return _all_gather(x.detach())
     gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]
     return gathered
 
 
 @contextmanager
-def local_only() -> Iterator[None]:
-    """Inside it `gather_features` stays on this process: for evaluation, where processes hold unequal batches."""
-    global _local_only
-    before, _local_only = _local_only, True
+def alone() -> Iterator[None]:
+    """Inside it this process acts as the only one: for work that the processes do not share evenly."""
+    global _alone
+    before, _alone = _alone, True
     try:
         yield
     finally:
-        _local_only = before
+        _alone = before
