@@ -1,0 +1,95 @@
+"""Opening images: every mode to 8-bit RGB by the stated rule, and messages for what does not open."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bita.errors import UserError
+from bita.processors.rgb import open_rgb, stretch_to_uint8
+
+
+def save(path: Path, image: Image.Image) -> Path:
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_eight_bit_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    image = open_rgb(save(tmp_path / f"x{suffix}", Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode)))
+    assert (image.mode, image.size) == ("RGB", (5, 4))
+    assert image.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", Image.new("RGBA", (3, 3), (10, 20, 30, 0)))
+    assert open_rgb(path).getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_is_stretched_between_percentiles(tmp_path: Path, suffix: str) -> None:
+    samples = np.linspace(1000, 5000, 10_000).reshape(100, 100).astype(np.uint16)
+    image = np.asarray(open_rgb(save(tmp_path / f"x{suffix}", Image.fromarray(samples))))
+    assert image.shape == (100, 100, 3)
+    assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
+    assert abs(int(image[50, 0, 0]) - 127) <= 1
+    assert (image[:2] == 0).mean() > 0.9
+
+
+def test_floating_point_with_nan_and_flat_images(tmp_path: Path) -> None:
+    samples = np.linspace(-1, 1, 400, dtype=np.float32).reshape(20, 20)
+    samples[0, 0] = np.nan
+    image = np.asarray(open_rgb(save(tmp_path / "x.tif", Image.fromarray(samples))))
+    assert image.max() == 255
+    assert image.min() == 0
+    assert stretch_to_uint8(np.full((4, 4, 3), 700, np.uint16)).max() == 0
+
+
+def test_bands_of_an_eight_bit_image(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", Image.new("RGB", (3, 3), (10, 20, 30)))
+    assert open_rgb(path, bands=(3, 2, 1)).getpixel((0, 0)) == (30, 20, 10)
+    with pytest.raises(UserError, match=r"x\.png: bands \[4, 1, 1\] are not three numbers from 1 to 3"):
+        open_rgb(path, bands=(4, 1, 1))
+
+
+def test_draft_decodes_a_large_jpeg_smaller_but_never_below_what_is_asked(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.jpg", Image.new("RGB", (800, 400)))
+    assert open_rgb(path).size == (800, 400)
+    assert open_rgb(path, draft=(150, 90)).size == (200, 100)
+    assert open_rgb(path, draft=(700, 300)).size == (800, 400)
+
+
+def test_missing_broken_and_truncated_images_are_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.jpg: image is missing"):
+        open_rgb(tmp_path / "gone.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    whole = save(tmp_path / "whole.jpg", Image.fromarray(_noise()))
+    (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[:2000])
+    for name in ("text.jpg", "half.jpg"):
+        with pytest.raises(UserError, match=f"{name}: image does not open") as caught:
+            open_rgb(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "x.png", Image.new("L", (100, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"x\.png: image is refused"):
+        open_rgb(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tifffile") is not None, reason="tifffile is installed")
+def test_deep_colour_without_tifffile_says_what_to_install(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.tif", Image.new("RGB", (3, 3), (10, 20, 30)))
+    path.write_bytes(path.read_bytes().replace(b"\x08\x00\x08\x00\x08\x00", b"\x10\x00\x10\x00\x10\x00"))
+    with pytest.raises(UserError, match="tifffile"):
+        open_rgb(path)
+
+
+def _noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
