@@ -1,0 +1,47 @@
+"""Tokenizers, from local folders or by name; a local folder is never asked of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bita.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    key: str, source: str | None, required: bool, *, dec: bool = False
+) -> PreTrainedTokenizerBase | None:
+    """Load a tokenizer.
+
+    Args:
+        key: the configuration key that names it, for messages.
+        source: a local folder, or a name on the hub.
+        required: False gives None unless `source` is a local folder.
+        dec: add the [DEC] token that stage 1's vocabulary ends with.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    local = source is not None and Path(source).is_dir()
+    if not required and not local:
+        return None
+    if source is None:
+        raise ConfigError(f"{key}: names no tokenizer; give a folder")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise not_there(key, source, error) from error
+    if dec:
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    return tokenizer
+
+
+def not_there(key: str, source: str, error: Exception) -> ConfigError:
+    """The one-line error for something that transformers could not load."""
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(f"{key}={source}: not a readable folder, nor a name that can be fetched ({reason})")
