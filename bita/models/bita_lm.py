@@ -43,7 +43,9 @@ class BitaLM(BitaModel):
         super().__init__(cfg, vocab_size=None)
         self.tokenizer = tokenizer
         self.opt_model = language_model
-        self.opt_proj = nn.Linear(cfg.bridge_size.hidden_size, language_model.get_input_embeddings().embedding_dim)
+        self.opt_proj = nn.Linear(
+            cfg.bridge_size.hidden_size, language_model.get_input_embeddings().embedding_dim
+        )
         if cfg.freeze_lm:
             self.opt_model.requires_grad_(False)
 
@@ -84,7 +86,9 @@ class BitaLM(BitaModel):
         head, embedding = self.opt_model.get_output_embeddings(), self.opt_model.get_input_embeddings()
         if head.weight is not embedding.weight:
             return set()
-        return {f"opt_model.{name}.weight" for name, module in self.opt_model.named_modules() if module is head}
+        return {
+            f"opt_model.{name}.weight" for name, module in self.opt_model.named_modules() if module is head
+        }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of the captions' tokens, each ended by a line break."""
@@ -170,7 +174,9 @@ def load_language_model(source: str) -> PreTrainedModel:
         ConfigError: it is not there, or transformers cannot read it.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError) as error:
@@ -186,7 +192,9 @@ def fresh_language_model(sizes: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not sizes:
-        raise ConfigError("model.opt_config: needs the sizes of the language model when model.opt_model is not read")
+        raise ConfigError(
+            "model.opt_config: needs the sizes of the language model when model.opt_model is not read"
+        )
     try:
         config = AutoConfig.for_model(**{"model_type": "opt"} | dict(sizes))
     except ValueError as error:

@@ -127,9 +127,7 @@ def _layout_of(tensors: dict[str, Tensor]) -> str:
     return "ours"
 
 
-def _rename_each(
-    layout: str, tensors: dict[str, Tensor], our_name: Callable[[str], str | None]
-) -> Renamed:
+def _rename_each(layout: str, tensors: dict[str, Tensor], our_name: Callable[[str], str | None]) -> Renamed:
     renamed: dict[str, Tensor] = {}
     no_place = []
     for name, tensor in tensors.items():

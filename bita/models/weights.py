@@ -26,7 +26,14 @@ PART_NAMES = {
     "query_tokens": "queries",
     "opt_model": "language model",
 }
-TEXT_SIDE = (".word_embedding.", ".position_embedding.", ".text_ffn.", "mlm_head.", "text_proj.", "vision_proj.")
+TEXT_SIDE = (
+    ".word_embedding.",
+    ".position_embedding.",
+    ".text_ffn.",
+    "mlm_head.",
+    "text_proj.",
+    "vision_proj.",
+)
 STAGE_1_ONLY = ("temp", "itm_head.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
@@ -103,7 +110,9 @@ def load_weights(model: BitaModel, path: Path) -> LoadReport:
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
         elif renamed.layout == "BLIP-2" and (".mix." in name or ".cross." in name):
-            report.notes[part] = "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
+            report.notes[part] = (
+                "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
+            )
         elif renamed.layout == "BLIP-2" and part in ("opt_proj", "itm_head", "mlm_head"):
             report.notes[part] = "fresh"
         else:
@@ -145,7 +154,9 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     report = _copy_in(model, renamed, source)
     if hasattr(model.ift, "word_embedding"):
         model.ift.copy_text_ffn_to_queries()
-        report.notes["ift"] = "queries' feed-forward copied from the text's; cross-attention and Fourier norms fresh"
+        report.notes["ift"] = (
+            "queries' feed-forward copied from the text's; cross-attention and Fourier norms fresh"
+        )
     for part in set(report.total) - {"ift", "mlm_head"}:
         del report.total[part]
     return report

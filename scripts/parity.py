@@ -1,0 +1,415 @@
+"""Compare this code with a recorded copy of the published model, item by item.
+
+    .venv/bin/python scripts/parity.py DIR
+
+DIR is laid out as `tests/fixtures/parity`: two checkpoints, what they gave, two tokenizers, a language model. Every
+item is counted: each value in `expected.json`, each tensor in the two `*_expected.pt` and the two checkpoints. An item
+that nothing here read is a failure. Exit code 0 only if all agree: forward values within 1e-5·max(1, max|ref|),
+gradients within 1e-4·max|ref| + 1e-7, losses within 1e-5, token ids and texts exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from bita.batch import Batch
+from bita.errors import UserError
+from bita.models import build_model
+from bita.models.base import BitaModel
+from bita.models.bita_itc import BitaITC
+from bita.models.bita_lm import BitaLM
+from bita.models.generation import GenerationSettings
+from bita.models.layouts import published
+from bita.models.weights import load_weights, read_tensors
+from bita.processors.text import CaptionProcessor
+from bita.registry import schedules
+from bita.runners.optim import BETA1, build_optimizer, decays
+from bita.schema import BridgeSize, ModelConfig, RunConfig
+
+
+@dataclass
+class Finding:
+    """One item's outcome."""
+
+    agrees: bool
+    detail: str = ""
+
+
+class Record:
+    """Everything a parity folder holds, by item, and what became of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.items: dict[str, Any] = dict(_leaves("expected.json", _read_json(folder / "expected.json")))
+        for name in ("stage1_expected", "stage2_expected"):
+            self.items |= {f"{name}/{k}": v for k, v in read_tensors(folder / f"{name}.pt").items()}
+        for name in ("stage1_checkpoint", "stage2_checkpoint"):
+            self.items |= {f"{name}/{k}": v for k, v in read_tensors(folder / f"{name}.pth").items()}
+        self.findings: dict[str, Finding] = {}
+
+    def use(self, name: str) -> Any:
+        """An item that others are computed from: wrong, it shows in them."""
+        if name not in self.items:
+            raise UserError(f"{self.folder}: {name} is not in the record")
+        self.findings.setdefault(name, Finding(True, "input"))
+        return self.items[name]
+
+    def json(self, prefix: str) -> list[str]:
+        """Names of the items of expected.json under a prefix, in order."""
+        return [
+            name for name in self.items if re.match(re.escape(f"expected.json {prefix}") + r"(\.|\[|$)", name)
+        ]
+
+    def value(self, path: str) -> Any:
+        """`use` of one value of expected.json."""
+        return self.use(f"expected.json {path}")
+
+    def texts(self, path: str) -> list[str]:
+        """`use` of a list of texts of expected.json."""
+        return [str(self.use(name)) for name in self.json(path)]
+
+    def check(self, name: str, agrees: bool, detail: str = "") -> None:
+        """Note whether an item agrees; one disagreement is enough."""
+        before = self.findings.get(name)
+        if before is None or before.agrees:
+            self.findings[name] = Finding(agrees, detail)
+
+    def same(self, name: str, ours: Any) -> None:
+        """An item that must be equal."""
+        theirs = self.use(name)
+        equal = torch.equal(theirs, ours) if isinstance(theirs, Tensor) else theirs == ours
+        self.check(name, equal, "equal" if equal else f"{_short(theirs)} recorded, {_short(ours)} here")
+
+    def close(self, name: str, ours: Tensor | float, tolerance: float | None = None) -> None:
+        """A forward value (or, with a tolerance, a loss) within its bound."""
+        theirs = torch.as_tensor(self.use(name))
+        ours = torch.as_tensor(ours).detach()
+        if theirs.shape != ours.shape:
+            self.check(name, False, f"shape {tuple(theirs.shape)} recorded, {tuple(ours.shape)} here")
+            return
+        bound = 1e-5 * max(1.0, theirs.abs().max().item()) if tolerance is None else tolerance
+        self._within(name, (theirs - ours).abs().max().item(), bound)
+
+    def gradient(self, name: str, ours: Tensor | None) -> None:
+        """A gradient within its bound."""
+        theirs = self.use(name)
+        if ours is None or ours.shape != theirs.shape:
+            self.check(name, False, "no such gradient here")
+            return
+        bound = 1e-4 * theirs.abs().max().item() + 1e-7
+        self._within(name, (theirs - ours).abs().max().item(), bound)
+
+    def _within(self, name: str, difference: float, bound: float) -> None:
+        self.check(name, difference <= bound, f"max|Δ| {difference:.1e}, allowed {bound:.1e}")
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Values with their paths; a list of numbers is one item."""
+    join = " " if path == "expected.json" else "."
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{path}{join}{key}", inner)
+    elif isinstance(value, list) and not all(isinstance(x, int | float) for x in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(f"{path}[{index}]", inner)
+    else:
+        yield path, value
+
+
+def _short(value: Any) -> str:
+    text = f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return text if len(text) < 80 else text[:77] + "…"
+
+
+def check_text(record: Record) -> None:
+    """The text processor, case by case, with and without prompts."""
+    words = record.value("text_processor.max_words")
+    for names in _grouped(record.json("text_processor.cases"), 2):
+        record.same(names[1], CaptionProcessor(max_words=words)(record.use(names[0])))
+    for names in _grouped(record.json("text_processor.prompted"), 3):
+        processor = CaptionProcessor(record.use(names[0]), words, joint="glued")
+        record.same(names[2], processor(record.use(names[1])))
+    raw, texts = record.json("stage1.raw_captions"), record.json("stage1.texts")
+    if len(raw) != len(texts):
+        record.check(raw[0], False, f"{len(raw)} captions, {len(texts)} texts")
+    for caption, text in zip(raw, texts, strict=False):
+        record.same(text, CaptionProcessor(max_words=words)(record.use(caption)))
+
+
+def _grouped(names: list[str], size: int) -> list[list[str]]:
+    return [names[i : i + size] for i in range(0, len(names), size)]
+
+
+def check_schedules(record: Record) -> None:
+    """Learning rates, step by step."""
+    count = len({re.match(r"expected.json lr_schedules\[(\d+)\]", n)[1] for n in record.json("lr_schedules")})  # type: ignore[index]
+    for index in range(count):
+        path = f"lr_schedules[{index}]"
+        args = {n.rsplit(".", 1)[1]: record.use(n) for n in record.json(f"{path}.args")}
+        run = RunConfig(
+            init_lr=args.pop("init_lr"),
+            min_lr=args.pop("min_lr"),
+            warmup_lr=args.pop("warmup_start_lr"),
+            warmup_steps=args.pop("warmup_steps"),
+            lr_decay_rate=args.pop("decay_rate", None),
+            max_epoch=record.value(f"{path}.epochs"),
+        )
+        steps = record.value(f"{path}.steps_per_epoch")
+        schedule = schedules.get(record.value(f"{path}.name")).from_run(run, steps)
+        ours = [schedule.lr_at(epoch, step) for epoch in range(run.max_epoch) for step in range(steps)]
+        theirs = record.value(f"{path}.lr")
+        worst = max(
+            (abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=False)), default=1.0
+        )
+        agrees = len(ours) == len(theirs) and worst <= 1e-9 and not args
+        record.check(f"expected.json {path}.lr", agrees, f"{len(ours)} steps, relative Δ {worst:.1e}")
+        for name in record.json(f"{path}.note"):
+            record.check(name, True, "a note")
+
+
+def model_config(record: Record, arch: str) -> ModelConfig:
+    """The configuration that the recorded sizes describe."""
+    size = {key: record.value(f"sizes.{key}") for key in ("queries", "itc_dim")}
+    vit = {n.rsplit(".", 1)[1]: record.use(n) for n in record.json("sizes.vit")}
+    bert = {n.rsplit(".", 1)[1]: record.use(n) for n in record.json("sizes.bert")}
+    record.check("expected.json sizes.vit.layers", vit["blocks"] <= vit["layers"], "at least the blocks kept")
+    stage = "stage1" if arch == "bita_former" else "stage2"
+    return ModelConfig(
+        arch=arch,
+        vit_model="clip_L",
+        vit_depth=vit["blocks"],
+        vit_args={"embed_dim": vit["width"], "num_heads": vit["heads"], "patch_size": vit["patch_size"]},
+        image_size=vit["input_resolution"],
+        bridge_size=BridgeSize(
+            hidden_size=bert["hidden_size"],
+            layers=bert["num_hidden_layers"],
+            heads=bert["num_attention_heads"],
+            intermediate_size=bert["intermediate_size"],
+            max_positions=record.value("sizes.bert_max_position_embeddings"),
+        ),
+        num_query_token=size["queries"],
+        embed_dim=size["itc_dim"],
+        max_txt_len=record.value(f"sizes.{stage}_max_txt_len"),
+        text_model=None,
+        text_tokenizer=str(record.folder / "tokenizers/bert"),
+        opt_model=str(record.folder / "opt_model"),
+        opt_tokenizer=str(record.folder / "tokenizers/opt"),
+    )
+
+
+def load_model(record: Record, stage: str) -> BitaModel:
+    """Build a stage's model, load its checkpoint, and check each tensor on its way in and out again."""
+    cfg = model_config(record, "bita_former" if stage == "stage1" else "bita_opt")
+    model = build_model(cfg, load_weights=False) if stage == "stage1" else BitaLM.from_config(cfg)
+    load_weights(model, record.folder / f"{stage}_checkpoint.pth")
+    ours = published(model.state_dict())
+    for name in [n for n in record.items if n.startswith(f"{stage}_checkpoint/")]:
+        back = ours.get(name.split("/", 1)[1])
+        if back is None and name.endswith("position_ids"):  # stage 2 keeps the buffer, not the embedding
+            back = torch.arange(cfg.bridge_size.max_positions)[None]
+        record.same(name, back)
+    return model.eval()
+
+
+def check_stage_1(record: Record) -> None:
+    """The contrastive model: values, loss, gradients, four optimizer steps."""
+    model = load_model(record, "stage1")
+    assert isinstance(model, BitaITC)
+    assert model.tokenizer is not None
+    record.same("expected.json sizes.bert_vocab_before_DEC", len(model.tokenizer) - 1)
+    images, texts = record.use("stage1_expected/images"), record.texts("stage1.texts")
+    ids = model.tokenize(texts)
+    record.same("stage1_expected/text_ids", ids)
+    record.same("stage1_expected/text_mask", (ids != model.tokenizer.pad_token_id).long())
+    with torch.no_grad():
+        record.close("stage1_expected/vit_out", model.visual_encoder(images))
+        tokens = model.encode_image(images)
+        record.close("stage1_expected/ln_vision_out", tokens)
+        record.close("stage1_expected/query_out", model.query_image(tokens))
+        record.close("stage1_expected/image_feats", model.image_features(images))
+        record.close("stage1_expected/text_cls_maxlen", model.ift(text_ids=ids)[:, 0])
+        longest = ids[:, : int((ids != model.tokenizer.pad_token_id).sum(dim=1).max())]
+        record.close("stage1_expected/text_embeds_longest", model.ift(text_ids=longest))
+        record.close("stage1_expected/multimodal_query", model.joint_features(tokens, longest))
+        record.close("stage1_expected/itm_score", model.match_scores(images, ids))
+    check_learning(record, model, "stage1", "loss_itc", {"image": images, "text": texts, "image_id": []})
+
+
+def check_learning(record: Record, model: BitaModel, stage: str, loss_name: str, batch: Batch) -> None:
+    """Loss and gradients on a batch, which weights are trained, then four steps of the optimizer."""
+    loss = model(batch)["loss"]
+    loss.backward()
+    record.close(f"{stage}_expected/{loss_name}", loss, tolerance=1e-5)
+    record.close(f"expected.json {stage}.{loss_name}", loss, tolerance=1e-5)
+
+    gradients = published({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    recorded = {n.split("/grad/")[1] for n in record.items if n.startswith(f"{stage}_expected/grad/")}
+    for name in sorted(recorded | gradients.keys()):
+        key = f"{stage}_expected/grad/{name}"
+        if name in recorded:
+            record.gradient(key, gradients.get(name))
+        elif not name.endswith(("position_ids", "predictions.decoder.weight", "predictions.decoder.bias")):
+            record.check(key, False, "a gradient here that the record does not have")
+
+    idle = ("itm_head.", "mlm_head.")  # counted as trained in the record, without a loss
+    ours = published({n: p for n, p in model.named_parameters() if p.requires_grad or n.startswith(idle)})
+    for name in record.json(f"{stage}.trainable"):
+        trained = record.use(name)
+        record.check(name, ours.pop(trained, None) is not None, "trained here too")
+    for name in ours:
+        if not name.endswith("position_ids") and "predictions.decoder" not in name:
+            record.check(f"expected.json {stage}.trainable {name}", False, "trained here alone")
+    check_steps(record, model, f"expected.json {stage}.loss_over_4_adamw_steps", batch)
+
+
+def check_steps(record: Record, model: BitaModel, name: str, batch: Batch) -> None:
+    """The loss before each step of AdamW on one batch."""
+    record.same("expected.json optimizer.name", "AdamW")
+    beta1, beta2 = record.value("optimizer.betas")
+    record.check("expected.json optimizer.betas", beta1 == BETA1, f"first beta {BETA1}")
+    rule = record.value("optimizer.no_decay")
+    limit, words = int(re.findall(r"ndim < (\d+)", rule)[0]), re.findall(r"'(\w+)'", rule)
+    flat, deep = (nn.Parameter(torch.zeros([1] * n)) for n in (limit - 1, limit))
+    follows = decays("x", deep) and not decays("x", flat) and not any(decays(f"a.{w}.b", deep) for w in words)
+    record.check("expected.json optimizer.no_decay", follows, "the same rule")
+
+    run = RunConfig(
+        init_lr=record.value("optimizer.lr"), weight_decay=record.value("optimizer.weight_decay"), beta2=beta2
+    )
+    optimizer = build_optimizer(model, run)
+    losses = []
+    for _ in record.use(name):
+        loss = model(batch)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    record.close(name, torch.tensor(losses, dtype=torch.float64), tolerance=1e-5)
+
+
+def check_stage_2(record: Record) -> None:
+    """The captioning model: values, losses, gradients, generated ids and texts."""
+    model = load_model(record, "stage2")
+    assert isinstance(model, BitaLM)
+    opt = model.opt_model.config.to_dict()
+    for name in record.json("sizes.opt"):
+        record.same(name, opt[name.rsplit(".", 1)[1]])
+    images = record.use("stage1_expected/images")
+    if "stage2_expected/images" in record.items:
+        record.same("stage2_expected/images", images)
+    with torch.no_grad():
+        query_output = model.query_image(model.encode_image(images))
+        record.close("stage2_expected/query_out", query_output)
+        record.close("stage2_expected/opt_prefix", model.prefix(images))
+
+    beside = BitaLM.from_config(
+        replace(model.cfg, opt_tokenizer=None)
+    )  # the tokenizer that lies with the weights
+    texts = record.texts("stage1.texts")
+    same = all(torch.equal(a, b) for a, b in zip(beside.tokenize(texts), model.tokenize(texts), strict=True))
+    record.check("opt_model/tokenizer", same, "the same ids as tokenizers/opt")
+    check_generation(record, model, "stage2", images)
+    check_caption_losses(record, model, images)
+    check_learning(record, model, "stage2", "loss_lm", {"image": images, "text": texts, "image_id": []})
+
+
+def check_caption_losses(record: Record, model: BitaLM, images: Tensor) -> None:
+    """With a prompt: the losses with the caption glued on, and after a space; and what is generated."""
+    model.cfg.prompt = record.value("caption.prompt")
+    for kind, joint in (("nospace", "glued"), ("space", "space")):
+        processor = CaptionProcessor(model.cfg.prompt, joint=joint)
+        texts = [processor(caption) for caption in record.texts("stage1.raw_captions")]
+        with torch.no_grad():
+            loss = model({"image": images, "text": texts, "image_id": []})["loss"]
+        record.close(f"stage2_expected/caption_loss_{kind}", loss, tolerance=1e-5)
+        record.close(f"expected.json caption.loss_{kind}", loss, tolerance=1e-5)
+    check_generation(record, model, "caption", images)
+    model.cfg.prompt = ""
+
+
+def check_generation(record: Record, model: BitaLM, part: str, images: Tensor) -> None:
+    """Generated ids and texts, for every recorded setting; the settings stand in the item's name."""
+    assert model.tokenizer is not None
+    stop_id = model.tokenizer("\n", add_special_tokens=False).input_ids[0]
+    if record.json(f"{part}.eos_id"):
+        record.same(f"expected.json {part}.eos_id", stop_id)
+    prefix = f"expected.json {part}.generate_ids."
+    for setting in sorted({n[len(prefix) :].split("[")[0] for n in record.items if n.startswith(prefix)}):
+        beams, longest, shortest = map(int, re.findall(r"\d+", setting))
+        settings = GenerationSettings(num_beams=beams, max_len=longest, min_len=shortest)
+        ids = [captions[0] for captions in model.generate_ids(images, settings)]
+        texts = [model.decode([row])[0] for row in ids]
+        for index in range(len(record.json(f"{part}.generate_ids.{setting}"))):
+            row = f"{setting}[{index}]"
+            ours = [model.opt_model.config.bos_token_id, *ids[index]]
+            ours += [model.opt_model.config.pad_token_id] * (
+                len(record.value(f"{part}.generate_ids.{row}")) - len(ours)
+            )
+            record.same(f"{prefix}{row}", ours)
+            record.same(f"expected.json {part}.generate.{row}", texts[index])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); name a folder like tests/fixtures/parity"
+        ) from error
+
+
+def compare(folder: Path) -> Record:
+    """Run every comparison on a parity folder."""
+    record = Record(folder)
+    check_text(record)
+    check_schedules(record)
+    check_stage_1(record)
+    check_stage_2(record)
+    for name in record.items.keys() - record.findings.keys():
+        record.check(name, False, "not read by this program")
+    return record
+
+
+def table(record: Record) -> str:
+    """A line a kind of item, then every disagreement, then the count."""
+    good: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for name, finding in record.findings.items():
+        kind = re.split(r"[\[]|(?<=grad)/|(?<=checkpoint)/", name)[0]
+        total[kind] += 1
+        good[kind] += finding.agrees
+    lines = [f"{kind:58} {good[kind]:4} of {total[kind]:4}" for kind in sorted(total)]
+    lines += [f"DIFFERS {name}: {f.detail}" for name, f in sorted(record.findings.items()) if not f.agrees]
+    return "\n".join([*lines, f"{good.total()} of {total.total()} items"])
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    try:
+        record = compare(parser.parse_args().folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(table(record))
+    return 0 if all(finding.agrees for finding in record.findings.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
