@@ -33,7 +33,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
 from bita.models.layouts import published
-from bita.models.weights import load_weights, read_tensors
+from bita.models.weights import load_checkpoint, read_tensors
 from bita.processors.text import CaptionProcessor
 from bita.registry import schedules
 from bita.runners.optim import BETA1, build_optimizer, decays
@@ -214,7 +214,7 @@ def load_model(record: Record, stage: str) -> BitaModel:
     """Build a stage's model, load its checkpoint, and check each tensor on its way in and out again."""
     cfg = model_config(record, "bita_former" if stage == "stage1" else "bita_opt")
     model = build_model(cfg, load_weights=False) if stage == "stage1" else BitaLM.from_config(cfg)
-    load_weights(model, record.folder / f"{stage}_checkpoint.pth")
+    load_checkpoint(model, record.folder / f"{stage}_checkpoint.pth")
     ours = published(model.state_dict())
     for name in [n for n in record.items if n.startswith(f"{stage}_checkpoint/")]:
         back = ours.get(name.split("/", 1)[1])

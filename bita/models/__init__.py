@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
 
 from bita.errors import UserError
 from bita.models.base import BitaModel
+from bita.models.weights import LoadReport, load_bert, load_checkpoint, load_vision
 from bita.registry import models
+from bita.runners.checkpoint import resolve_checkpoint
 from bita.schema import ModelConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
@@ -34,11 +30,7 @@ def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
     return model
 
 
-def _load_all(model: BitaModel, cfg: ModelConfig) -> list[Any]:
-    from bita.models.weights import load_bert, load_vision
-    from bita.models.weights import load_weights as load_checkpoint
-    from bita.runners.checkpoint import resolve_checkpoint
-
+def _load_all(model: BitaModel, cfg: ModelConfig) -> list[LoadReport]:
     reports = []
     if cfg.vit_weights is not None:
         reports.append(load_vision(model, Path(cfg.vit_weights)))

@@ -88,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_weights(model: BitaModel, path: Path) -> LoadReport:
+def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
     """Load a run's checkpoint, or a published one, into a model.
 
     Args:
