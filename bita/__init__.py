@@ -1,1 +1,24 @@
-"""BITA: remote-sensing image captioning with bootstrapped interactive image-text alignment."""
+"""BITA: remote-sensing image captioning with bootstrapped interactive image-text alignment.
+
+    import bita
+    bita.load("output/quickstart/caption").caption("image.jpg")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bita.captioner import Captioner
+
+
+def load(run: str | Path, device: str = "auto") -> Captioner:
+    """Load a captioning model from a run, its output folder (then its latest run), or a checkpoint in it.
+
+    Raises:
+        UserError: there is no checkpoint of a captioning model.
+    """
+    from bita.captioner import Captioner
+
+    return Captioner.load(run, device)

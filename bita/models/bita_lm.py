@@ -66,7 +66,8 @@ class BitaLM(BitaModel):
             if cfg.freeze_lm:
                 model.external["opt_model"] = cfg.opt_model
             return model
-        return cls(cfg, fresh_language_model(cfg.opt_config), tokenizer)
+        vocabulary = {} if tokenizer is None else {"vocab_size": len(tokenizer)}
+        return cls(cfg, fresh_language_model(dict(cfg.opt_config) | vocabulary), tokenizer)
 
     def frozen_parts(self) -> list[nn.Module]:
         """The vision encoder and the language model, as configured."""

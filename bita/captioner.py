@@ -1,0 +1,87 @@
+"""Captioning outside training: `bita.load(RUN).caption(images)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image
+
+from bita.config import config_from_dict
+from bita.distributed import setup
+from bita.errors import UserError
+from bita.models import build_model
+from bita.models.bita_lm import BitaLM
+from bita.models.generation import GenerationSettings
+from bita.processors.image import EvalImageProcessor
+from bita.processors.rgb import open_rgb
+from bita.runners.checkpoint import read_meta, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from bita.schema import Config
+
+ImageLike = str | Path | Image.Image
+
+
+class Captioner:
+    """A trained captioning model with its processors and search settings.
+
+    Attributes:
+        model: on its device, in evaluation mode.
+        settings: the search settings of its run; pass others to `caption`.
+    """
+
+    def __init__(self, cfg: Config, device: str = "auto") -> None:
+        model = build_model(cfg.model)
+        if not isinstance(model, BitaLM):
+            raise UserError(f"{cfg.model.init_from}: is a stage-1 checkpoint, which aligns but does not write captions")
+        self.model = model.place(setup(device)).eval()
+        self.settings = GenerationSettings.from_run(cfg.run)
+        self._processor = _eval_processor(cfg)
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto") -> Self:
+        """See `bita.load`."""
+        checkpoint = resolve_checkpoint(run)
+        cfg = config_from_dict(read_meta(checkpoint).config)
+        cfg.model.init_from = str(checkpoint)
+        return cls(cfg, device)
+
+    def caption(
+        self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 16, **settings: Any
+    ) -> str | list[str]:
+        """Write a caption for an image (a path or a PIL image) or for each of several.
+
+        Args:
+            images: one image gives a text, a sequence gives a list of texts.
+            batch_size: images encoded at a time.
+            settings: fields of `GenerationSettings` that differ from the run's, such as `num_beams=3`.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            return next(self.stream([images], batch_size=1, **settings))
+        return list(self.stream(images, batch_size=batch_size, **settings))
+
+    def stream(self, images: Sequence[ImageLike], *, batch_size: int = 16, **settings: Any) -> Iterator[str]:
+        """Like `caption`, one text after the other as they are ready."""
+        chosen = replace(self.settings, **settings)
+        for start in range(0, len(images), batch_size):
+            batch = [self._processor(_as_rgb(image)) for image in images[start : start + batch_size]]
+            for captions in self.model.generate(torch.stack(batch).to(self.model.device), chosen):
+                yield captions[0]
+
+
+def _as_rgb(image: ImageLike) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else open_rgb(Path(image))
+
+
+def _eval_processor(cfg: Config) -> EvalImageProcessor:
+    """The evaluation transform of the first dataset of the run."""
+    dataset = next(iter(cfg.datasets.values()))
+    chosen = dataset.vis_processor["eval"]
+    return EvalImageProcessor(chosen.image_size or cfg.model.image_size, chosen.mean, chosen.std)

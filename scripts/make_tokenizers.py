@@ -1,0 +1,94 @@
+"""Make the two tokenizers of a small model from training captions: word pieces for stage 1, byte pairs for stage 2.
+
+    .venv/bin/python scripts/make_tokenizers.py OUT ANNOTATIONS.json…
+
+writes OUT/bert and OUT/opt, folders that transformers reads like those of BERT and OPT. The captions are cleaned as in
+training. Use the training split only; words that it does not have are spelt in pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
+
+from bita.errors import UserError
+from bita.processors.text import clean_caption
+
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+OPT_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+OPT_CONFIG = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "add_bos_token": True,
+    "add_prefix_space": False,
+    "bos_token": "</s>",
+    "eos_token": "</s>",
+    "unk_token": "</s>",
+    "pad_token": "<pad>",
+}
+
+
+def read_captions(paths: list[Path]) -> list[str]:
+    """The cleaned captions of annotation files.
+
+    Raises:
+        UserError: a file is missing or is not a list of records with a caption.
+    """
+    captions = []
+    for path in paths:
+        try:
+            captions += [clean_caption(record["caption"]) for record in json.loads(path.read_text())]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a list of records with a caption ({error}); see prepare_data.py") from error
+    if not captions:
+        raise UserError("no captions; name at least one annotation file of a training split")
+    return captions
+
+
+def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
+    """Train word pieces and write them as BERT's tokenizer; returns how many there are, [DEC] not counted."""
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(captions, vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_model(str(out))
+    (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    return int(tokenizer.get_vocab_size())
+
+
+def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
+    """Train byte pairs and write them as OPT's tokenizer; returns how many there are."""
+    tokenizer: Tokenizer = ByteLevelBPETokenizer()
+    texts = [text for caption in captions for text in (caption, " " + caption)]  # first, or after a prompt
+    tokenizer.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=OPT_SPECIAL)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_model(str(out))
+    (out / "tokenizer_config.json").write_text(json.dumps(OPT_CONFIG))
+    return int(tokenizer.get_vocab_size())
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("annotations", type=Path, nargs="+")
+    parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
+    args = parser.parse_args()
+    try:
+        captions = read_captions(args.annotations)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    bert = make_bert(captions, args.out / "bert", args.vocabulary)
+    opt = make_opt(captions, args.out / "opt", args.vocabulary)
+    print(f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt} byte pairs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Set up .venv with the tested packages. Quick when nothing has changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    { echo "error: $PYTHON is not Python 3.11 or newer; name one with PYTHON=/path/to/python bash $0" >&2; exit 1; }
+
+wanted=$(cat requirements.txt pyproject.toml | cksum)
+stamp=.venv/.bita-setup
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+echo "setting up .venv (the CUDA build of torch is large; it runs on CPUs too)"
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+.venv/bin/uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable . --no-build-isolation-package bita
+echo "$wanted" > "$stamp"
