@@ -142,6 +142,10 @@ class DatasetConfig:
     """Decode and resize every image once, and keep it as uint8 (for small images and small machines)."""
     captions_per_image: int | None = None
     """None: one record a caption. n: one record an image, n of its captions drawn each time."""
+    bands: list[int] | None = None
+    """Three band numbers, from 1, of multi-band images; None takes the file's own colours."""
+    jpeg_draft: bool = False
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size where the crop still has enough pixels."""
     synthetic: dict[str, Any] = field(default_factory=dict)
     """Only for `synthetic_caption`: number of images, seed and size of the generated scenes."""
 
@@ -202,6 +206,9 @@ class RunConfig:
     save_every_steps: int | None = None
     save_every_minutes: float | None = None
     keep_last: int = 2
+    """Checkpoints kept besides the best one."""
+    max_bad_steps: int = 10
+    """Stop when the loss or gradient of so many steps in a row was not finite; 0: never."""
 
     world_size: int | None = None
     dist_url: str | None = None

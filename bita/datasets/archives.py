@@ -63,17 +63,17 @@ def find_file(folder: Path, name: str) -> Path:
         raise UserError(f"{folder}: {name} is missing")
     if len(found) > 1:
         raise UserError(
-            f"{folder}: {name} is there {len(found)} times ({found[0]}, {found[1]}); name its folder"
+            f"{folder}: {name} is there {len(found)} times ({found[0]}, {found[1]}); give its folder"
         )
     return found[0]
 
 
 def find_images(folder: Path, name: str, out: Path) -> Path:
-    """Find the image folder ``name`` in ``folder`` or up to two below; an archive of that name is unpacked."""
+    """Find the folder ``name`` in ``folder`` or up to two below; an archive of that name is unpacked."""
     found = _below(folder, name, directories=True)
     if len(found) > 1:
         raise UserError(
-            f"{folder}: {name}/ is there {len(found)} times ({found[0]}, {found[1]}); name its folder"
+            f"{folder}: {name}/ is there {len(found)} times ({found[0]}, {found[1]}); give its folder"
         )
     if found:
         return found[0]

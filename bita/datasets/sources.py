@@ -1,7 +1,7 @@
 """Published datasets and generic forms as they come: one list of images with their captions and splits.
 
-A reader does not judge: which of its images are usable is decided in ``prepare``. What it cannot read at all (no JSON, a
-field missing) is a one-line error that names the file and the record.
+A reader does not judge: which of its images are usable is decided in ``prepare``. What it cannot read at all
+(no JSON, a field missing) is a one-line error that names the file and the record.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def read_karpathy(path: Path) -> list[SourceImage]:
         name = field(record, "filename", str, path, where)
         split = field(record, "split", str, path, where)
         sentences = field(record, "sentences", list, path, f"{where} ({name})")
-        raws = (
+        captions = tuple(
             field(sentence, "raw", str, path, f"{where}.sentences[{k}] ({name})")
             for k, sentence in enumerate(sentences)
         )
         folder = record.get("filepath")
         image = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-        images.append(SourceImage(image, "train" if split == "restval" else split, tuple(raws), where))
+        images.append(SourceImage(image, "train" if split == "restval" else split, captions, where))
     return images
 
 

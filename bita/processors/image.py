@@ -68,9 +68,9 @@ class _Normalise:
         self.mean = torch.tensor(CLIP_MEAN if mean is None else list(mean)).view(3, 1, 1)
         self.std = torch.tensor(CLIP_STD if std is None else list(std)).view(3, 1, 1)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalise images (..., 3, H, W) in 0..1."""
-        return (images - self.mean.to(images.device)) / self.std.to(images.device)
+    def normalise_(self, images: Tensor) -> Tensor:
+        """Normalise images (..., 3, H, W) in 0..1, in place."""
+        return images.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
 
 class EvalImageProcessor(_Normalise):
@@ -89,11 +89,11 @@ class EvalImageProcessor(_Normalise):
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the processed RGB image, (3, S, S) float32."""
-        return self.normalise(_to_tensor(_resize(image, self.image_size)))
+        return self.normalise_(_to_tensor(_resize(image, self.image_size)))
 
     def batch(self, pixels: Tensor) -> Tensor:
         """Process cached pixels (B, S, S, 3) uint8, which were resized already; returns (B, 3, S, S)."""
-        return self.normalise(
+        return self.normalise_(
             pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
         )
 
@@ -173,7 +173,7 @@ class TrainImageProcessor(_Normalise):
         """Jitter the colours of images (B, 3, S, S) in 0..1, if asked for, and normalise them."""
         if self.color_jitter:
             images = _jitter(images, torch.tensor([draw.jitter for draw in draws], device=images.device))
-        return self.normalise(images)
+        return self.normalise_(images)
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:

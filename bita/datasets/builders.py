@@ -1,0 +1,276 @@
+"""Configured datasets: a name and its entry to a ``CaptionDataset``. A new dataset is an entry, never a class."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
+from bita.datasets.captions import (
+    CaptionDataset,
+    CaptionRecord,
+    ImageFiles,
+    Processors,
+    draft_size,
+    read_annotations,
+    read_ground_truth,
+)
+from bita.errors import ConfigError, UserError
+from bita.registry import processors as registry
+from bita.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
+
+LOG = logging.getLogger(__name__)
+DEFAULTS = {
+    ("vis_processor", "train"): "bita_image_train",
+    ("vis_processor", "eval"): "bita_image_eval",
+    ("text_processor", "train"): "bita_caption",
+    ("text_processor", "eval"): "bita_caption",
+}
+
+
+def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
+    """Build every split that the run asks for, of every dataset: {split: [one dataset each]}.
+
+    With ``run.evaluate`` these are the test splits only. A split that is trained on as well as validated on is
+    built for training; ``eval_loader`` uses the eval processors all the same.
+
+    Raises:
+        ConfigError: A dataset does not declare a split, or a file that it names is missing.
+        UserError: A file's content is wrong.
+    """
+    run = cfg.run
+    wanted = [*run.train_splits, *run.valid_splits, *run.test_splits]
+    built: dict[str, list[CaptionDataset]] = {}
+    for split in dict.fromkeys(run.test_splits if run.evaluate else wanted):
+        train = split in run.train_splits and not run.evaluate
+        built[split] = [
+            build_dataset(
+                name,
+                entry,
+                cfg.env,
+                split,
+                train=train,
+                seed=run.seed,
+                image_size=cfg.model.image_size,
+                prompt=cfg.model.prompt,
+                prompt_joint=cfg.model.prompt_joint,
+            )
+            for name, entry in cfg.datasets.items()
+        ]
+    return built
+
+
+def build_dataset(
+    name: str,
+    cfg: DatasetConfig,
+    env: EnvConfig,
+    split: str,
+    *,
+    train: bool,
+    seed: int,
+    image_size: int | None = None,
+    prompt: str = "",
+    prompt_joint: str = "space",
+) -> CaptionDataset:
+    """Build one split of one dataset.
+
+    Args:
+        name: The dataset's name, for messages.
+        cfg: Its entry.
+        env: Where relative paths start.
+        split: Which split.
+        train: Whether it is trained on.
+        seed: Seed of its random draws.
+        image_size: The model's; processors without a size of their own take it, others must agree.
+        prompt: The model's; text processors without one of their own take it.
+        prompt_joint: What joins prompt and caption.
+
+    Raises:
+        ConfigError: The split is not declared, or a file that the entry names is missing.
+        UserError: A file's content is wrong; it and the record are named.
+    """
+    processors = build_processors(name, cfg, image_size=image_size, prompt=prompt, prompt_joint=prompt_joint)
+    entry = cfg.build_info.annotations.get(split)
+    if entry is None:
+        declared = ", ".join(cfg.build_info.annotations) or "none"
+        raise ConfigError(
+            f"datasets.{name}: no split {split!r}; its build_info.annotations declares {declared}"
+        )
+    files = _annotation_files(name, cfg, env, split, entry)
+    folder = _image_folder(name, cfg, env)
+    records = read_annotations(files)
+    _check_images(records, folder, files)
+    references = None
+    if entry.ground_truth is not None and not train:
+        references = _references(name, split, _resolve(env, entry.ground_truth), records)
+    size = int(
+        getattr(processors.train_image if train else processors.eval_image, "image_size", image_size or 224)
+    )
+    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0] if train else 1.0
+    images = ImageFiles(
+        folder,
+        bands=tuple(cfg.bands) if cfg.bands is not None else None,
+        draft=draft_size(size, scale) if cfg.jpeg_draft else None,
+    )
+    dataset = CaptionDataset(
+        name,
+        split,
+        records,
+        images,
+        processors,
+        references=references,
+        train=train,
+        seed=seed,
+        captions_per_image=cfg.captions_per_image if train else None,
+    )
+    if cfg.cache_images:
+        dataset.cache = _cache(dataset, math.ceil(size * TRAIN_MARGIN) if train else size, _resolve(env, ""))
+    return dataset
+
+
+def build_processors(
+    name: str,
+    cfg: DatasetConfig,
+    *,
+    image_size: int | None = None,
+    prompt: str = "",
+    prompt_joint: str = "space",
+) -> Processors:
+    """Build a dataset's four processors from its entry."""
+
+    def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
+        where = f"datasets.{name}.{kind}.{mode}"
+        entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULTS[kind, mode])
+        if kind == "vis_processor" and image_size and entry.image_size not in (None, image_size):
+            raise ConfigError(f"{where}.image_size: {entry.image_size} is not model.image_size, {image_size}")
+        if (kind, mode) == ("vis_processor", "eval") and entry.name == DEFAULTS[kind, "train"]:
+            LOG.warning("%s.name: %s crops at random; %s is used", where, entry.name, DEFAULTS[kind, mode])
+            entry = dataclasses.replace(entry, name=DEFAULTS[kind, mode], min_scale=None, max_scale=None)
+        if (
+            (kind, mode) == ("text_processor", "train")
+            and prompt
+            and entry.prompt not in (None, prompt, f"{prompt} ")
+        ):
+            LOG.warning(
+                "%s.prompt: %r is not model.prompt, %r, whose tokens the loss skips",
+                where,
+                entry.prompt,
+                prompt,
+            )
+        return _build_processor(entry, common, where)
+
+    images = {"image_size": image_size} if image_size else {}
+    texts = {"prompt": prompt, "joint": prompt_joint}
+    return Processors(
+        train_image=build("vis_processor", "train", images),
+        eval_image=build("vis_processor", "eval", images),
+        train_text=build("text_processor", "train", texts),
+        eval_text=build("text_processor", "eval", {**texts, "prompt": ""}),
+    )
+
+
+def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:
+    """Call the processor's class with the keys that are set; a key that it does not take is warned about."""
+    target = registry.get(entry.name)
+    accepted = inspect.signature(target).parameters
+    given = {
+        key: value for key, value in dataclasses.asdict(entry).items() if key != "name" and value is not None
+    }
+    for key in given:
+        if key not in accepted:
+            LOG.warning("%s.%s: has no effect on %s", where, key, entry.name)
+    arguments = {key: value for key, value in {**common, **given}.items() if key in accepted}
+    try:
+        return target(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _resolve(env: EnvConfig, path: str) -> Path:
+    """Return ``path``, starting at the cache root unless it is absolute."""
+    return Path(env.cache_root).expanduser() / Path(path).expanduser()
+
+
+def _annotation_files(
+    name: str, cfg: DatasetConfig, env: EnvConfig, split: str, entry: SplitConfig
+) -> list[Path]:
+    """Return a split's annotation files, which are there; a synthetic dataset is generated first."""
+    key = f"datasets.{name}.build_info.annotations.{split}.storage"
+    storage = [entry.storage] if isinstance(entry.storage, str) else entry.storage
+    if not storage or not all(isinstance(path, str) for path in storage):
+        raise ConfigError(f"{key}: name an annotation file, or a list of them")
+    files = [_resolve(env, path) for path in storage]
+    for path in files:
+        if cfg.synthetic and not path.is_file():
+            _generate(path.parent.parent, cfg.synthetic)
+        if not path.is_file():
+            command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
+            raise ConfigError(f"{key}: {path} is missing; prepare it: {command}")
+    return files
+
+
+def _generate(out: Path, synthetic: dict[str, Any]) -> None:
+    """Generate the synthetic dataset below ``out``; of several processes the first does, the others wait."""
+    from bita.datasets.synthetic import generate
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(out.parent / f".{out.name}.lock"):
+        if not (out / "annotations").is_dir():
+            LOG.info("generating the synthetic dataset in %s", out)
+            generate(out, **synthetic)
+
+
+def _image_folder(name: str, cfg: DatasetConfig, env: EnvConfig) -> Path:
+    key = f"datasets.{name}.build_info.images.storage"
+    if not cfg.build_info.images.storage:
+        raise ConfigError(f"{key}: name the folder of the images")
+    folder = _resolve(env, cfg.build_info.images.storage)
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: {folder} is no folder; link or copy the images there")
+    return folder
+
+
+def _check_images(records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path]) -> None:
+    """Raise UserError at the first record whose image file is not there."""
+    seen: set[str] = set()
+    for index, record in enumerate(records):
+        if record.image not in seen and not (folder / record.image).is_file():
+            names = ", ".join(str(path) for path in files)
+            raise UserError(f"{names}: record {index}: image {folder / record.image} is missing")
+        seen.add(record.image)
+
+
+def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[int, list[str]]:
+    """Return the references of the images in ``records``; every image must have some."""
+    if not path.is_file():
+        raise ConfigError(f"datasets.{name}.build_info.annotations.{split}.ground_truth: {path} is missing")
+    references = read_ground_truth(path)
+    ids = list(dict.fromkeys(record.image_id for record in records))
+    missing = [image_id for image_id in ids if image_id not in references]
+    if missing:
+        raise UserError(
+            f"{path}: no reference for {len(missing)} images of {name} {split}, the first id {missing[0]}"
+        )
+    return {image_id: references[image_id] for image_id in ids}
+
+
+def _cache(dataset: CaptionDataset, size: int, root: Path) -> PixelCache:
+    """Open the pixel cache in the dataset's folder (beside its images), or under ``root`` if that is read-only."""
+    files = dataset.files
+    beside = files.folder.parent / "cache"
+    where = beside if _writable(beside) else root / "cache" / dataset.name
+    rule = f"bands {files.bands} draft {files.draft}"
+    return open_cache(dataset.image_names, files.folder, files.open, size, where, rule)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return True

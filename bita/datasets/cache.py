@@ -1,0 +1,106 @@
+"""Images decoded and resized once: a memory-mapped uint8 file beside the dataset, for small images and machines."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bita.errors import UserError
+
+LOG = logging.getLogger(__name__)
+TRAIN_MARGIN = 8 / 7
+"""Cached training images are larger than what the model sees by this factor, so that crops stay sharp."""
+
+
+class PixelCache:
+    """A cache file, memory-mapped: ``pixels`` is (images, size, size, 3) uint8."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple[type[PixelCache], tuple[Path]]:
+        """Travel to worker processes as a path, not as pixels."""
+        return PixelCache, (self.path,)
+
+    @property
+    def size(self) -> int:
+        """Side of a cached image in pixels."""
+        return int(self.pixels.shape[1])
+
+
+def open_cache(
+    names: Sequence[str],
+    folder: Path,
+    read: Callable[[str], Image.Image],
+    size: int,
+    where: Path,
+    rule: str = "",
+) -> PixelCache:
+    """Open the cache of the images ``names`` at ``size`` × ``size``, and make it first if it is not there.
+
+    The file's name holds a hash of the images' names, sizes and times and of ``rule``, so that a changed image or way
+    of opening it makes a new file. Processes that want the same file wait for the one that makes it.
+
+    Args:
+        names: Images below ``folder``, one row each.
+        folder: The image folder.
+        read: Opens an image by its name, 8-bit RGB.
+        size: Side of a cached image; the resize is the eval processor's bicubic one.
+        where: Folder of the cache file; made if need be.
+        rule: Whatever else the pixels depend on.
+    """
+    key = hashlib.sha256(f"{size} {rule}".encode())
+    for name in names:
+        status = (folder / name).stat()
+        key.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
+    path = where / f"images_{size}_{key.hexdigest()[:16]}.npy"
+    if path.is_file():
+        return PixelCache(path)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with exclusive(where / ".lock"):
+            if not path.is_file():
+                LOG.info("caching %d images at %d × %d in %s", len(names), size, size, path)
+                _write(path, names, read, size)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cache cannot be written ({error.strerror}); set cache_images: false"
+        ) from None
+    return PixelCache(path)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file: of all processes that ask for it, one at a time goes on."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, names: Sequence[str], read: Callable[[str], Image.Image], size: int) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    shape = (len(names), size, size, 3)
+    pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+
+    def fill(row: int) -> None:
+        pixels[row] = np.asarray(read(names[row]).resize((size, size), Image.Resampling.BICUBIC))
+
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(fill, range(len(names))):
+                pass
+        pixels.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

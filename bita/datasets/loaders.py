@@ -1,0 +1,199 @@
+"""Loaders: which records make which batch on which rank.
+
+Every epoch has one order of all records, which depends on seed and epoch alone. Step s of W ranks with batches of
+B takes its positions s·W·B … (s+1)·W·B - 1, rank r the r-th B of them. What is random about a record depends on its
+position: not on ranks, workers, or the step at which a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bita.batch import Batch
+from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.readers import EvalReader, Failure, TrainKey, TrainReader
+from bita.errors import ConfigError, UserError
+from bita.schema import RunConfig
+
+
+class TrainLoader:
+    """Shuffled training batches of one rank; the last incomplete batch is dropped.
+
+    Args:
+        datasets: They are concatenated; with ratios, drawn from.
+        run: Reads seed, batch_size_train (images a rank, where an image has several captions), num_workers,
+            train_dataset_ratios, device.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        device: Where cached images are augmented, and batches of them lie; None is the CPU.
+
+    Raises:
+        UserError: There are fewer records than a batch on every rank needs.
+        ConfigError: train_dataset_ratios does not fit the datasets.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[CaptionDataset],
+        run: RunConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self.datasets = list(datasets)
+        self.seed = run.seed
+        self.batch_size = run.batch_size_train
+        self.rank = rank
+        self.world_size = world_size
+        self.weights = _ratios(self.datasets, run.train_dataset_ratios)
+        self.epoch = 0
+        self.start_step = 0
+        self.records = sum(len(dataset) for dataset in self.datasets)
+        if len(self) == 0:
+            raise UserError(
+                f"train splits: {self.records} records are less than one batch of {self.batch_size} on each of "
+                f"{world_size} processes; lower run.batch_size_train"
+            )
+        reader = TrainReader(self.datasets, run.seed, device or torch.device("cpu"))
+        self._loader = _data_loader(reader, _Keys(self), reader.cached, run)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.records // (self.batch_size * self.world_size)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on."""
+        self.epoch = epoch
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the chosen epoch from the chosen step on; what is skipped is not read."""
+        yield from _batches(self._loader)
+
+    def order(self) -> Tensor:
+        """Return the epoch's order: (records,) int64, places in the concatenation of the datasets."""
+        generator = seeded(self.seed, self.epoch)
+        if self.weights is None:
+            return torch.randperm(self.records, generator=generator)
+        chosen = torch.multinomial(self.weights, self.records, replacement=True, generator=generator)
+        order = torch.empty(self.records, dtype=torch.int64)
+        offset = 0
+        for number, size in enumerate(len(dataset) for dataset in self.datasets):
+            drawn = (chosen == number).nonzero()[:, 0]
+            rounds = -(-len(drawn) // size)
+            if rounds:
+                shuffled = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])
+                order[drawn] = shuffled[: len(drawn)] + offset
+            offset += size
+        return order
+
+    def keys(self) -> Iterator[list[TrainKey]]:
+        """Yield the keys of this rank's records, step by step from the chosen one on."""
+        order = self.order().tolist()
+        for step in range(self.start_step, len(self)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [
+                (order[position], self.epoch, position) for position in range(first, first + self.batch_size)
+            ]
+
+
+class EvalLoader:
+    """Batches of one rank's share of a dataset's images: one record an image, every image on exactly one rank.
+
+    ``batch["text"]`` holds each image's first caption. The processors are the eval ones, whatever the split.
+    """
+
+    def __init__(
+        self, dataset: CaptionDataset, run: RunConfig, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        records = [group[0] for group in dataset.groups][rank::world_size]
+        size = run.batch_size_eval
+        self._steps = [records[start : start + size] for start in range(0, len(records), size)]
+        reader = EvalReader(dataset)
+        self._loader = _data_loader(reader, self._steps, reader.cached, run)
+
+    def __len__(self) -> int:
+        """Batches of this rank; the last one may be smaller."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this rank's batches in the dataset's order."""
+        yield from _batches(self._loader)
+
+
+def train_loader(
+    datasets: Sequence[CaptionDataset],
+    run: RunConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+) -> TrainLoader:
+    """Return the training loader of one rank; see ``TrainLoader``."""
+    return TrainLoader(datasets, run, rank=rank, world_size=world_size, device=device)
+
+
+def eval_loader(dataset: CaptionDataset, run: RunConfig, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    """Return the evaluation loader of one rank; see ``EvalLoader``."""
+    return EvalLoader(dataset, run, rank=rank, world_size=world_size)
+
+
+class _Keys:
+    """The sampler that a DataLoader asks anew at every iteration."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[TrainKey]]:
+        return self._loader.keys()
+
+
+def _data_loader(
+    reader: TrainReader | EvalReader, sampler: Any, cached: bool, run: RunConfig
+) -> DataLoader[Any]:
+    """Return a DataLoader whose index is a batch's keys; cached images need no workers."""
+    workers = 0 if cached else run.num_workers
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_is,
+        persistent_workers=workers > 0,
+        prefetch_factor=2 if workers > 0 else None,
+        pin_memory=not cached and torch.cuda.is_available() and run.device != "cpu",
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, Failure):
+            raise UserError(batch.message)
+        yield batch
+
+
+def _ratios(datasets: Sequence[CaptionDataset], ratios: dict[str, float] | None) -> Tensor | None:
+    """Return the share of draws that each dataset gets, or None where every record comes once."""
+    if ratios is None:
+        return None
+    names = [dataset.name for dataset in datasets]
+    missing = [name for name in names if name not in ratios]
+    unknown = [name for name in ratios if name not in names]
+    if missing or unknown:
+        raise ConfigError(
+            f"run.train_dataset_ratios: wanted one ratio for each of {', '.join(names)}"
+            f" (missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})"
+        )
+    if min(ratios.values()) < 0 or sum(ratios.values()) <= 0:
+        raise ConfigError("run.train_dataset_ratios: ratios must not be negative, nor all zero")
+    return torch.tensor([ratios[name] for name in names], dtype=torch.float64)
