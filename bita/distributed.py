@@ -7,7 +7,7 @@ callers never ask. Tensors travel over NCCL on GPUs and gloo on CPUs; Python obj
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bita.errors import ConfigError
+from bita.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
@@ -99,7 +99,26 @@ def from_main(value: T) -> T:
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[no-any-return]
+    answer: T = box[0]
+    return answer
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Runs `action` on the main process only and hands its result to every process.
+
+    A UserError that it raises is raised on every process, so that all end with the same message.
+    """
+    result: T | None = None
+    problem: UserError | None = None
+    if is_main():
+        try:
+            result = action()
+        except UserError as error:
+            problem = error
+    result, problem = from_main((result, problem))
+    if problem is not None:
+        raise problem
+    return result  # type: ignore[return-value]
 
 
 def highest(value: int) -> int:

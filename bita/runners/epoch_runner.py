@@ -1,0 +1,287 @@
+"""The training loop by epochs: train, save, validate, keep the best, test it at the end.
+
+A *step* is one batch of the train loader; the weights move once in `run.accum_grad_iters` steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+
+from bita import distributed
+from bita.batch import Batch
+from bita.datasets.captions import CaptionDataset
+from bita.datasets.loaders import eval_loader, train_loader
+from bita.errors import UserError
+from bita.models.base import BitaModel
+from bita.registry import schedules
+from bita.runners import checkpoint, seeding
+from bita.runners.checkpoint import Meta
+from bita.runners.files import write_json
+from bita.runners.interrupt import Interrupt, Wish
+from bita.runners.run_dir import RunDir
+from bita.runners.run_log import ProgressBar, RunLog
+from bita.runners.state import find_resume, load_state, load_weights, save_state
+from bita.runners.stepper import Stepper, autocast
+from bita.runners.validations import Validations
+from bita.runners.watch import StepWatch
+from bita.schema import Config
+from bita.tasks.base import Evaluation, Task, to_device
+
+
+class EpochRunner:
+    """Trains and evaluates a model on datasets, in a run folder.
+
+    Args:
+        cfg: the resolved configuration.
+        model: gets moved to the device of `distributed.setup`.
+        task: batch → loss, split → scores.
+        datasets: split → datasets.
+        run_dir: from `open_run_dir`.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        model: BitaModel,
+        task: Task,
+        datasets: dict[str, list[CaptionDataset]],
+        run_dir: RunDir,
+    ) -> None:
+        self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
+        self.device = distributed.setup(cfg.run.device)
+        self.model = model.place(self.device)
+        self.log = RunLog(run_dir.path)
+        self.interrupt = Interrupt(self.run.save_every_minutes)
+        self.validations = Validations(run_dir.path)
+        self.epoch, self.step_in_epoch = 0, 0
+        self.steps_per_epoch = 0
+
+    # Training
+
+    def train(self) -> dict[str, dict[str, float]]:
+        """Train to the last epoch, then test the best one; the test scores.
+
+        Raises:
+            Interrupted: a signal asked to stop; everything is saved.
+            UserError: too many steps in a row had a loss or gradient that was not finite.
+        """
+        self.prepare()
+        with self.interrupt:
+            while self.epoch < self.run.max_epoch:
+                if self.step_in_epoch < self.steps_per_epoch:
+                    self.train_epoch()
+                if self.validation_is_due():
+                    self.validate()
+                self.epoch, self.step_in_epoch = self.epoch + 1, 0
+            self.load_best()
+            scores = self.evaluate()
+        self.run_dir.finish()
+        self.log.close()
+        return scores
+
+    def prepare(self) -> None:
+        """Loader, optimizer and schedule; then the state of an earlier run, where this one goes on."""
+        if self.run.deterministic:
+            seeding.make_deterministic()
+        sets = [dataset for split in self.run.train_splits for dataset in self.datasets[split]]
+        self.loader = train_loader(
+            sets, self.run, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        self.steps_per_epoch = len(self.loader)
+        self.stepper = Stepper(self.model, self.task, self.run, self.device)
+        self.schedule = schedules.get(self.run.lr_sched).from_run(self.run, self.steps_per_epoch)
+        self.watch = StepWatch(gradients_may_overflow=self.stepper.scaler.is_enabled())
+        self.resume()
+
+    def train_epoch(self) -> None:
+        """The rest of the current epoch, from the step that it stands at."""
+        self.model.train()
+        self.loader.set_epoch(self.epoch, self.step_in_epoch)
+        self.log.restart_clock(self.step)
+        batches = iter(self.loader)
+        with self.log.progress(self.title, self.steps_per_epoch, self.step_in_epoch) as bar:
+            while self.step_in_epoch < self.steps_per_epoch:
+                seeding.seed_step(self.run.seed, self.step)
+                size = min(self.run.accum_grad_iters, self.steps_per_epoch - self.step_in_epoch)
+                group = [to_device(batch, self.device) for batch in islice(batches, size)]
+                outputs = [
+                    self.stepper.accumulate(batch, share=1 / size, last=number == size)
+                    for number, batch in enumerate(group, start=1)
+                ]
+                rate = self.schedule.lr_at(self.epoch, self.step_in_epoch + size - 1)
+                norm = self.stepper.move(rate)
+                self.watch.add(self.step, outputs, norm, [i for batch in group for i in batch["image_id"]])
+                self.step_in_epoch += size
+                bar.advance(size)
+                self.after_step(size, bar)
+        self.save()
+
+    def after_step(self, size: int, bar: ProgressBar) -> None:
+        """Log, save, or stop, where one of these is due; `size` steps have just been done."""
+        wish = self.interrupt.wish()
+        if self.passed(self.run.log_freq, size):
+            self.report(bar)
+        inside = self.step_in_epoch < self.steps_per_epoch
+        if wish is Wish.STOP or (inside and (wish or self.passed(self.run.save_every_steps, size))):
+            self.save()
+        if wish is Wish.STOP:
+            distributed.barrier()
+            raise self.interrupt.stopped()
+
+    def passed(self, every: int | None, size: int) -> bool:
+        """Whether one of the last `size` steps of the epoch was an `every`-th."""
+        return bool(every) and self.step_in_epoch % every < size  # type: ignore[operator]
+
+    @property
+    def title(self) -> str:
+        """The current epoch, in words."""
+        return f"epoch {self.epoch + 1}/{self.run.max_epoch}"
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of all processes in a step."""
+        return self.run.batch_size_train * distributed.world_size()
+
+    @property
+    def step(self) -> int:
+        """Steps done since the start of the run."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    def report(self, bar: ProgressBar | None = None) -> None:
+        """Fetch what the steps gave since the last report; log it; stop where too many of them were bad."""
+        window = self.watch.fetch()
+        for bad in window.bad:
+            self.log.warn(f"step {bad.step}: loss or gradient not finite, left out; images {bad.image_ids}")
+        if self.run.max_bad_steps and window.bad_in_a_row >= self.run.max_bad_steps:
+            raise UserError(
+                f"run.max_bad_steps: loss or gradient of {window.bad_in_a_row} steps in a row was not finite, the "
+                f"last one with images {window.bad[-1].image_ids}; {self.last_checkpoint()}"
+            )
+        if window.spike is not None:
+            self.log.warn(
+                f"step {self.step}: loss {window.means['loss']:.4g} is {window.spike:.1f} times the usual"
+            )
+        if window.means:
+            values = window.means | {"lr": self.stepper.rate}
+            self.log.training(self.title, self.step, self.images_per_step, values, bar)
+
+    # Saving and going on
+
+    def save(self) -> None:
+        """Write a checkpoint; when it cannot be written, warn and go on: the ones before stay good."""
+        self.report()
+        meta = Meta(
+            epoch=self.epoch,
+            step_in_epoch=self.step_in_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            step=self.step,
+            best=self.validations.best_entry(),
+            config=asdict(self.cfg),
+        )
+        if distributed.is_main():
+            parent = self.run_dir.checkpoints
+            try:
+                folder = save_state(parent, meta, self.model, self.stepper)
+                checkpoint.point(parent, "last", folder)
+                checkpoint.prune(parent, self.run.keep_last, self.validations.names())
+                self.log.event("checkpoint", name=folder.name, step=self.step)
+            except OSError as error:
+                self.log.warn(
+                    f"checkpoint of step {self.step} not written ({error}); {self.last_checkpoint()}"
+                )
+        self.interrupt.saved()
+
+    def resume(self) -> None:
+        """Take up the state of an earlier run, where `run.resume` says so and there is one."""
+        folder = find_resume(self.cfg, self.run_dir, self.log.warn)
+        if folder is None:
+            return
+        meta = load_state(folder, self.cfg, self.model, self.stepper, self.log.warn)
+        self.epoch, self.step_in_epoch = meta.epoch, meta.step_in_epoch
+        if meta.steps_per_epoch != self.steps_per_epoch:
+            if not meta.epoch_done:
+                raise UserError(
+                    f"run.resume {folder}: it lies inside an epoch of {meta.steps_per_epoch} steps, and an epoch "
+                    f"has {self.steps_per_epoch} now; use the same data, batch size and number of processes"
+                )
+            self.step_in_epoch = self.steps_per_epoch
+        self.validations.load(until=self.epoch if meta.epoch_done else self.epoch - 1)
+        self.log.say(f"resumed from {folder}")
+        self.log.event("resumed", checkpoint=str(folder), step=self.step)
+
+    def last_checkpoint(self) -> str:
+        """The last good checkpoint, in words."""
+        last = self.run_dir.checkpoints / "last"
+        return (
+            f"the last good checkpoint is {last.resolve()}"
+            if last.exists()
+            else "no checkpoint was written yet"
+        )
+
+    # Evaluation
+
+    def validation_is_due(self) -> bool:
+        """Whether the epoch that was just trained is to be validated and has not been."""
+        if not self.run.valid_splits or self.epoch in self.validations:
+            return False
+        return (self.epoch + 1) % self.run.validate_every == 0 or self.epoch + 1 == self.run.max_epoch
+
+    def validate(self) -> None:
+        """Evaluate the validation splits, and let `best` lead to this epoch's checkpoint when none was better."""
+        results = self.evaluate_splits(self.run.valid_splits, suffix=f"_epoch{self.epoch + 1}")
+        qualities = [result.quality for result in results.values() if result.quality is not None]
+        quality = sum(qualities) / len(qualities) if len(qualities) == len(results) else None
+        self.validations.add(self.epoch, quality, {key: result.scores for key, result in results.items()})
+
+    def load_best(self) -> None:
+        """The weights of the best validated epoch; those of the last where none was validated."""
+        folder = self.validations.best_folder()
+        if folder is not None:
+            load_weights(folder, self.model)
+            self.log.say(f"best epoch: {folder.name}")
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Evaluate the test splits with the weights as they are; write and return `scores.json`."""
+        results = self.evaluate_splits(self.run.test_splits)
+        scores = {key: result.scores for key, result in results.items()}
+        if scores and distributed.is_main():
+            write_json(self.run_dir.path / "scores.json", scores)
+        return scores
+
+    def evaluate_splits(self, splits: list[str], suffix: str = "") -> dict[str, Evaluation]:
+        """Evaluate every dataset of some splits; split name (and dataset, where there are several) → outcome."""
+        results = {}
+        for split in splits:
+            for dataset in self.datasets[split]:
+                key = split if len(self.datasets[split]) == 1 else f"{split}_{dataset.name}"
+                results[key] = self.evaluate_dataset(key, dataset, suffix)
+        return results
+
+    @torch.no_grad()
+    def evaluate_dataset(self, key: str, dataset: CaptionDataset, suffix: str) -> Evaluation:
+        """Evaluate one dataset; predictions go to `results/`."""
+        self.model.eval()
+        seeding.seed_step(self.run.seed, self.epoch)
+        loader = eval_loader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
+
+        def save(predictions: list[dict[str, Any]]) -> None:
+            self.run_dir.results.mkdir(exist_ok=True)
+            write_json(self.run_dir.results / f"{key}{suffix}.json", predictions)
+
+        with self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
+            result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
+        self.log.scores(self.title if suffix else "test", key, self.step, result.scores)
+        return result
+
+    def watched(self, loader: Iterable[Batch], bar: ProgressBar) -> Iterator[Batch]:
+        """An evaluation's batches, on the device; a signal ends it between two of them."""
+        for batch in loader:
+            yield to_device(batch, self.device)
+            bar.advance()
+            if self.interrupt.signal_name:
+                raise self.interrupt.stopped()

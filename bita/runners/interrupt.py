@@ -1,0 +1,79 @@
+"""Wishes that come from outside a training step: save now, or save and stop; all processes agree on them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from enum import IntEnum
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from bita import distributed
+from bita.errors import UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(UserError):
+    """A signal asked to stop, and everything is saved; the exit code is BSD's EX_TEMPFAIL: try again later."""
+
+    exit_code = 75
+
+
+class Wish(IntEnum):
+    """What is to happen after a step; of several processes' wishes the highest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Interrupt:
+    """Listens to SIGTERM and SIGUSR1 and watches the clock, inside a `with`.
+
+    Args:
+        save_every_minutes: wish for a save this long after the last one; None: never.
+    """
+
+    def __init__(self, save_every_minutes: float | None) -> None:
+        self.signal_name = ""
+        self._seconds = None if save_every_minutes is None else save_every_minutes * 60
+        self._saved = time.monotonic()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+
+    def wish(self) -> Wish:
+        """What all processes together wish for; every process calls it after the same step."""
+        own = Wish.NOTHING
+        if (
+            self._seconds is not None
+            and distributed.is_main()
+            and time.monotonic() - self._saved > self._seconds
+        ):
+            own = Wish.SAVE
+        if self.signal_name:
+            own = Wish.STOP
+        return Wish(distributed.highest(own))
+
+    def stopped(self) -> Interrupted:
+        """What to raise once everything is saved."""
+        return Interrupted(
+            f"stopped by {self.signal_name or 'a signal to another process'}; everything is saved, start the same "
+            "command with run.resume=auto to go on"
+        )
+
+    def saved(self) -> None:
+        """A save has just been done: the clock starts again."""
+        self._saved = time.monotonic()

@@ -1,0 +1,157 @@
+"""What a run says: JSON lines, TensorBoard, and a progress bar (or plain lines where there is no terminal)."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bita import distributed
+
+
+class RunLog:
+    """Writes on the main process, is silent on the others.
+
+    Args:
+        folder: the run's folder, which gets `log.jsonl` and `tensorboard/`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+        self._board: Any = None
+        self._clock = (time.monotonic(), 0)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """One line of `log.jsonl`, with the time."""
+        if not distributed.is_main():
+            return
+        line = json.dumps({"time": round(time.time(), 3), "event": kind} | values, ensure_ascii=False)
+        try:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self.say(f"warning: log.jsonl cannot be written ({error.strerror})")
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Curves for TensorBoard."""
+        if not distributed.is_main():
+            return
+        try:
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder / "tensorboard"), flush_secs=30)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self.say(f"warning: tensorboard cannot be written ({error.strerror})")
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        if distributed.is_main():
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """One line to the user and to `log.jsonl`."""
+        self.say(f"warning: {text}")
+        self.event("warning", text=text)
+
+    def progress(self, title: str, total: int, done: int = 0) -> ProgressBar:
+        """A bar for `total` steps of which `done` are behind; use it in a `with`."""
+        return ProgressBar(self.console, title, total, done)
+
+    def restart_clock(self, step: int) -> None:
+        """Time spent until now is no training time."""
+        self._clock = (time.monotonic(), step)
+
+    def training(
+        self, where: str, step: int, images_per_step: int, values: dict[str, float], bar: ProgressBar | None
+    ) -> None:
+        """Means of the steps since the last call, with images a second over all processes."""
+        (start, first), now = self._clock, time.monotonic()
+        self._clock = (now, step)
+        speed = (step - first) * images_per_step / max(now - start, 1e-9)
+        values = values | {"images_per_second": round(speed, 2)}
+        self.event("train", step=step, **values)
+        self.scalars({f"train/{name}": value for name, value in values.items()}, step)
+        note = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {speed:.0f} images/s"
+        if bar is not None:
+            bar.note(note)
+        if bar is None or not bar.visible:
+            left = "" if bar is None else f"  {bar.time_left} left in it"
+            self.say(f"{where}  step {step}  {note}{left}")
+
+    def scores(self, where: str, key: str, step: int, scores: dict[str, float]) -> None:
+        """What a split came to."""
+        self.event("scores", split=key, step=step, scores=scores)
+        self.scalars({f"{key}/{name}": value for name, value in scores.items()}, step)
+        self.say(f"{where}  {key}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds back."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+class ProgressBar:
+    """Steps done, time left, and a note beside it; invisible on a pipe and on other processes than the main one."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self._started, self._first = time.monotonic(), done
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not (console.is_terminal and distributed.is_main()),
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """So many steps further."""
+        self.done += steps
+        self._bar.update(self._task, advance=steps)
+
+    def note(self, text: str) -> None:
+        """What stands beside the bar from now on."""
+        self._bar.update(self._task, note=text)
+
+    @property
+    def visible(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return not self._bar.disable
+
+    @property
+    def time_left(self) -> str:
+        """Estimate from the pace so far, as h:mm:ss."""
+        pace = (time.monotonic() - self._started) / max(self.done - self._first, 1)
+        return str(timedelta(seconds=round(pace * (self.total - self.done))))

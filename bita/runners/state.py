@@ -1,0 +1,154 @@
+"""What a checkpoint holds of a run in progress, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bita import distributed
+from bita.errors import UserError
+from bita.models.base import BitaModel
+from bita.runners.checkpoint import (
+    MODEL_FILE,
+    TRAINER_FILE,
+    Meta,
+    newest_complete,
+    resolve_checkpoint,
+    verify,
+    write_checkpoint,
+)
+from bita.runners.run_dir import AUTO, RunDir, takes_up
+from bita.runners.stepper import Stepper
+from bita.schema import Config
+
+EXACT_KEYS = (
+    "seed",
+    "batch_size_train",
+    "accum_grad_iters",
+    "max_epoch",
+    "lr_sched",
+    "init_lr",
+    "min_lr",
+    "warmup_lr",
+    "warmup_steps",
+    "weight_decay",
+    "beta2",
+    "clip_grad_norm",
+    "train_splits",
+)
+"""Keys of `run` that must be what they were for a resumed run to equal the uninterrupted one."""
+
+
+def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path:
+    """Write a checkpoint of a run; on the main process.
+
+    Raises:
+        OSError: it could not be written; older checkpoints are untouched.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    weights = model.checkpoint_state()
+    trainer = stepper.state() | {"processes": distributed.world_size()}
+
+    def write_model(path: Path) -> None:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    def write_trainer(path: Path) -> None:
+        try:
+            torch.save(trainer, path)
+        except RuntimeError as error:
+            raise OSError(str(error).splitlines()[0]) from error
+
+    return write_checkpoint(parent, meta, {MODEL_FILE: write_model, TRAINER_FILE: write_trainer})
+
+
+def load_state(
+    folder: Path, cfg: Config, model: BitaModel, stepper: Stepper, warn: Callable[[str], None]
+) -> Meta:
+    """Take a run's state from a checkpoint folder and return its position.
+
+    Raises:
+        UserError: the checkpoint is damaged, of another architecture, or cannot be gone on with.
+    """
+    if not (folder / TRAINER_FILE).is_file():
+        raise UserError(
+            f"run.resume {folder}: holds weights but no {TRAINER_FILE}; to start from its weights, "
+            "set model.init_from instead"
+        )
+    meta = verify(folder)
+    trainer = read_trainer(folder / TRAINER_FILE)
+    load_weights(folder, model)
+    try:
+        stepper.load_state(trainer)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"run.resume {folder}: its optimizer is of another model; use model.init_from"
+        ) from error
+    for difference in differences(meta, cfg, trainer["processes"]):
+        warn(f"resumed with another {difference}: the result will not equal an uninterrupted run's")
+    return meta
+
+
+def load_weights(folder: Path, model: BitaModel) -> None:
+    """Take the weights of a checkpoint folder, exactly.
+
+    Raises:
+        UserError: they are of another architecture.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        model.load_checkpoint_state(load_file(folder / MODEL_FILE))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
+def read_trainer(path: Path) -> dict[str, Any]:
+    """Optimizer and scaler of a checkpoint; only plain data is read, never code.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, since it holds more than data and reading it could run code"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{path}: not readable ({str(error).splitlines()[0]}); use another checkpoint"
+        ) from error
+    return content
+
+
+def differences(meta: Meta, cfg: Config, processes: int) -> list[str]:
+    """What of the run is not as it was when the checkpoint was written: 'run.seed (1 then, 2 now)'."""
+    before: dict[str, Any] = meta.config.get("run", {})
+    pairs = [(f"run.{key}", before.get(key), getattr(cfg.run, key)) for key in EXACT_KEYS if key in before]
+    pairs.append(("number of processes", processes, distributed.world_size()))
+    return [f"{name} ({then} then, {now} now)" for name, then, now in pairs if then != now]
+
+
+def find_resume(cfg: Config, run_dir: RunDir, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint that this run goes on from, decided on the main process.
+
+    The newest whole one of the run's own folder comes first; then the one that `run.resume` names.
+    """
+
+    def find() -> Path | None:
+        own = newest_complete(run_dir.checkpoints, warn) if takes_up(cfg) else None
+        wanted = cfg.run.resume if cfg.run.resume not in (None, AUTO) else cfg.run.resume_ckpt_path
+        if own is not None or wanted is None:
+            return own
+        return resolve_checkpoint(wanted)
+
+    return distributed.on_main(find)

@@ -1,0 +1,113 @@
+"""One optimizer step: forward, backward, gradients checked and clipped, weights moved. Nothing waits for the device.
+
+A loss or gradient that is not finite on any process makes all of them leave the step out together: such a loss
+turns its process's gradients into NaN, averaging over processes spreads them, and the optimizer is told by a flag
+on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from bita import distributed
+from bita.batch import Batch
+from bita.runners.optim import build_optimizer
+from bita.schema import RunConfig
+from bita.tasks.base import Task
+
+
+def amp_dtype(device: torch.device, amp: bool = True) -> torch.dtype | None:
+    """Precision of autocast: bfloat16 where the device has it, else float16; None (float32) on a CPU."""
+    if not amp or device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def autocast(device: torch.device, amp: bool = True) -> AbstractContextManager[Any]:
+    """Autocast in that precision; does nothing where it is None."""
+    dtype = amp_dtype(device, amp)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with gradients averaged over processes, where there are several."""
+    if distributed.world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
+    )
+
+
+class Stepper:
+    """Model, optimizer and scaler of a run.
+
+    Args:
+        model: on its device.
+        task: gives the loss of a batch.
+        run: optimizer, clipping and precision keys.
+        device: where the model is.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, run: RunConfig, device: torch.device) -> None:
+        self.task, self.run, self.device = task, run, device
+        self.net = wrap(model, device)
+        self.optimizer = build_optimizer(model, run)
+        self.scaler = GradScaler(device.type, enabled=amp_dtype(device, run.amp) is torch.float16)
+        self.rate = 0.0
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+
+    def accumulate(self, batch: Batch, *, share: float, last: bool) -> dict[str, Tensor]:
+        """Forward and backward of one batch, whose gradients count with `share`; the batch's scalars, detached.
+
+        `last` says that `move` comes next: only then do processes exchange gradients.
+        """
+        with contextlib.nullcontext() if last else self._no_sync():
+            with autocast(self.device, self.run.amp):
+                output = self.task.train_step(self.net, batch)
+            loss = output["loss"].float()
+            weight = torch.where(torch.isfinite(loss.detach()), share, math.nan)
+            self.scaler.scale(loss * weight).backward()
+        return {name: value.detach() for name, value in output.items()}
+
+    def move(self, rate: float) -> Tensor:
+        """Move the weights at learning rate `rate`; the norm of all gradients, not finite when left out."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.run.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.clip_grad_norm, norm)
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        if isinstance(self.net, DistributedDataParallel):
+            return self.net.no_sync()
+        return contextlib.nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and scaler, as plain data and tensors."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,68 @@
+"""What a task is: batch → loss in training, split → scores in evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bita.batch import Batch
+from bita.models.base import BitaModel
+from bita.schema import Config
+
+if TYPE_CHECKING:
+    from bita.datasets.captions import CaptionDataset
+
+SavePredictions = Callable[[list[dict[str, Any]]], None]
+"""Writes predictions to the run's folder; called on the main process, before anything is scored."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a split came to.
+
+    Attributes:
+        scores: name → value.
+        quality: what the best epoch is chosen by, higher is better; None when there is nothing to choose by.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    quality: float | None = None
+
+
+class Task(ABC):
+    """One way to train and to evaluate a model.
+
+    Args:
+        cfg: the resolved configuration.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+
+    def train_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The batch's `loss` (with gradient) and further scalars to log."""
+        output: dict[str, Tensor] = model(batch)
+        return output
+
+    @abstractmethod
+    def evaluate(
+        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: SavePredictions
+    ) -> Evaluation:
+        """Evaluate on one split; every process calls this and gets the same answer.
+
+        Args:
+            model: on its device, in evaluation mode.
+            dataset: the whole split.
+            batches: this process's share of its images, one record each, on the device.
+            save: takes the predictions of all processes, where the task makes any.
+        """
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its images on `device`; the copy does not wait when they lie in pinned memory."""
+    return {**batch, "image": batch["image"].to(device, non_blocking=True)}

@@ -1,0 +1,136 @@
+"""Stages 1 and 2: contrastive alignment, and the caption loss; evaluation is by loss, and by retrieval in stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from bita import distributed
+from bita.batch import Batch
+from bita.models.base import BitaModel
+from bita.models.bita_itc import BitaITC, similarity
+from bita.models.bita_lm import IGNORED, BitaLM
+from bita.tasks.base import Evaluation, SavePredictions, Task
+
+if TYPE_CHECKING:
+    from bita.datasets.captions import CaptionDataset
+
+T = TypeVar("T")
+
+RECALL_AT = (1, 5, 10)
+
+
+class ImageTextPretrainTask(Task):
+    """Trains on whatever loss the model has; the best epoch is the one with the lowest validation loss."""
+
+    def evaluate(
+        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: SavePredictions
+    ) -> Evaluation:
+        """The mean loss of a split, and for the contrastive model retrieval in both directions.
+
+        Neither depends on the number of processes. There are no predictions to save.
+        """
+        if isinstance(model, BitaITC):
+            scores = self._contrastive(model, dataset, batches)
+        elif isinstance(model, BitaLM):
+            scores = {"loss": _caption_loss(model, batches)}
+        else:
+            scores = {"loss": _mean_loss(model, batches)}
+        return Evaluation(scores, -scores["loss"])
+
+    def _contrastive(
+        self, model: BitaITC, dataset: CaptionDataset, batches: Iterable[Batch]
+    ) -> dict[str, float]:
+        """Features are made by all processes; the main one compares them."""
+        images: dict[int, Tensor] = {}
+        for batch in batches:
+            features = model.image_features(batch["image"]).cpu()
+            images.update(zip(batch["image_id"], features, strict=True))
+        captions = [
+            (image_id, dataset.processors.eval_text(text))
+            for image_id in sorted(dataset.references)
+            for text in dataset.references[image_id]
+        ]
+        own = captions[distributed.rank() :: distributed.world_size()]
+        texts = [
+            model.text_features(model.tokenize([text for _, text in chunk])).cpu()
+            for chunk in _chunks(own, self.cfg.run.batch_size_eval)
+        ]
+        parts = distributed.gather_objects((images, torch.cat(texts) if texts else None))
+
+        def compare() -> dict[str, float]:
+            merged = {image_id: feature for part, _ in parts for image_id, feature in part.items()}
+            ids = torch.tensor(sorted(merged))
+            image_features = torch.stack([merged[image_id] for image_id in ids.tolist()])
+            text_features = torch.empty(len(captions), image_features.shape[-1])
+            for number, (_, part) in enumerate(parts):
+                if part is not None:
+                    text_features[number :: distributed.world_size()] = part.float()
+            owners = torch.tensor([image_id for image_id, _ in captions])
+            recall = retrieval(image_features.float(), ids, text_features, owners, model.device)
+            with distributed.alone():
+                return {"loss": self._loss(model, image_features, ids, text_features, owners)} | recall
+
+        return distributed.on_main(compare)
+
+    def _loss(self, model: BitaITC, images: Tensor, ids: Tensor, texts: Tensor, owners: Tensor) -> float:
+        """Contrastive loss of each image with its first caption, in batches of `run.batch_size_eval` by id."""
+        firsts = torch.stack([(owners == image_id).nonzero()[0, 0] for image_id in ids])
+        total = 0.0
+        for places in _chunks(list(range(len(ids))), self.cfg.run.batch_size_eval):
+            pair = images[places].float().to(model.device), texts[firsts[places]].to(model.device)
+            total += float(model.contrast(*pair)["loss"]) * len(places)
+        return total / len(ids)
+
+
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _caption_loss(model: BitaLM, batches: Iterable[Batch]) -> float:
+    """Mean over the caption tokens of all processes."""
+    parts = [
+        (float(model(batch)["loss"]), int((model.tokenize(batch["text"])[1] != IGNORED).sum()))
+        for batch in batches
+    ]
+    return _weighted_mean(parts)
+
+
+def _mean_loss(model: BitaModel, batches: Iterable[Batch]) -> float:
+    """Mean over the images of all processes; the model sees its process's images only."""
+    with distributed.alone():
+        parts = [(float(model(batch)["loss"]), len(batch["image_id"])) for batch in batches]
+    return _weighted_mean(parts)
+
+
+def _weighted_mean(own: list[tuple[float, int]]) -> float:
+    parts = [pair for part in distributed.gather_objects(own) for pair in part]
+    return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)
+
+
+def retrieval(
+    images: Tensor, ids: Tensor, texts: Tensor, owners: Tensor, device: torch.device | None = None
+) -> dict[str, float]:
+    """Recall@k in both directions: the share of queries with a right answer among the first k.
+
+    Args:
+        images: (N, Q, E).
+        ids: (N,) their image ids.
+        texts: (M, E), every reference of every image.
+        owners: (M,) the image ids that they describe.
+        device: where similarities are computed.
+    """
+    texts = texts.to(device)
+    scores = torch.cat([similarity(part.to(device), texts).cpu() for part in images.split(64)])
+    right = ids[:, None] == owners[None, :]
+    recall = {}
+    for name, table, truth in (("i2t", scores, right), ("t2i", scores.T, right.T)):
+        order = table.topk(min(max(RECALL_AT), table.shape[1]), dim=1).indices
+        hits = truth.gather(1, order)
+        for k in RECALL_AT:
+            recall[f"{name}_recall@{k}"] = float(hits[:, :k].any(dim=1).float().mean())
+    return recall
