@@ -1,0 +1,155 @@
+"""What the two models promise beyond the recorded numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bita.batch import Batch
+from bita.models.bita_itc import BitaITC, caption_number
+from bita.models.bita_lm import IGNORED, BitaLM
+from bita.models.generation import GenerationSettings
+from tests.models.test_weights import PARITY, small, stage_1, stage_2
+
+TEXTS = ["a pale house", "two ferries in a harbour", "a pale house", "some fields"]
+
+
+def batch(texts: list[str], seed: int = 0) -> Batch:
+    images = torch.randn(len(texts), 3, 56, 56, generator=torch.Generator().manual_seed(seed))
+    return {"image": images, "text": texts, "image_id": list(range(len(texts)))}
+
+
+def test_a_batch_of_one_works_in_both_stages() -> None:
+    for model in (stage_1(freeze_vit=False), stage_2()):
+        output = model(batch(TEXTS[:1]))
+        output["loss"].backward()
+        assert output["loss"].isfinite()
+
+
+def test_frozen_parts_stay_frozen_in_training() -> None:
+    model = stage_2().train()
+    assert model.training
+    assert model.ift.training
+    assert not model.visual_encoder.training
+    assert not model.opt_model.training
+    model(batch(TEXTS))["loss"].backward()
+    assert all(p.grad is None for p in [*model.visual_encoder.parameters(), *model.opt_model.parameters()])
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []  # DistributedDataParallel needs every trained weight used
+
+
+def test_every_trained_weight_of_stage_1_gets_a_gradient() -> None:
+    model = stage_1(freeze_vit=False).train()
+    model(batch(TEXTS))["loss"].backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_equal_captions_are_not_counted_as_wrong() -> None:
+    """With `same_caption`, two pairs that share a caption are right for each other."""
+    torch.manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
+    texts = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    texts[2] = texts[0]
+    model = stage_1(itc_positives="same_caption", label_smoothing=0.0)
+    groups = torch.tensor([caption_number(text) for text in TEXTS])
+    loss = model.contrast(images, texts, groups)["loss"]
+
+    scores = (images @ texts.T).amax(dim=1) / 0.07  # (4, 4)
+    target = torch.tensor([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
+    by_hand = -(target * scores.log_softmax(1)).sum(1).mean() - (target * scores.T.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(loss, by_hand / 2, atol=1e-6)
+
+
+def test_the_gathered_side_is_constant_unless_asked() -> None:
+    images = torch.nn.functional.normalize(torch.randn(3, 2, 8), dim=-1)
+    texts = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    gradients = {}
+    for with_grad in (False, True):
+        model = stage_1(itc_gather_grad=with_grad)
+        own = texts.clone().requires_grad_()
+        model.contrast(images, own)["loss"].backward()
+        gradients[with_grad] = own.grad
+    assert not torch.allclose(gradients[False], gradients[True])
+
+
+def test_labels_leave_out_prompt_and_padding() -> None:
+    model = stage_2(prompt="a photo of")
+    assert model.tokenizer is not None
+    ids, labels = model.tokenize(["a photo of two ferries", "a photo of a pale house nearby"])
+    prompt = len(model.tokenizer("a photo of").input_ids)
+    assert (labels[:, :prompt] == IGNORED).all()
+    assert (labels[ids == model.tokenizer.pad_token_id] == IGNORED).all()
+    newline = model.tokenizer("\n", add_special_tokens=False).input_ids[0]
+    assert [row[row != IGNORED][-1].item() for row in labels] == [newline, newline]
+
+
+def test_caption_loss_equals_the_language_models_own() -> None:
+    """Logits only where a label is, no mask: the same loss as transformers computes with everything."""
+    model = stage_2().eval()
+    data = batch(TEXTS)
+    ids, labels = model.tokenize(data["text"])
+    prefix = model.prefix(data["image"])
+    inputs = torch.cat([prefix, model.opt_model.get_input_embeddings()(ids)], dim=1)
+    mask = torch.cat([torch.ones(4, 4), (ids != 1).float()], dim=1).long()
+    full = torch.cat([torch.full((4, 4), IGNORED), labels], dim=1)
+    theirs = model.opt_model(inputs_embeds=inputs, attention_mask=mask, labels=full).loss
+    assert torch.allclose(model.caption_loss(prefix, ids, labels), theirs, atol=1e-5)
+
+
+def test_greedy_agrees_with_transformers() -> None:
+    model = stage_2().eval()
+    images = batch(TEXTS)["image"]
+    ids = model.generate_ids(images, GenerationSettings(num_beams=1, max_len=12, min_len=3))
+    words = model.opt_model.get_input_embeddings()(torch.tensor([[2]])).expand(4, -1, -1)
+    with torch.no_grad():
+        theirs = model.opt_model.generate(
+            inputs_embeds=torch.cat([model.prefix(images), words], dim=1),
+            max_new_tokens=11,
+            min_new_tokens=2,
+            do_sample=False,
+            eos_token_id=202,
+            pad_token_id=1,
+        )
+    for own, row in zip(ids, theirs.tolist(), strict=True):
+        assert own[0] == [token for token in row if token != 1]
+
+
+def test_images_are_encoded_once_for_all_beams() -> None:
+    model = stage_2().eval()
+    seen: list[int] = []
+    model.visual_encoder.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    model.generate(batch(TEXTS)["image"], GenerationSettings(num_beams=5))
+    assert seen == [4]
+
+
+def test_convolutional_encoder_gives_its_map_as_tokens() -> None:
+    model = stage_1(vit_model="timm:resnet10t", vit_depth=None, vit_args={}, image_size=64, freeze_vit=False)
+    tokens = model.encode_image(torch.randn(2, 3, 64, 64))
+    assert tokens.shape == (2, 4, 512)
+    features = model.visual_encoder.trunk.eval().forward_features(torch.ones(1, 3, 64, 64))
+    assert torch.equal(model.visual_encoder.eval()(torch.ones(1, 3, 64, 64))[0, 1], features[0, :, 0, 1])
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    plain, wrapped = stage_1(freeze_vit=False), stage_1(freeze_vit=False, use_grad_checkpoint=True)
+    wrapped.load_state_dict(plain.state_dict())
+    for model in (plain, wrapped):
+        model.eval()(batch(TEXTS))["loss"].backward()
+    pairs = zip(plain.named_parameters(), wrapped.named_parameters(), strict=True)
+    for (name, a), (other, b) in pairs:
+        assert name == other
+        if a.grad is not None:
+            assert torch.allclose(a.grad, b.grad, atol=1e-7), name
+
+
+def test_a_local_folder_is_read_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert isinstance(stage_1(), BitaITC)
+    assert isinstance(BitaLM.from_config(small(arch="bita_opt", opt_model=str(Path(PARITY / "opt_model")))), BitaLM)
