@@ -15,10 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 SUPERSAMPLE = 2
-SUN_DIRECTIONS = 16
+SUN_DIRECTIONS = 8
 TILE = 512
 SHADOW = (12, 16, 28)
 
@@ -31,8 +31,9 @@ MATERIALS: dict[str, tuple[str, tuple[tuple[Colour, Colour], ...]]] = {
         (
             ((58, 90, 46), (98, 130, 68)),
             ((74, 92, 50), (112, 124, 74)),
-            ((46, 74, 44), (82, 108, 60)),
-            ((96, 104, 60), (132, 134, 84)),
+            ((40, 66, 42), (72, 98, 56)),
+            ((84, 118, 52), (124, 152, 76)),
+            ((104, 108, 62), (140, 138, 86)),
         ),
     ),
     "bare ground": (
@@ -41,14 +42,29 @@ MATERIALS: dict[str, tuple[str, tuple[tuple[Colour, Colour], ...]]] = {
             ((138, 114, 84), (182, 158, 122)),
             ((136, 98, 70), (176, 134, 100)),
             ((168, 154, 128), (202, 190, 166)),
+            ((98, 82, 66), (134, 114, 92)),
+            ((154, 126, 82), (190, 162, 112)),
         ),
     ),
-    "concrete": ("grain", (((146, 146, 142), (176, 175, 170)), ((122, 124, 126), (148, 149, 150)))),
+    "concrete": (
+        "grain",
+        (
+            ((146, 146, 142), (176, 175, 170)),
+            ((122, 124, 126), (148, 149, 150)),
+            ((176, 170, 156), (204, 198, 184)),
+        ),
+    ),
     "asphalt": ("grain", (((68, 70, 74), (92, 94, 97)), ((94, 95, 96), (118, 118, 118)))),
     "sand": ("cloudy", (((204, 184, 142), (230, 214, 178)), ((190, 174, 140), (218, 204, 172)))),
-    "blue water": ("waves", (((26, 60, 92), (50, 92, 126)), ((34, 78, 112), (62, 110, 142)))),
-    "green water": ("waves", (((38, 78, 66), (62, 106, 88)), ((52, 88, 66), (80, 116, 88)))),
-    "brown water": ("waves", (((104, 90, 60), (134, 118, 84)), ((116, 98, 72), (144, 124, 94)))),
+    "blue water": (
+        "waves",
+        (((26, 60, 92), (50, 92, 126)), ((34, 78, 112), (62, 110, 142)), ((22, 44, 78), (40, 68, 104))),
+    ),
+    "green water": (
+        "waves",
+        (((38, 78, 66), (62, 106, 88)), ((52, 88, 66), (80, 116, 88)), ((26, 56, 48), (46, 80, 66))),
+    ),
+    "brown water": ("waves", (((98, 90, 62), (128, 118, 86)), ((86, 72, 54), (112, 96, 74)))),
 }
 """Texture and the palettes (darkest, lightest) that a scene draws one of."""
 
@@ -83,13 +99,15 @@ def _window(name: str, rng: random.Random, size: int) -> NDArray[np.uint8]:
         field = np.tile(field, (-(-size // TILE) + 1, -(-size // TILE) + 1))
     y, x = (rng.randrange(field.shape[0] - size + 1) for _ in range(2))
     window = field[y : y + size, x : x + size][:: rng.choice((1, -1)), :: rng.choice((1, -1))]
-    return window.T if rng.random() < 0.5 else window
+    return np.ascontiguousarray(window.T if rng.random() < 0.5 else window)
 
 
-def palette(dark: Colour, light: Colour) -> NDArray[np.uint8]:
-    """256 colours from dark to light, (256, 3)."""
+def coloured(levels: NDArray[np.uint8], dark: Colour, light: Colour) -> Image.Image:
+    """An RGB picture from levels (H, W): 0 is dark, 255 light."""
     ramp = np.linspace(0, 1, 256)[:, None]
-    return (np.array(dark) * (1 - ramp) + np.array(light) * ramp).astype(np.uint8)
+    image = Image.fromarray(levels).convert("P")
+    image.putpalette((np.array(dark) * (1 - ramp) + np.array(light) * ramp).astype(np.uint8).tobytes())
+    return image.convert("RGB")
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -139,7 +157,7 @@ def band(path: Shape, width: float) -> list[complex]:
 def _forest(px: int, sun: int, variant: int) -> Image.Image:
     """A tile (px, px) full of tree crowns, lit from one of `SUN_DIRECTIONS`."""
     rng = random.Random(f"forest {sun} {variant}")
-    dark = ((22, 40, 24), (34, 52, 28), (30, 48, 36))[variant]
+    dark = ((22, 40, 24), (36, 54, 28), (26, 44, 36), (50, 54, 28))[variant]
     image = Image.new("RGB", (px, px), dark)
     draw = ImageDraw.Draw(image)
     step = cmath.rect(1, 2 * math.pi * sun / SUN_DIRECTIONS)
@@ -167,9 +185,10 @@ class Canvas:
         self.rng = rng
         self.size = size
         self.px = size * SUPERSAMPLE
-        self.unit = self.px / 2 * rng.uniform(0.9, 1.1)
+        self.unit = self.px / 2 * rng.uniform(0.84, 1.1)
         self._turn = cmath.rect(self.unit, rng.uniform(0, 2 * math.pi))
-        self._centre = complex(self.px, self.px) / 2
+        shift = complex(rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.05))
+        self._centre = (complex(0.5, 0.5) + shift) * self.px
         self._sun = rng.randrange(SUN_DIRECTIONS)
         length = rng.uniform(0.55, 1.15)
         self._cast = cmath.rect(length, 2 * math.pi * self._sun / SUN_DIRECTIONS) * self.unit
@@ -193,7 +212,7 @@ class Canvas:
         """The scene's own picture of a material, or of ``trees``, (px, px)."""
         if name not in self._materials:
             if name == "trees":
-                self._materials[name] = _forest(self.px, self._sun, self.rng.randrange(3))
+                self._materials[name] = _forest(self.px, self._sun, self.rng.randrange(4))
             else:
                 texture, palettes = MATERIALS[name]
                 dark, light = self.rng.choice(palettes)
@@ -203,7 +222,7 @@ class Canvas:
 
     def textured(self, texture: str, dark: Colour, light: Colour) -> Image.Image:
         """A picture (px, px) of a noise field between two colours."""
-        return Image.fromarray(palette(dark, light)[_window(texture, self.rng, self.px)])
+        return coloured(_window(texture, self.rng, self.px), dark, light)
 
     def furrows(self, dark: Colour, light: Colour, angle: float, spacing: float) -> Image.Image:
         """A picture (px, px) of parallel furrows; angle in the scene's frame, spacing in scene units."""
@@ -214,7 +233,7 @@ class Canvas:
         columns = (steps * (across.real * rate)).astype(np.int32)[None, :]
         phase = np.abs(((rows + columns) & 255) - 128)
         noise = _window("cloudy", self.rng, self.px).astype(np.int32) - 128
-        return Image.fromarray(palette(dark, light)[np.clip(phase + 64 + noise // 2, 0, 255)])
+        return coloured(np.clip(phase + 64 + noise // 2, 0, 255).astype(np.uint8), dark, light)
 
     # Drawing.
 
@@ -230,6 +249,13 @@ class Canvas:
         mask = Image.new("L", (self.px, self.px))
         ImageDraw.Draw(mask).polygon(self._pixels(shape), fill=255)
         self.image.paste(self.material(paint) if isinstance(paint, str) else paint, mask=mask)
+
+    def blend(self, paint: Image.Image, share: float) -> None:
+        """Lay a paint over a share of the picture, in soft-edged natural patches."""
+        noise = _window("cloudy", self.rng, self.px)
+        edge = np.sort(noise[::8, ::8], axis=None)[-1 - int(share * (noise[::8, ::8].size - 1))]
+        mask = np.clip((noise.astype(np.int16) - edge) * 9, 0, 255).astype(np.uint8)
+        self.image.paste(paint, mask=Image.fromarray(mask))
 
     def line(self, path: Shape, colour: Colour, width: float) -> None:
         """A line of a width in scene units, at least one drawn pixel wide."""
@@ -283,12 +309,14 @@ class Canvas:
     def finish(self) -> Image.Image:
         """Scale down, then light, blur and noise of a sensor: RGB (size, size)."""
         rng = self.rng
-        small = self.image.resize((self.size, self.size), Image.Resampling.BOX)
-        small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 0.55)))
-        light = _window("cloudy", rng, self.size).astype(np.float32)[:, :, None]
-        noise = _window("white", rng, self.size).astype(np.float32)[:, :, None] - 127.5
-        haze = rng.uniform(0, 16)
-        gain = np.array([rng.uniform(0.95, 1.05) for _ in range(3)], np.float32) * rng.uniform(0.88, 1.1)
-        pixels = np.asarray(small, np.float32)
-        pixels = pixels * gain * (1 + (light - 127.5) * 0.0007) + haze + noise * rng.uniform(0.02, 0.07)
+        sharpness = rng.choice((Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
+        pixels = np.asarray(self.image.resize((self.size, self.size), sharpness), np.float32)
+        light = 1 + (_window("cloudy", rng, self.size).astype(np.float32) - 127.5) * 0.0008
+        ramp = np.linspace(-1, 1, self.size, dtype=np.float32)
+        light += ramp[:, None] * rng.uniform(-0.16, 0.16) + ramp * rng.uniform(-0.16, 0.16)
+        exposure = rng.uniform(0.68, 1.15)
+        gain = np.array([rng.uniform(0.93, 1.07) * exposure for _ in range(3)], np.float32)
+        noise = (_window("white", rng, self.size).astype(np.float32) - 127.5) * rng.uniform(0.02, 0.07)
+        haze = rng.uniform(0, 45)
+        pixels = pixels * gain * light[:, :, None] * (1 - haze / 255) + haze + noise[:, :, None]
         return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
 
 from bita.datasets.synthetic import sprites
-from bita.datasets.synthetic.canvas import Canvas, Colour, band
+from bita.datasets.synthetic.canvas import MATERIALS, Canvas, Colour, band
 
 FAR = 1.8
 """Beyond the corner of the picture, in scene units, however it is turned and zoomed."""
@@ -40,7 +41,9 @@ def blob(c: Canvas, centre: complex, radius: float, *, rough: float = 0.16) -> l
 
 def lay(c: Canvas, surroundings: str) -> None:
     """Ground for a scene whose middle (about |y| < 0.65) is left to the main objects."""
-    c.cover("bare ground" if surroundings == "bare ground" else "lawn")
+    soil = surroundings == "bare ground" or (surroundings != "lawn" and c.rng.random() < 0.4)
+    c.cover("bare ground" if soil else "lawn")
+    patches(c)
     side = c.rng.choice((1, -1))
     if surroundings == "road":
         y = 1j * side * c.rng.uniform(0.8, 0.9)
@@ -55,6 +58,31 @@ def lay(c: Canvas, surroundings: str) -> None:
         c.keep_clear(water)
         c.fill(band(shore, 0.09), "sand")
         c.fill(water, c.rng.choice(("blue water", "green water")))
+
+
+def patches(c: Canvas) -> None:
+    """Other grass and soil: a parcel along one side, worn places, a path."""
+    if c.rng.random() < 0.45:
+        side = cmath.rect(1, c.rng.uniform(0, 2 * math.pi))
+        edge = side * c.rng.uniform(0.6, 0.9)
+        parcel = [
+            edge - FAR * side * 1j,
+            edge + FAR * side * 1j,
+            side * (FAR + 1j * FAR),
+            side * (FAR - 1j * FAR),
+        ]
+        c.fill(parcel, c.furrows(*_soil(c), c.rng.uniform(0, math.pi), c.rng.uniform(0.05, 0.1)))
+    if c.rng.random() < 0.6:
+        c.blend(c.textured("cloudy", *_soil(c)), c.rng.uniform(0.08, 0.3))
+    if c.rng.random() < 0.3:
+        start, end = (cmath.rect(FAR, c.rng.uniform(0, 2 * math.pi)) for _ in range(2))
+        if abs(end - start) > 1:
+            c.line(meander(c, start, end, 0.1), _soil(c)[1], c.rng.uniform(0.03, 0.06))
+
+
+def _soil(c: Canvas) -> tuple[Colour, Colour]:
+    """The palette of some grass or soil."""
+    return c.rng.choice(MATERIALS[c.rng.choice(("lawn", "bare ground"))][1])
 
 
 def dress(c: Canvas, surroundings: str) -> None:
@@ -130,6 +158,11 @@ def _scatter(c: Canvas, count: int, pitch: float) -> list[complex]:
             places.clear()
             gap *= 0.97
     return places
+
+
+def spacing(places: list[complex], most: float) -> float:
+    """The least distance between two of the places, at most `most`."""
+    return min([most, *(abs(a - b) for a, b in itertools.combinations(places, 2))])
 
 
 def pitch_for(count: int, arrangement: str | None, largest: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
 
 from bita.datasets.synthetic import ground, sprites
@@ -29,13 +30,19 @@ def airport(c: Canvas) -> Facts:
     pitch = ground.pitch_for(count, arrangement, 0.62)
     heading = cmath.rect(1, c.rng.choice((0.5, 0.5, -0.5, 0.36)) * math.pi)
     paint = sprites.paint(c, colour)
-    for place in ground.positions(c, count, arrangement, pitch):
+    if c.rng.random() < 0.5:
+        side = c.rng.choice((1, -1))
+        size = (c.rng.uniform(0.8, 1.4), 0.2)
+        sprites.building(c, complex(c.rng.uniform(-0.4, 0.4), side * 0.9), 1, size, (188, 188, 186))
+    places = ground.positions(c, count, arrangement, pitch)
+    length = 0.93 * ground.spacing(places, pitch)
+    for place in places:
         turn = heading
         if arrangement == SCATTERED or count == 1:
             turn = cmath.rect(1, c.rng.uniform(0, 2 * math.pi))
         elif arrangement == ROWS and place.imag < 0:
             turn = heading.conjugate() if c.rng.random() < 0.9 else heading
-        sprites.airplane(c, place, turn, pitch * 0.93, shade(paint, c.rng.uniform(0.95, 1.05)))
+        sprites.airplane(c, place, turn, length, shade(paint, c.rng.uniform(0.95, 1.05)))
     ground.dress(c, around)
     return Facts("airport", count, colour, arrangement, around)
 
@@ -92,9 +99,10 @@ def storage_tanks(c: Canvas) -> Facts:
         left, right = min(p.real for p in places) - pitch * 0.6, max(p.real for p in places) + pitch * 0.6
         c.fill([complex(left, low), complex(right, low), complex(right, high), complex(left, high)], pad)
     else:
+        side = ground.spacing(places, pitch * 1.1)
         for place in places:
-            c.fill(rectangle(place, pitch * 1.1, pitch * 1.1), pad)
-    for a, b in zip(places, places[1:], strict=False):
+            c.fill(rectangle(place, side, side), pad)
+    for a, b in itertools.pairwise(places):
         c.line([a, complex(a.real, b.imag), b], (176, 172, 164), 0.018)
     paint = sprites.paint(c, colour)
     for place in places:
@@ -169,7 +177,7 @@ def residential(c: Canvas) -> Facts:
         drive = [place, complex(place.real, street)]
         c.line(drive, (172, 168, 160), 0.06)
         c.keep_clear([p + s * 0.05 for s in (1, -1) for p in drive[::s]])
-        size = pitch * c.rng.uniform(0.72, 0.8)
+        size = pitch * c.rng.uniform(0.66, 0.74)
         sprites.house(c, place, c.rng.choice((1, 1, 1j)), size, shade(roof, c.rng.uniform(0.93, 1.07)))
     ground.dress(c, around)
     return Facts("residential area", count, colour, arrangement, around)

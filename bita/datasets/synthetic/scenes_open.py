@@ -35,10 +35,11 @@ def ships(c: Canvas) -> Facts:
         pitch = min(pitch, 0.44)
     heading = cmath.rect(1, c.rng.choice((1, -1)) * math.pi / 2)
     loose = arrangement != ROW
-    length = 0.92 if loose and count == 1 else min(0.8, pitch * 1.15) if loose else 0.84
+    places = ground.positions(c, count, arrangement, pitch)
+    length = ground.spacing(places, 0.92) if loose else 0.84
     wake = c.rng.random() < 0.6
     paint = sprites.paint(c, colour)
-    for place in ground.positions(c, count, arrangement, pitch):
+    for place in places:
         turn = cmath.rect(1, c.rng.uniform(0, 2 * math.pi)) if loose else heading
         sprites.ship(c, place + 0.08j, turn, length * c.rng.uniform(0.92, 1.0), paint, wake=wake)
     if around == "coast":
@@ -112,7 +113,7 @@ def farmland(c: Canvas) -> Facts:
     if around == "road":
         path = [complex(-FAR, 0.3), complex(FAR, 0.3 + c.rng.uniform(-0.1, 0.1))]
         sprites.road(c, path, 0.14, lanes=False)
-        sprites.traffic(c, *path, 0.14, 4)
+        sprites.traffic(c, path[0], path[1], 0.14, 4)
     elif around == "trees":
         for k in range(24):
             sprites.tree(
@@ -156,7 +157,7 @@ def _stream(c: Canvas, around: str, colour: str, swing: float, width: float) -> 
     c.cover("trees" if around == "forest" else "bare ground" if around == "bare ground" else "lawn")
     path = ground.meander(c, -1j * FAR, 1j * FAR, swing, 26)
     c.keep_clear(band(path, width * 1.3))
-    c.fill(band(path, width * 1.3), "sand" if around == "bare ground" else (132, 124, 92))
+    c.fill(band(path, width * 1.3), "sand" if around == "bare ground" else shade(c.leaf, 1.1))
     c.fill(band(path, width), f"{colour} water")
     c.line([p - width * 0.33 for p in path], (120, 140, 146), 0.008)
     return path

@@ -6,6 +6,7 @@ Each function draws one thing at a place (complex, scene units) and a heading (c
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
 
 from bita.datasets.synthetic.canvas import Canvas, Colour, Shape, band, disc, rectangle, shade
@@ -241,7 +242,7 @@ def road(c: Canvas, path: Shape, width: float, *, lanes: bool = True) -> None:
     c.fill(band(path, width), "asphalt")
     if not lanes:
         return
-    for a, b in zip(path, path[1:], strict=False):
+    for a, b in itertools.pairwise(path):
         dashes = max(1, round(abs(b - a) / 0.12))
         for k in range(dashes):
             c.line([a + (b - a) * k / dashes, a + (b - a) * (k + 0.5) / dashes], (226, 222, 206), 0.012)
