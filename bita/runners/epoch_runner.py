@@ -106,9 +106,9 @@ class EpochRunner:
         batches = iter(self.loader)
         with self.log.progress(self.title, self.steps_per_epoch, self.step_in_epoch) as bar:
             while self.step_in_epoch < self.steps_per_epoch:
-                seeding.seed_step(self.run.seed, self.step)
                 size = min(self.run.accum_grad_iters, self.steps_per_epoch - self.step_in_epoch)
                 group = [to_device(batch, self.device) for batch in islice(batches, size)]
+                seeding.seed_step(self.run.seed, self.step)
                 outputs = [
                     self.stepper.accumulate(batch, share=1 / size, last=number == size)
                     for number, batch in enumerate(group, start=1)

@@ -83,7 +83,6 @@ class RunLog:
     ) -> None:
         """Means of the steps since the last call, with images a second over all processes."""
         (start, first), now = self._clock, time.monotonic()
-        self._clock = (now, step)
         speed = (step - first) * images_per_step / max(now - start, 1e-9)
         values = values | {"images_per_second": round(speed, 2)}
         self.event("train", step=step, **values)
@@ -94,6 +93,7 @@ class RunLog:
         if bar is None or not bar.visible:
             left = "" if bar is None else f"  {bar.time_left} left in it"
             self.say(f"{where}  step {step}  {note}{left}")
+        self.restart_clock(step)
 
     def scores(self, where: str, key: str, step: int, scores: dict[str, float]) -> None:
         """What a split came to."""

@@ -80,7 +80,9 @@ def test_failed_write_leaves_the_old_checkpoint_whole(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(
-            tmp_path, Meta(epoch=1, step_in_epoch=10, steps_per_epoch=10, step=20), {"model.safetensors": full}
+            tmp_path,
+            Meta(epoch=1, step_in_epoch=10, steps_per_epoch=10, step=20),
+            {"model.safetensors": full},
         )
     assert os.listdir(tmp_path) == [old.name]
     verify(old)
@@ -125,7 +127,11 @@ def test_resolve_finds_best_then_last_from_every_level(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere", "no such file or folder"), ("empty", "holds no finished checkpoint"), ("notes.txt", "not a weights file")],
+    [
+        ("nowhere", "no such file or folder"),
+        ("empty", "holds no finished checkpoint"),
+        ("notes.txt", "not a weights file"),
+    ],
 )
 def test_resolve_says_in_one_line_what_it_looked_for(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
