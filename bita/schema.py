@@ -7,7 +7,7 @@ A default lives once: here, or in the model's own YAML under ``configs/models/``
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -49,11 +49,12 @@ class ModelConfig:
     image_size: int = 224
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
-    vit_precision: str = "fp16"
+    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Of the frozen encoder on a GPU."""
     freeze_vit: bool = True
 
     # Bridge between image and language.
-    bridge: str = "ift"
+    bridge: Literal["ift"] = "ift"
     bridge_size: BridgeSize = field(default_factory=BridgeSize)
     num_query_token: int = 32
     embed_dim: int = 256
@@ -63,7 +64,7 @@ class ModelConfig:
     text_tokenizer: str | None = "bert-base-uncased"
     text_vocab_size: int = 30523
     """Rows of the word embedding, the added [DEC] token included."""
-    itc_positives: str = "pair"
+    itc_positives: Literal["pair", "same_caption", "same_image"] = "pair"
     """Which captions of a batch count as right for an image: `pair`, `same_caption`, `same_image`."""
     itc_gather_grad: bool = False
     label_smoothing: float = 0.1
@@ -76,10 +77,10 @@ class ModelConfig:
     opt_tokenizer: str | None = None
     """Folder or hub name of the tokenizer; None takes `opt_model`."""
     freeze_lm: bool = True
-    lm_precision: str = "auto"
+    lm_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """`auto`: 16 bit on a GPU when frozen, else float32; or `fp32`, `fp16`, `bf16`."""
     prompt: str = ""
-    prompt_joint: str = "space"
+    prompt_joint: Literal["space", "glued"] = "space"
     """What joins prompt and caption in training: `space`, or `glued` for weights trained that way."""
     apply_lemmatizer: bool = False
 
@@ -159,7 +160,7 @@ class RunConfig:
     output_dir: str = "output/run"
     name: str | None = None
     seed: int = 42
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is one; or `cpu`, `cuda`."""
     amp: bool = True
     deterministic: bool = False
@@ -232,3 +233,5 @@ class Config:
     datasets: dict[str, DatasetConfig]
     run: RunConfig
     env: EnvConfig = field(default_factory=EnvConfig)
+    imports: list[str] = field(default_factory=list)
+    """Modules to import first, which register classes of one's own."""
