@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def _thumbnail(path: Path) -> NDArray[np.float32]:
     return np.concatenate([pixels.ravel(), pixels.mean(axis=0) * THUMBNAIL])
 
 
-def _records(path: Path) -> list[dict[str, object]]:
+def _records(path: Path) -> list[dict[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,4 +81,4 @@ def _records(path: Path) -> list[dict[str, object]]:
 
 
 def _images(path: Path) -> dict[int, str]:
-    return {int(str(record["image_id"])): str(record["image"]) for record in _records(path)}
+    return {int(record["image_id"]): str(record["image"]) for record in _records(path)}

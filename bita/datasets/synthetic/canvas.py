@@ -314,7 +314,7 @@ class Canvas:
         light = 1 + (_window("cloudy", rng, self.size).astype(np.float32) - 127.5) * 0.0008
         ramp = np.linspace(-1, 1, self.size, dtype=np.float32)
         light += ramp[:, None] * rng.uniform(-0.16, 0.16) + ramp * rng.uniform(-0.16, 0.16)
-        exposure = rng.uniform(0.68, 1.15)
+        exposure = rng.uniform(0.74, 1.28)
         gain = np.array([rng.uniform(0.93, 1.07) * exposure for _ in range(3)], np.float32)
         noise = (_window("white", rng, self.size).astype(np.float32) - 127.5) * rng.uniform(0.02, 0.07)
         haze = rng.uniform(0, 45)

@@ -19,7 +19,7 @@ COLOURS = ("white", "gray", "red", "blue", "green", "brown", "yellow")
 CAPTIONS_PER_IMAGE = 5
 
 SURROUNDINGS = {
-    "lawn": "a lawn",
+    "lawn": "a meadow",
     "bare ground": "bare ground",
     "trees": "many trees",
     "houses": "some houses",
@@ -92,7 +92,7 @@ WORDS: dict[str, Words] = {
         (
             "{n} {c} {a} {are} {arr} next to {sur} .",
             "there {are} {n} {c} {a} {arr} next to {sur} .",
-            "{n} {c} {a} {are} standing {arr} with {sur} around .",
+            "{n} {c} {a} {are} standing {arr} with {sur} nearby .",
             "{n} {c} {b} {are} {arr} next to {sur} .",
             "we can see {n} {c} {a} {arr} near {sur} .",
             "{n} round {c} {a} {are} {arr} .",
@@ -104,7 +104,7 @@ WORDS: dict[str, Words] = {
         (
             "{n} {c} {a} {are} arranged {arr} next to {sur} .",
             "there {are} {n} {c} {a} arranged {arr} next to {sur} .",
-            "{n} {c} {a} {are} {arr} and surrounded by {sur} .",
+            "{n} {c} {a} {are} {arr} and close to {sur} .",
             "{n} {a} with {c} ground {are} arranged {arr} near {sur} .",
             "we can see {n} {c} {a} arranged {arr} .",
         ),
@@ -115,7 +115,7 @@ WORDS: dict[str, Words] = {
         (
             "{n} {a} {are} arranged {arr} next to {sur} .",
             "there {are} {n} {a} arranged {arr} next to {sur} .",
-            "{n} {b} {are} {arr} and surrounded by {sur} .",
+            "{n} {b} {are} {arr} and close to {sur} .",
             "{n} {a} with a diamond {are} {arr} near {sur} .",
             "we can see {n} {b} arranged {arr} near {sur} .",
         ),
@@ -127,7 +127,7 @@ WORDS: dict[str, Words] = {
             "a stadium with a football field and a {c} track is next to {sur} .",
             "there is a stadium with a {c} track and a football field next to {sur} .",
             "a football field with a {c} track around it is in a stadium near {sur} .",
-            "a stadium with a {c} track is surrounded by {sur} .",
+            "a stadium with a {c} track is close to {sur} .",
             "we can see a stadium with a football field and a {c} track .",
         ),
         ("stadiums?", "football", "track"),
@@ -148,8 +148,8 @@ WORDS: dict[str, Words] = {
         (
             "{n} {c} {a} {are} arranged {arr} next to {sur} .",
             "there {are} {n} {c} {a} arranged {arr} next to {sur} .",
-            "{n} {c} {b} {are} {arr} and surrounded by {sur} .",
-            "{n} {c} {a} {are} {arr} with {sur} around .",
+            "{n} {c} {b} {are} {arr} and close to {sur} .",
+            "{n} {c} {a} {are} {arr} with {sur} nearby .",
             "we can see {n} {c} {b} arranged {arr} .",
         ),
         ("circular", "crop"),
@@ -193,7 +193,7 @@ WORDS: dict[str, Words] = {
             "a parking lot with {n} {a} is next to {sur} .",
             "there {are} {n} {a} in the parking lot next to {sur} .",
             "{n} {a} {are} parked in a parking lot near {sur} .",
-            "{n} {b} {are} parked in a parking lot surrounded by {sur} .",
+            "{n} {b} {are} parked in a parking lot close to {sur} .",
             "we can see a parking lot with {n} {a} near {sur} .",
         ),
         ("parking",),
@@ -236,7 +236,7 @@ WORDS: dict[str, Words] = {
         (
             "{n} long {c} {a} {are} arranged {arr} next to {sur} .",
             "there {are} {n} long {c} {a} arranged {arr} next to {sur} .",
-            "{n} {c} {a} {are} {arr} and surrounded by {sur} .",
+            "{n} {c} {a} {are} {arr} and close to {sur} .",
             "{n} {c} {a} with bare soil between them {are} {arr} near {sur} .",
             "we can see {n} long {c} {a} arranged {arr} .",
         ),
@@ -248,10 +248,21 @@ WORDS: dict[str, Words] = {
             "{n} {a} {are} built next to {sur} .",
             "there {are} {n} {a} built next to {sur} .",
             "a solar farm with {n} {a} is next to {sur} .",
-            "{n} {b} {are} in a solar farm surrounded by {sur} .",
-            "we can see {n} {a} with {sur} around .",
+            "{n} {b} {are} in a solar farm close to {sur} .",
+            "we can see {n} {a} with {sur} nearby .",
         ),
         ("solar",),
+    ),
+    "ponds": Words(
+        (("pond", "ponds"), ("small lake", "small lakes")),
+        (
+            "{n} {c} {a} {are} lying {arr} next to {sur} .",
+            "there {are} {n} {c} {a} lying {arr} next to {sur} .",
+            "{n} {a} with {c} water {are} {arr} and surrounded by {sur} .",
+            "{n} {c} {b} {are} {arr} next to {sur} .",
+            "we can see {n} {c} {a} lying {arr} near {sur} .",
+        ),
+        ("ponds?", "lakes?"),
     ),
     "beach": Words(
         (("beach", "beaches"), ("beach", "beaches")),

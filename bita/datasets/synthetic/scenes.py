@@ -30,6 +30,7 @@ SCENES: dict[str, Callable[[Canvas], Facts]] = {
     "forest": scenes_open.forest,
     "greenhouses": scenes_built.greenhouses,
     "solar panels": scenes_built.solar_panels,
+    "ponds": scenes_open.ponds,
     "beach": scenes_open.beach,
 }
 """Every kind with the function that draws it."""

@@ -263,6 +263,24 @@ def forest(c: Canvas) -> Facts:
     return Facts("forest", count, colour, arrangement, None)
 
 
+def ponds(c: Canvas) -> Facts:
+    """Ponds with green banks."""
+    around = c.rng.choice(("lawn", "bare ground", "trees", "houses"))
+    count = ground.pick_count(c, 4)
+    arrangement = None if count == 1 else ROW if count == 2 else c.rng.choice((ROW, SCATTERED))
+    colour = c.rng.choice(("blue", "green", "brown"))
+    ground.lay(c, around)
+    pitch = ground.pitch_for(count, arrangement, 0.8)
+    places = ground.positions(c, count, arrangement, pitch)
+    for place in places:
+        shape = ground.blob(c, place, ground.spacing(places, pitch) * c.rng.uniform(0.36, 0.42), rough=0.3)
+        c.keep_clear(shape)
+        c.fill(band([*shape, shape[0]], 0.06), shade(c.leaf, 1.25))
+        c.fill(shape, f"{colour} water")
+    ground.dress(c, around)
+    return Facts("ponds", count, colour, arrangement, around)
+
+
 def beach(c: Canvas) -> Facts:
     """Sea, surf, sand and what is behind it."""
     around = c.rng.choice(("trees", "houses", "lawn", "road"))

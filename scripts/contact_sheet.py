@@ -1,0 +1,60 @@
+"""Draw examples of every kind of synthetic scene, a caption under each: ``python scripts/contact_sheet.py OUT``.
+
+The sheet in the README is ``python scripts/contact_sheet.py docs/synthetic_contact_sheet.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bita.datasets.synthetic import SCENES, draw_scene, five_captions
+
+SIZE, WIDTH, TEXT, GAP = 144, 192, 46, 8
+FONT_SIZE, LINE_CHARS = 11, 33
+COLOURS = 128
+"""The sheet is stored with a palette, to stay small in the repository."""
+
+
+def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
+    """A sheet with `each` scenes of every kind, `columns` in a row."""
+    cells = [(kind, f"{seed} sheet {kind} {k}") for kind in SCENES for k in range(each)]
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * WIDTH + GAP, rows * (SIZE + TEXT + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    for index, (kind, key) in enumerate(cells):
+        row, column = divmod(index, columns)
+        left, top = column * WIDTH + GAP, row * (SIZE + TEXT + GAP) + GAP
+        picture, facts = draw_scene(kind, key, SIZE)
+        sheet.paste(picture, (left + (WIDTH - GAP - SIZE) // 2, top))
+        text = "\n".join(textwrap.wrap(five_captions(facts, key)[0].removesuffix(" ."), LINE_CHARS))
+        draw.multiline_text(
+            (left + (WIDTH - GAP) // 2, top + SIZE + 2), text, "black", font, "ma", spacing=1, align="center"
+        )
+    return sheet
+
+
+def main() -> int:
+    """Parse, draw, save."""
+    parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic scenes.")
+    parser.add_argument("out", type=Path, help="PNG to write")
+    parser.add_argument("--each", type=int, default=2, help="scenes of a kind (%(default)s)")
+    parser.add_argument("--columns", type=int, default=4, help="scenes in a row (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    args = parser.parse_args()
+    sheet = contact_sheet(args.each, args.columns, args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
+        args.out, optimize=True
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
