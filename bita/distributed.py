@@ -6,7 +6,10 @@ callers never ask. Tensors travel over NCCL on GPUs and gloo on CPUs; Python obj
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +39,7 @@ def setup(device: str = "auto") -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        _end_with_launcher()
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None)
     return chosen
@@ -55,6 +59,13 @@ def _device(device: str) -> torch.device:
             " lower --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _end_with_launcher() -> None:
+    """Let the system send SIGTERM here when torchrun is killed, so that no orphan trains on (Linux only)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def shutdown() -> None:

@@ -6,7 +6,6 @@ A *step* is one batch of the train loader; the weights move once in `run.accum_g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from bita import distributed
 from bita.batch import Batch
+from bita.config import config_to_dict
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
@@ -79,10 +79,7 @@ class EpochRunner:
                     self.validate()
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.load_best()
-            scores = self.evaluate()
-        self.run_dir.finish()
-        self.log.close()
-        return scores
+            return self.evaluate()
 
     def prepare(self) -> None:
         """Loader, optimizer and schedule; then the state of an earlier run, where this one goes on."""
@@ -181,7 +178,7 @@ class EpochRunner:
             steps_per_epoch=self.steps_per_epoch,
             step=self.step,
             best=self.validations.best_entry(),
-            config=asdict(self.cfg),
+            config=config_to_dict(self.cfg),
         )
         if distributed.is_main():
             parent = self.run_dir.checkpoints
@@ -251,6 +248,8 @@ class EpochRunner:
         scores = {key: result.scores for key, result in results.items()}
         if scores and distributed.is_main():
             write_json(self.run_dir.path / "scores.json", scores)
+        self.run_dir.finish()
+        self.log.close()
         return scores
 
     def evaluate_splits(self, splits: list[str], suffix: str = "") -> dict[str, Evaluation]:

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from bita import distributed
+from bita.config import config_to_yaml
 from bita.errors import UserError
-from bita.runners.files import link, write_json
+from bita.runners.files import link, write_json, write_text
 from bita.schema import Config
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "safetensors", "pycocoevalcap")
 RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 AUTO = "auto"
 LOCK_WAIT = 60.0
@@ -96,6 +98,7 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
         assert new_lock is not None
         lock = new_lock
         write_json(path / RUN_FILE, describe(cfg))
+    write_text(path / CONFIG_FILE, config_to_yaml(cfg))
     link(output_dir / "latest", path.name)
     return path, lock
 

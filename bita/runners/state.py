@@ -146,9 +146,8 @@ def find_resume(cfg: Config, run_dir: RunDir, warn: Callable[[str], None]) -> Pa
 
     def find() -> Path | None:
         own = newest_complete(run_dir.checkpoints, warn) if takes_up(cfg) else None
-        wanted = cfg.run.resume if cfg.run.resume not in (None, AUTO) else cfg.run.resume_ckpt_path
-        if own is not None or wanted is None:
+        if own is not None or cfg.run.resume in (None, AUTO):
             return own
-        return resolve_checkpoint(wanted)
+        return resolve_checkpoint(cfg.run.resume)
 
     return distributed.on_main(find)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 RECALL_AT = (1, 5, 10)
 
 
-class ImageTextPretrainTask(Task):
+class PretrainTask(Task):
     """Trains on whatever loss the model has; the best epoch is the one with the lowest validation loss."""
 
     def evaluate(

@@ -12,7 +12,7 @@ from bita.errors import UserError
 from bita.runners.checkpoint import list_checkpoints, read_meta
 from bita.runners.interrupt import Interrupted
 from bita.runners.stepper import Stepper
-from bita.tasks.pretrain import ImageTextPretrainTask
+from bita.tasks.pretrain import PretrainTask
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_accumulated_gradient_is_the_mean_over_the_group(tmp_path, images):
         model = toy_model(cfg)
         model.train()(batch)["loss"].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    stepper = Stepper(toy_model(cfg), ImageTextPretrainTask(cfg), cfg.run, torch.device("cpu"))
+    stepper = Stepper(toy_model(cfg), PretrainTask(cfg), cfg.run, torch.device("cpu"))
     for number, batch in enumerate(batches):
         stepper.accumulate(batch, share=0.5, last=number == 1)
     for name, parameter in stepper.net.named_parameters():

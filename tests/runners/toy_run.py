@@ -31,7 +31,7 @@ from bita.runners.run_dir import open_run_dir
 from bita.schema import BridgeSize, Config, ModelConfig, RunConfig
 from bita.tasks.base import Task
 from bita.tasks.captioning import CaptioningTask
-from bita.tasks.pretrain import ImageTextPretrainTask
+from bita.tasks.pretrain import PretrainTask
 
 TOKENIZERS = Path(__file__).parents[1] / "fixtures/parity/tokenizers"
 SIZE = 28
@@ -132,7 +132,7 @@ class Faulty:
         return output
 
 
-class FaultyPretrain(Faulty, ImageTextPretrainTask):
+class FaultyPretrain(Faulty, PretrainTask):
     pass
 
 

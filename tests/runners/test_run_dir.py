@@ -1,0 +1,124 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from toy_run import toy_config
+
+from bita.config import config_from_dict, config_to_dict
+from bita.errors import UserError
+from bita.runners import run_dir as run_dir_module
+from bita.runners.run_dir import open_run_dir
+
+HOLD_THE_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process():
+    """Holds the lock of a run folder until told to end."""
+    started = []
+
+    def hold(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD_THE_LOCK, str(folder / ".lock")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        started.append(process)
+        assert process.stdout.readline() == b"locked\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_runs_without_a_name_never_share_a_folder(tmp_path):
+    runs = [open_run_dir(toy_config(tmp_path)) for _ in range(3)]
+    assert len({run.path for run in runs}) == 3
+    assert (tmp_path / "latest").resolve() == runs[-1].path.resolve()
+
+
+def test_folder_holds_what_repeats_the_run(tmp_path):
+    import yaml
+
+    cfg = toy_config(tmp_path, name="mine", seed=7)
+    run = open_run_dir(cfg)
+    assert run.path == tmp_path / "mine"
+    about = json.loads((run.path / "run.json").read_text())
+    assert about["seed"] == 7
+    assert about["processes"] == 1
+    assert about["packages"].keys() >= {"python", "torch", "transformers", "timm"}
+    assert about["command"]
+    saved = config_from_dict(yaml.safe_load((run.path / "config.yaml").read_text()))
+    assert config_to_dict(saved) == config_to_dict(cfg)
+
+
+def test_name_that_is_taken_is_an_error_that_says_how_to_go_on(tmp_path):
+    open_run_dir(toy_config(tmp_path, name="mine"))
+    with pytest.raises(UserError, match=r"exists already; set run\.resume=auto"):
+        open_run_dir(toy_config(tmp_path, name="mine"))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/x"])
+def test_name_may_not_leave_the_output_folder(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"run\.name .* must be a plain folder name"):
+        open_run_dir(toy_config(tmp_path, name=name))
+
+
+def test_auto_takes_up_the_latest_unfinished_run_only(tmp_path):
+    first = open_run_dir(toy_config(tmp_path))
+    first.lock.close()
+    again = open_run_dir(toy_config(tmp_path, resume="auto"))
+    assert again.path.resolve() == first.path.resolve()
+    again.finish()
+    again.lock.close()
+    assert open_run_dir(toy_config(tmp_path, resume="auto")).path.resolve() != first.path.resolve()
+
+
+def test_torchrun_restart_takes_up_the_run_without_being_asked(tmp_path, monkeypatch):
+    first = open_run_dir(toy_config(tmp_path))
+    first.lock.close()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert open_run_dir(toy_config(tmp_path)).path.resolve() == first.path.resolve()
+
+
+def test_run_in_use_is_left_alone(tmp_path, other_process, monkeypatch):
+    monkeypatch.setattr(run_dir_module, "LOCK_WAIT", 0.5)
+    first = open_run_dir(toy_config(tmp_path, name="mine"))
+    first.lock.close()
+    other_process(first.path)
+    with pytest.raises(UserError, match="another process is training there"):
+        open_run_dir(toy_config(tmp_path, name="mine", resume="auto"))
+    assert open_run_dir(toy_config(tmp_path, resume="auto")).path.resolve() != first.path.resolve()
+
+
+def test_lock_is_free_as_soon_as_its_process_is_killed(tmp_path, other_process):
+    first = open_run_dir(toy_config(tmp_path, name="mine"))
+    first.lock.close()
+    process = other_process(first.path)
+    process.kill()
+    process.wait()
+    assert open_run_dir(toy_config(tmp_path, name="mine", resume="auto")).lock is not None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_folder_that_cannot_be_written_is_a_one_line_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"run\.output_dir .* cannot be written \(Permission denied\)"):
+        open_run_dir(toy_config(tmp_path / "run"))
+
+
+def test_output_folder_that_is_a_file_is_a_one_line_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"run\.output_dir .* cannot be written"):
+        open_run_dir(toy_config(tmp_path / "file"))
