@@ -1,0 +1,33 @@
+"""The result of scoring: values for the whole set and for each image, and what they were made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set of hypotheses.
+
+    Attributes:
+        overall: metric → value, on the scale of pycocoevalcap (BLEU, METEOR, ROUGE-L 0 to 1, CIDEr 0 to 10).
+        per_image: image id → metric → value.
+        notes: what a reader of the numbers should know, one line each; empty when all went as usual.
+        provenance: versions, hashes and counts that two results must share to be compared.
+    """
+
+    overall: dict[str, float]
+    per_image: dict[int, dict[str, float]]
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary for a JSON file; image ids become strings, as JSON has it."""
+        per_image = {str(image_id): values for image_id, values in self.per_image.items()}
+        return {
+            "overall": self.overall,
+            "per_image": per_image,
+            "notes": self.notes,
+            "provenance": self.provenance,
+        }

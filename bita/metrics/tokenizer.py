@@ -1,0 +1,94 @@
+"""Penn Treebank tokens, as pycocoevalcap makes them: Stanford's tokenizer, lower case, punctuation left out.
+
+The jar is pycocoevalcap's. What is ours: its exit code and its number of lines are checked, its input lies in a
+temporary folder, and every caption is tokenized once, however often it comes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bita.errors import UserError
+from bita.metrics.java import Java, find_java, jar_folder
+
+JAR = "stanford-corenlp-3.4.1.jar"
+NAME = "PTB (Stanford CoreNLP 3.4.1), lower case, punctuation left out"
+START_TIMEOUT = 120.0
+CAPTIONS_A_SECOND = 500
+
+
+def clean(caption: str) -> str:
+    """One line: every run of white space, line ends of any kind included, becomes one space; ends are stripped.
+
+    Half of a surrogate pair, which no encoding can hold, becomes a question mark.
+    """
+    return " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+class Tokenizer:
+    """Tokenizes captions, and remembers them.
+
+    Args:
+        java: which Java; None looks for one at the first caption that is new.
+    """
+
+    def __init__(self, java: Java | None = None) -> None:
+        self._java = java
+        self._known: dict[str, str] = {"": ""}
+
+    def tokenize(self, captions: Iterable[str]) -> list[str]:
+        """Tokens of each caption, joined by single spaces; an empty string where nothing is left.
+
+        Raises:
+            UserError: there is no Java, or the tokenizer failed.
+        """
+        cleaned = [clean(caption) for caption in captions]
+        new = list(dict.fromkeys(caption for caption in cleaned if caption not in self._known))
+        if new:
+            self._known.update(zip(new, self._run(new), strict=True))
+        return [self._known[caption] for caption in cleaned]
+
+    def _run(self, captions: Sequence[str]) -> list[str]:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+        java = self._java or find_java()
+        with tempfile.TemporaryDirectory(prefix="bita_ptb_") as folder:
+            source = Path(folder) / "captions.txt"
+            source.write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8", newline="")
+            lines = _tokenize_file(java, source, len(captions))
+        dropped = set(PUNCTUATIONS)
+        return [" ".join(token for token in line.split(" ") if token not in dropped) for line in lines]
+
+
+def _tokenize_file(java: Java, source: Path, count: int) -> list[str]:
+    """Run the tokenizer over a file of `count` lines.
+
+    Raises:
+        UserError: it failed, took too long, or answered with another number of lines.
+    """
+    jar = jar_folder() / "tokenizer" / JAR
+    command = [*java.base("1g"), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(source)]
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=source.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=START_TIMEOUT + count / CAPTIONS_A_SECOND,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"the PTB tokenizer took over {error.timeout:.0f} s for {count} captions") from error
+    except OSError as error:
+        raise UserError(f"{java.command}: cannot be started ({error.strerror})") from error
+    if answer.returncode != 0:
+        words = answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+        raise UserError(f"the PTB tokenizer failed, exit code {answer.returncode}: {words[0]}")
+    lines = answer.stdout.decode("utf-8").split("\n")
+    if lines.pop() != "" or len(lines) != count:
+        raise UserError(f"the PTB tokenizer answered {count} captions with {len(lines)} lines")
+    return [line.rstrip() for line in lines]
