@@ -21,6 +21,68 @@ from bita.errors import ConfigError, UserError
 from bita.schema import RunConfig
 
 
+class EpochSampler:
+    """What one rank reads in which step of an epoch.
+
+    Args:
+        sizes: Records of each dataset; they are numbered through.
+        weights: (datasets,) share of draws that each dataset gets; None takes every record once.
+        seed: Seed of the order.
+        batch_size: Records a rank and step.
+        rank: This process, from 0.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Tensor | None,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.sizes = list(sizes)
+        self.weights = weights
+        self.seed = seed
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start_step = 0
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return sum(self.sizes) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[TrainKey]]:
+        """Yield the keys of this rank's records, step by step from the chosen one on."""
+        order = self.order().tolist()
+        for step in range(self.start_step, len(self)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [
+                (order[position], self.epoch, position) for position in range(first, first + self.batch_size)
+            ]
+
+    def order(self) -> Tensor:
+        """Return the epoch's order: (records,) int64, places in the concatenation of the datasets."""
+        generator = seeded(self.seed, self.epoch)
+        total = sum(self.sizes)
+        if self.weights is None:
+            return torch.randperm(total, generator=generator)
+        chosen = torch.multinomial(self.weights, total, replacement=True, generator=generator)
+        order = torch.empty(total, dtype=torch.int64)
+        offset = 0
+        for number, size in enumerate(self.sizes):
+            drawn = (chosen == number).nonzero()[:, 0]
+            rounds = -(-len(drawn) // size)
+            if rounds:
+                shuffled = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])
+                order[drawn] = shuffled[: len(drawn)] + offset
+            offset += size
+        return order
+
+
 class TrainLoader:
     """Shuffled training batches of one rank; the last incomplete batch is dropped.
 
@@ -46,61 +108,29 @@ class TrainLoader:
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.datasets = list(datasets)
-        self.seed = run.seed
-        self.batch_size = run.batch_size_train
-        self.rank = rank
-        self.world_size = world_size
-        self.weights = _ratios(self.datasets, run.train_dataset_ratios)
-        self.epoch = 0
-        self.start_step = 0
-        self.records = sum(len(dataset) for dataset in self.datasets)
+        sizes = [len(dataset) for dataset in datasets]
+        weights = _ratios(datasets, run.train_dataset_ratios)
+        self.sampler = EpochSampler(sizes, weights, run.seed, run.batch_size_train, rank, world_size)
         if len(self) == 0:
             raise UserError(
-                f"train splits: {self.records} records are less than one batch of {self.batch_size} on each of "
+                f"train splits: {sum(sizes)} records are less than one batch of {run.batch_size_train} on each of "
                 f"{world_size} processes; lower run.batch_size_train"
             )
-        reader = TrainReader(self.datasets, run.seed, device or torch.device("cpu"))
-        self._loader = _data_loader(reader, _Keys(self), reader.cached, run)
+        reader = TrainReader(datasets, run.seed, device or torch.device("cpu"))
+        self._loader = _data_loader(reader, self.sampler, reader.cached, run)
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
-        return self.records // (self.batch_size * self.world_size)
+        return len(self.sampler)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on."""
-        self.epoch = epoch
-        self.start_step = start_step
+        self.sampler.epoch = epoch
+        self.sampler.start_step = start_step
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the chosen epoch from the chosen step on; what is skipped is not read."""
         yield from _batches(self._loader)
-
-    def order(self) -> Tensor:
-        """Return the epoch's order: (records,) int64, places in the concatenation of the datasets."""
-        generator = seeded(self.seed, self.epoch)
-        if self.weights is None:
-            return torch.randperm(self.records, generator=generator)
-        chosen = torch.multinomial(self.weights, self.records, replacement=True, generator=generator)
-        order = torch.empty(self.records, dtype=torch.int64)
-        offset = 0
-        for number, size in enumerate(len(dataset) for dataset in self.datasets):
-            drawn = (chosen == number).nonzero()[:, 0]
-            rounds = -(-len(drawn) // size)
-            if rounds:
-                shuffled = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])
-                order[drawn] = shuffled[: len(drawn)] + offset
-            offset += size
-        return order
-
-    def keys(self) -> Iterator[list[TrainKey]]:
-        """Yield the keys of this rank's records, step by step from the chosen one on."""
-        order = self.order().tolist()
-        for step in range(self.start_step, len(self)):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [
-                (order[position], self.epoch, position) for position in range(first, first + self.batch_size)
-            ]
 
 
 class EvalLoader:
@@ -142,16 +172,6 @@ def train_loader(
 def eval_loader(dataset: CaptionDataset, run: RunConfig, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
     """Return the evaluation loader of one rank; see ``EvalLoader``."""
     return EvalLoader(dataset, run, rank=rank, world_size=world_size)
-
-
-class _Keys:
-    """The sampler that a DataLoader asks anew at every iteration."""
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[list[TrainKey]]:
-        return self._loader.keys()
 
 
 def _data_loader(

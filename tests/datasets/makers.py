@@ -76,7 +76,7 @@ def prepared(root: Path, images: int = 12, captions: int = 5, splits: tuple[str,
         records = []
         for index in range(images):
             image_id = number * images + index
-            write_image(root / "images" / f"{image_id}.png", image_id)
+            write_image(root / "images" / f"{image_id}.png", image_id, (24, 24))
             records += [
                 {
                     "image": f"{image_id}.png",
@@ -92,7 +92,7 @@ def prepared(root: Path, images: int = 12, captions: int = 5, splits: tuple[str,
 def entry(**options: Any) -> DatasetConfig:
     """The configuration entry of a prepared dataset at ``env.cache_root``."""
     annotations = {split: SplitConfig(storage=f"annotations/{split}.json") for split in SPLITS}
-    return DatasetConfig(build_info=BuildInfo(annotations, StorageConfig("images")), **options)
+    return DatasetConfig(**{"build_info": BuildInfo(annotations, StorageConfig("images")), **options})
 
 
 def env(root: Path) -> EnvConfig:
