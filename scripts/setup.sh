@@ -14,5 +14,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 echo "setting up .venv (the CUDA build of torch is large; it runs on CPUs too)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-.venv/bin/uv pip install --quiet --python .venv/bin/python --requirement requirements.txt --editable . --no-build-isolation-package bita
+.venv/bin/uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
+# The package is used from here, as it stands; a path entry finds it whatever the working folder.
+pwd > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bita.pth"
 echo "$wanted" > "$stamp"

@@ -1,0 +1,68 @@
+"""The command line that training and evaluation share: a configuration, checked first, then a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from bita.config import config_to_yaml, load_config
+from bita.errors import UserError
+from bita.schema import Config
+
+
+def main(description: str | None, *, evaluate: bool, argv: list[str] | None = None) -> int:
+    """Parse, check, build, run; the exit code: 0, 2 for a mistake in the configuration, 1 for any other of the user's.
+
+    Args:
+        description: shown by `--help`.
+        evaluate: only score `run.test_splits`.
+        argv: the arguments; None takes the program's own.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cfg-path", required=True, metavar="FILE", help="project file, such as those in configs/projects"
+    )
+    parser.add_argument(
+        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. run.max_epoch=1"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved configuration and stop"
+    )
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        cfg = load_config(args.cfg_path, args.options)
+        cfg.run.evaluate = cfg.run.evaluate or evaluate
+        if args.print_config:
+            print(config_to_yaml(cfg), end="")
+            return 0
+        run(cfg)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(cfg: Config) -> dict[str, dict[str, float]]:
+    """Build everything that a configuration names, and run it; split → scores."""
+    from bita import distributed, registry
+    from bita.datasets.builders import build_datasets
+    from bita.models import build_model
+    from bita.runners.run_dir import open_run_dir
+    from bita.runners.seeding import seed_process
+
+    distributed.setup(cfg.run.device)
+    try:
+        seed_process(cfg.run.seed)
+        datasets = build_datasets(cfg)
+        run_dir = open_run_dir(cfg)
+        model = build_model(cfg.model)
+        task = registry.tasks.get(cfg.run.task)(cfg)
+        runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
+        scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()
+        return scores
+    finally:
+        distributed.shutdown()
