@@ -41,9 +41,15 @@ def blob(c: Canvas, centre: complex, radius: float, *, rough: float = 0.16) -> l
 
 def lay(c: Canvas, surroundings: str) -> None:
     """Ground for a scene whose middle (about |y| < 0.65) is left to the main objects."""
-    soil = surroundings == "bare ground" or (surroundings != "lawn" and c.rng.random() < 0.4)
-    c.cover("bare ground" if soil else "lawn")
-    patches(c)
+    base = {"bare ground": "bare ground", "lawn": "lawn"}.get(surroundings)
+    paved = 3 if surroundings in ("road", "water", "buildings") else 0
+    base = base or c.rng.choices(("lawn", "bare ground", "concrete"), (5, 4, paved))[0]
+    if surroundings == "trees" and c.rng.random() < 0.5:
+        c.cover("trees")
+        c.fill(blob(c, 0, c.rng.uniform(0.88, 1.02)), base)
+    else:
+        c.cover(base)
+        patches(c)
     side = c.rng.choice((1, -1))
     if surroundings == "road":
         y = 1j * side * c.rng.uniform(0.8, 0.9)

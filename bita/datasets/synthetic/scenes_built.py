@@ -19,11 +19,11 @@ def airport(c: Canvas) -> Facts:
     arrangement = ground.pick_arrangement(c, count)
     colour = c.rng.choice(("white", "white", "gray", "blue"))
     ground.lay(c, around)
-    edge = 0.78
+    edge = c.rng.uniform(0.68, 0.82)
     apron = [complex(-FAR, -edge), complex(FAR, -edge), complex(FAR, edge), complex(-FAR, edge)]
     c.keep_clear(apron)
-    c.fill(apron, "concrete")
-    for y in (-0.72, 0.72):
+    c.fill(apron, c.rng.choice(("concrete", "concrete", "asphalt")))
+    for y in (0.06 - edge, edge - 0.06):
         c.line([complex(-FAR, y), complex(FAR, y)], (206, 176, 64), 0.016)
     for k in range(-4, 5):
         c.line([complex(k * 0.4, -edge), complex(k * 0.4, edge)], (134, 134, 132), 0.008)
@@ -33,9 +33,9 @@ def airport(c: Canvas) -> Facts:
     if c.rng.random() < 0.5:
         side = c.rng.choice((1, -1))
         size = (c.rng.uniform(0.8, 1.4), 0.2)
-        sprites.building(c, complex(c.rng.uniform(-0.4, 0.4), side * 0.9), 1, size, (188, 188, 186))
+        sprites.building(c, complex(c.rng.uniform(-0.4, 0.4), side * (edge + 0.12)), 1, size, (188, 188, 186))
     places = ground.positions(c, count, arrangement, pitch)
-    length = 0.93 * ground.spacing(places, pitch)
+    length = 0.88 * ground.spacing(places, pitch)
     for place in places:
         turn = heading
         if arrangement == SCATTERED or count == 1:

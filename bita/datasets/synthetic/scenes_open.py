@@ -273,7 +273,7 @@ def ponds(c: Canvas) -> Facts:
     pitch = ground.pitch_for(count, arrangement, 0.8)
     places = ground.positions(c, count, arrangement, pitch)
     for place in places:
-        shape = ground.blob(c, place, ground.spacing(places, pitch) * c.rng.uniform(0.36, 0.42), rough=0.3)
+        shape = ground.blob(c, place, ground.spacing(places, pitch) * c.rng.uniform(0.33, 0.38), rough=0.26)
         c.keep_clear(shape)
         c.fill(band([*shape, shape[0]], 0.06), shade(c.leaf, 1.25))
         c.fill(shape, f"{colour} water")
@@ -286,7 +286,7 @@ def beach(c: Canvas) -> Facts:
     around = c.rng.choice(("trees", "houses", "lawn", "road"))
     colour = c.rng.choice(("blue", "green"))
     c.cover("trees" if around == "trees" else "lawn")
-    line = c.rng.uniform(-0.15, 0.2)
+    line = c.rng.uniform(-0.35, 0.5)
     shore = ground.meander(c, complex(line, -FAR), complex(line, FAR), c.rng.uniform(0.04, 0.12), 24)
     width = c.rng.uniform(0.35, 0.5)
     sand = [*(p - width for p in shore), complex(FAR, FAR), complex(FAR, -FAR)]
