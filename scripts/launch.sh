@@ -28,3 +28,24 @@ launch() {
         "$python" "$program" --cfg-path "$config" "$@"
     fi
 }
+
+# step TEXT: say what comes next.
+step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
+
+# road MODEL DATASET OUT: tokenizers, the three stages, scores and report, for a small model; all of it under OUT.
+road() {
+    local out=$3 data=$3/data
+    step "tokenizers from the training captions"
+    .venv/bin/python scripts/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json"
+    local common=(--options "env.cache_root=$data")
+    step "stage 1: queries and captions are aligned"
+    MODEL=$1 launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$out/pretrain_stage1"
+    step "stage 2: the language model learns to read the queries"
+    MODEL=$1 launch train.py train/pretrain_stage2 "${common[@]}" "run.output_dir=$out/pretrain_stage2" \
+        "model.init_from=$out/pretrain_stage1"
+    step "stage 3: fine-tuning on captions"
+    MODEL=$1 launch train.py train/caption_ft "${common[@]}" "run.output_dir=$out/caption" \
+        "model.init_from=$out/pretrain_stage2"
+    step "scores"
+    .venv/bin/python scripts/report.py "$out/caption" "$out" --seconds "$SECONDS"
+}

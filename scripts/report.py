@@ -1,0 +1,185 @@
+"""The end of a road: scores beside their floors and ceilings, `scores.json`, and a page to look at.
+
+    .venv/bin/python scripts/report.py RUN OUT [--seconds N]
+
+RUN is a caption run whose test split was scored; OUT gets `scores.json` and `report.html`. Beside the model stand the
+same captions with the images shuffled, the most frequent training caption, the caption of the nearest training image,
+and, for the synthetic dataset, the caption rendered from the true facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from bita.config import config_from_dict
+from bita.datasets.baselines import constant_captions, nearest_captions
+from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
+from bita.errors import UserError
+from bita.metrics import score_captions
+from bita.runners.checkpoint import read_meta, resolve_checkpoint
+from bita.schema import Config
+
+Captions = dict[int, str]
+
+COLUMNS = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+SHOWN = 60
+"""Test images on the page."""
+
+
+class TestSplit:
+    """The test split of a run's first dataset, as files."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.name, entry = next(iter(cfg.datasets.items()))
+        self.root = Path(cfg.env.cache_root)
+        self.train, self.test = (
+            self.root / str(entry.build_info.annotations[s].storage) for s in ("train", "test")
+        )
+        self.folder = self.root / str(entry.build_info.images.storage)
+        truth = json.loads((self.root / str(entry.build_info.annotations["test"].ground_truth)).read_text())
+        self.references: dict[int, list[str]] = {}
+        for annotation in truth["annotations"]:
+            self.references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        self.images = {r["image_id"]: self.folder / r["image"] for r in json.loads(self.test.read_text())}
+        self.facts = self.folder.parent / "facts.json"
+
+    def baselines(self) -> dict[str, Captions]:
+        """Captions that need no model, by name."""
+        found = {
+            "the most frequent training caption": constant_captions(self.train, self.test),
+            "the nearest training image's caption": nearest_captions(self.train, self.test, self.folder),
+        }
+        if self.facts.is_file():
+            facts = load_facts(self.facts)
+            found["the true facts in a typical sentence"] = oracle_captions(facts, self.images)
+        return found
+
+
+def shuffled(captions: Captions) -> Captions:
+    """The same captions, each under another image (a seeded cycle through all of them)."""
+    ids = sorted(captions)
+    random.Random(0).shuffle(ids)
+    return {image: captions[other] for image, other in zip(ids, ids[1:] + ids[:1], strict=True)}
+
+
+def load_run(run: str) -> tuple[Path, Config, Captions]:
+    """A run's folder, its configuration, and its captions of the test split.
+
+    Raises:
+        UserError: the run has no checkpoint, or was not tested.
+    """
+    checkpoint = resolve_checkpoint(run)
+    folder = checkpoint.resolve().parent.parent
+    predictions = folder / "results/test.json"
+    if not predictions.is_file():
+        raise UserError(
+            f"{predictions}: is missing; run evaluate.py, or training with run.test_splits=[test]"
+        )
+    captions = {entry["image_id"]: entry["caption"] for entry in json.loads(predictions.read_text())}
+    return folder, config_from_dict(read_meta(checkpoint).config), captions
+
+
+def write_page(
+    path: Path, title: str, rows: list[dict[str, Any]], split: TestSplit, captions: Captions
+) -> None:
+    """Render `report.html`: the table, then images with captions and references side by side."""
+    chosen = sorted(captions)
+    random.Random(1).shuffle(chosen)
+    cards = [
+        {"image": thumbnail(split.images[i]), "caption": captions[i], "references": split.references[i]}
+        for i in chosen[:SHOWN]
+    ]
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
+        "report.html.j2"
+    )
+    path.write_text(
+        template.render(title=title, columns=COLUMNS, rows=rows, cards=cards, total=len(captions))
+    )
+
+
+def thumbnail(path: Path) -> str:
+    """An image as a data URL, so that the page is one file."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        small.thumbnail((256, 256))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def report(run: str, out: Path, seconds: float | None) -> dict[str, Any]:
+    """Score, write both files, print the table; what `scores.json` holds."""
+    folder, cfg, captions = load_run(run)
+    split = TestSplit(cfg)
+    systems = {"this model": captions, "this model, images shuffled": shuffled(captions)} | split.baselines()
+    rows = []
+    for name, hypotheses in systems.items():
+        overall = dict(score_captions(split.references, hypotheses).overall)
+        distinct = len(set(hypotheses.values()))
+        row = {"name": name, "scores": overall, "distinct": distinct}
+        if split.facts.is_file():
+            row["facts"] = score_facts(hypotheses, load_facts(split.facts))
+        rows.append(row)
+    scores: dict[str, Any] = {
+        "test": rows[0]["scores"],
+        "test_shuffled_images": rows[1]["scores"],
+        "seconds": seconds,
+        "distinct_captions": rows[0]["distinct"],
+        "test_images": len(captions),
+        "baselines": {row["name"]: row["scores"] for row in rows[2:]},
+    }
+    if "facts" in rows[0]:
+        scores["facts"] = rows[0]["facts"]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scores.json").write_text(json.dumps(scores, indent=1))
+    write_page(out / "report.html", f"{split.name}, test split, {folder.name}", rows, split, captions)
+    print(table(rows))
+    return scores
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The scores in plain text."""
+    lines = [f"{'':40}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'distinct':>10}"]
+    for row in rows:
+        cells = "".join(f"{row['scores'].get(name, float('nan')):9.3f}" for name in COLUMNS)
+        lines.append(f"{row['name']:40}{cells}{row['distinct']:10}")
+    if "facts" in rows[0]:
+        lines.append("facts that this model's captions state rightly: " + facts_line(rows[0]["facts"]))
+    return "\n".join(lines)
+
+
+def facts_line(facts: dict[str, float]) -> str:
+    """Shares of facts, in words."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in facts.items())
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a caption run's folder, or its output folder (then the latest)")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
+    args = parser.parse_args()
+    try:
+        report(args.run, args.out, args.seconds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"look at {args.out / 'report.html'}; scores in {args.out / 'scores.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
