@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -20,11 +21,15 @@ from bita.datasets.captions import (
     read_annotations,
     read_ground_truth,
 )
+from bita.datasets.sources import load_json
 from bita.errors import ConfigError, UserError
 from bita.registry import processors as registry
+from bita.runners.files import write_text
 from bita.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 
 LOG = logging.getLogger(__name__)
+GENERATED = "generated.json"
+"""File beside a synthetic dataset that says what it was generated from."""
 DEFAULTS = {
     ("vis_processor", "train"): "bita_image_train",
     ("vis_processor", "eval"): "bita_image_eval",
@@ -208,6 +213,8 @@ def _annotation_files(
     for path in files:
         if cfg.synthetic and not path.is_file():
             _generate(path.parent.parent, cfg.synthetic)
+        if cfg.synthetic:
+            _check_generated(name, path.parent.parent, cfg.synthetic)
         if not path.is_file():
             command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
             raise ConfigError(f"{key}: {path} is missing; prepare it: {command}")
@@ -223,6 +230,17 @@ def _generate(out: Path, synthetic: dict[str, Any]) -> None:
         if not (out / "annotations").is_dir():
             LOG.info("generating the synthetic dataset in %s", out)
             generate(out, **synthetic)
+            write_text(out / GENERATED, json.dumps(synthetic))
+
+
+def _check_generated(name: str, out: Path, synthetic: dict[str, Any]) -> None:
+    """Raise ConfigError if ``out`` was generated with other settings than these."""
+    stamp = out / GENERATED
+    if stamp.is_file() and load_json(stamp) != synthetic:
+        made = stamp.read_text()
+        raise ConfigError(
+            f"datasets.{name}.synthetic: {out} was made with {made}; remove it to have it made anew"
+        )
 
 
 def _image_folder(name: str, cfg: DatasetConfig, env: EnvConfig) -> Path:

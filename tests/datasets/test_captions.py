@@ -200,3 +200,14 @@ def test_large_jpegs_are_drafted_only_when_asked(tmp_path: Path) -> None:
     )
     assert build(tmp_path).open(10).size == (800, 800)
     assert build(tmp_path, jpeg_draft=True).open(10).size == (100, 100)
+
+
+def test_a_synthetic_dataset_is_generated_once_and_never_mistaken_for_another(tmp_path: Path) -> None:
+    settings = {"train": 6, "val": 2, "test": 2, "size": 64, "seed": 1}
+    dataset = build(tmp_path / "made", synthetic=settings)
+    assert len(dataset) == 30
+    stamp = (tmp_path / "made/annotations/train.json").stat().st_mtime_ns
+    assert build(tmp_path / "made", synthetic=settings)[0]["text"] == dataset[0]["text"]
+    assert (tmp_path / "made/annotations/train.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match=r'datasets\.toy\.synthetic: .* was made with .*"seed": 1'):
+        build(tmp_path / "made", synthetic={**settings, "seed": 2})
