@@ -246,9 +246,15 @@ class Canvas:
         if isinstance(paint, tuple):
             self._draw.polygon(self._pixels(shape), fill=paint)
             return
-        mask = Image.new("L", (self.px, self.px))
-        ImageDraw.Draw(mask).polygon(self._pixels(shape), fill=255)
-        self.image.paste(self.material(paint) if isinstance(paint, str) else paint, mask=mask)
+        pixels = self._pixels(shape)
+        left, top = (max(0, int(min(p[k] for p in pixels))) for k in range(2))
+        right, bottom = (min(self.px, int(max(p[k] for p in pixels)) + 2) for k in range(2))
+        if left >= right or top >= bottom:
+            return
+        mask = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in pixels], fill=255)
+        picture = self.material(paint) if isinstance(paint, str) else paint
+        self.image.paste(picture.crop((left, top, right, bottom)), (left, top), mask)
 
     def blend(self, paint: Image.Image, share: float) -> None:
         """Lay a paint over a share of the picture, in soft-edged natural patches."""
@@ -272,6 +278,14 @@ class Canvas:
         offset = self.shadow_step * height
         moved = [p + offset for p in shape]
         self._draw.polygon(self._pixels(hull([*shape, *moved]) if convex else moved), fill=self._shadow)
+
+    def disc_shadow(self, centre: complex, radius: float, height: float) -> None:
+        """The shadow of an upright cylinder."""
+        offset = self.shadow_step * height
+        side = offset / abs(offset) * radius
+        arc = [side * cmath.rect(1, math.pi * (k / 6 - 0.5)) for k in range(7)]
+        shape = [*(centre + offset + p for p in arc), *(centre - p for p in arc)]
+        self._draw.polygon(self._pixels(shape), fill=self._shadow)
 
     # What is free for trees, cars and houses.
 

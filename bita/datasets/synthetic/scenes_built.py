@@ -207,7 +207,7 @@ def parking_lot(c: Canvas) -> Facts:
                 sprites.car(c, complex(x + slot / 2, y), c.rng.choice((1j, -1j)), 0.16)
     if around == "buildings":
         side = -1 if middle > 0 else 1
-        place = complex(c.rng.uniform(-0.3, 0.3), side * (half + abs(middle) * 0 + 0.3) + middle)
+        place = complex(c.rng.uniform(-0.3, 0.3), side * (half + 0.3) + middle)
         grey = c.rng.choice(((176, 174, 170), (150, 140, 130), (120, 118, 120)))
         sprites.building(c, place, 1, (c.rng.uniform(0.9, 1.3), 0.42), grey)
         sprites.building(c, complex(-place.real, 2 * middle - place.imag), 1, (1.0, 0.42), grey)

@@ -305,7 +305,7 @@ def beach(c: Canvas) -> Facts:
         c.line(surf, (236, 240, 238), 0.032 - offset * 0.09)
     for _ in range(c.rng.randrange(0, 10)):
         spot = c.rng.choice(shore) - width * c.rng.uniform(0.35, 0.8)
-        c.shadow(disc(spot, 0.03, 8), 0.04)
+        c.disc_shadow(spot, 0.03, 0.04)
         c.circle(spot, 0.03, c.rng.choice(((196, 60, 50), (240, 240, 236), (60, 100, 170), (226, 190, 70))))
     if around == "road":
         x = line - width - 0.2

@@ -50,7 +50,7 @@ def mirrored(half: Shape) -> list[complex]:
 def tree(c: Canvas, place: complex, radius: float) -> None:
     """A tree crown with its shadow."""
     step = c.shadow_step
-    c.shadow(disc(place, radius * 0.9, 10), radius * 1.5)
+    c.disc_shadow(place, radius * 0.9, radius * 1.5)
     green = shade(c.leaf, c.rng.uniform(0.8, 1.2))
     c.circle(place, radius, green)
     c.circle(place - step * radius * 0.22, radius * 0.72, shade(green, 1.3))
@@ -161,7 +161,7 @@ def ship(c: Canvas, place: complex, turn: complex, length: float, colour: Colour
 def tank(c: Canvas, place: complex, radius: float, colour: Colour) -> None:
     """A storage tank: its roof, the rim, the stair and a shadow as long as it is high."""
     c.keep_clear(disc(place, radius * 1.25))
-    c.shadow(disc(place, radius), radius * 0.8)
+    c.disc_shadow(place, radius, radius * 0.8)
     step = c.shadow_step
     c.circle(place, radius, shade(colour, 0.6))
     c.circle(place - step * radius * 0.03, radius * 0.95, shade(colour, 1.08))
@@ -206,12 +206,9 @@ def diamond(c: Canvas, place: complex, turn: complex, radius: float, dirt: Colou
     c.fill(fan, c.furrows((66, 112, 54), (92, 140, 70), c.rng.uniform(0, 3), radius * 0.18))
     infield = [place, *(place + turn * cmath.rect(radius * 0.56, math.radians(a)) for a in range(-45, 46, 9))]
     c.fill(infield, dirt)
-    side = radius * 0.34
-    square = [place + turn * cmath.rect(side, math.pi / 4) * k for k in (0.12,)]
     grass = placed([0.07 + 0j, 0.25 + 0.18j, 0.43, 0.25 - 0.18j], place, turn * radius)
     c.fill(grass, (84, 130, 62))
     c.circle(place + turn * radius * 0.25, radius * 0.045, dirt)
-    c.circle(square[0], radius * 0.02, dirt)
     for angle in (-math.pi / 4, math.pi / 4):
         c.line([place, place + turn * cmath.rect(radius, angle)], (236, 232, 222), radius * 0.018)
     for p in (0.0, 0.25 + 0.25j, 0.5, 0.25 - 0.25j):
