@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from bita.config import config_to_yaml, load_config
-from bita.errors import UserError
+from bita.errors import ConfigError, UserError
 from bita.schema import Config
 
 
@@ -32,18 +33,29 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    options = [*args.options, "run.evaluate=true"] if evaluate else args.options
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
+    show_warnings(logging.WARNING if first else logging.ERROR)
     try:
-        cfg = load_config(args.cfg_path, args.options)
-        cfg.run.evaluate = cfg.run.evaluate or evaluate
+        cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
         if args.print_config:
             print(config_to_yaml(cfg), end="")
-            return 0
-        run(cfg)
+        else:
+            run(cfg)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first or not isinstance(error, ConfigError):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def show_warnings(level: int) -> None:
+    """Print the warnings of this package as `warning: …`, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("bita")
+    log.handlers[:] = [handler]
+    log.setLevel(level)
 
 
 def run(cfg: Config) -> dict[str, dict[str, float]]:

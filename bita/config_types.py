@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bita.config_layers import Keys
+from bita.config_layers import Keys, Places, where
 from bita.errors import ConfigError
 
 T = TypeVar("T")
@@ -24,99 +26,144 @@ TYPE_NAMES = {
 }
 
 
-def build(cls: type[T], value: Any, keys: Keys, places: dict[Keys, str]) -> T:
+def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
     """Make a dataclass of a dictionary, field by field.
 
     Args:
         cls: a dataclass; its type hints are the rules.
         value: nested dictionaries.
+        places: key path → where it was written.
         keys: where the dictionary stands in the configuration.
-        places: full key path → where it was written.
 
     Raises:
         ConfigError: naming the key, its place, and what would be right.
     """
-    if not isinstance(value, dict):
-        raise wrong(keys, places, f"wanted keys such as {next(iter(_fields(cls)))}, not {shown(value)}")
-    hints = _fields(cls)
-    for key in value:
-        if key not in hints:
-            raise unknown(
-                f"{'.'.join((*keys, str(key)))}", "key", str(key), hints, where((*keys, str(key)), places)
-            )
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name, f in fields.items():
+    check_keys(cls, value, places, keys)
+    hints = _hints(cls)
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise wrong(keys, places, f"{name} is missing")
-    return cls(**{key: convert(hints[key], item, (*keys, key), places) for key, item in value.items()})
+        if required and f.name not in value:
+            raise wrong((*keys, f.name), places, "is missing")
+    return cls(**{key: _convert(hints[key], item, places, (*keys, key)) for key, item in value.items()})
 
 
-def convert(hint: Any, value: Any, keys: Keys, places: dict[Keys, str]) -> Any:
-    """Check a value against a type hint; whole numbers become floats where floats are wanted.
+def check_keys(cls: type, value: Any, places: Places, keys: Keys = ()) -> None:
+    """Check the names of keys, and that mappings stand where they must; values are not looked at.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: an unknown key, or something else where a mapping is wanted.
     """
+    hints = _hints(cls)
+    if not isinstance(value, dict):
+        raise wrong(keys, places, f"wanted keys such as {next(iter(hints))}, not {shown(value)}")
+    for key, item in value.items():
+        inner = (*keys, str(key))
+        if key not in hints:
+            raise _unknown_key(inner, hints, places)
+        hint = hints[key]
+        if item is None:
+            continue
+        if dataclasses.is_dataclass(hint):
+            check_keys(hint, item, places, inner)  # type: ignore[arg-type]
+        elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
+            if not isinstance(item, dict):
+                raise wrong(inner, places, f"wanted names with keys below them, not {shown(item)}")
+            for name, entry in item.items():
+                if entry is not None:
+                    check_keys(get_args(hint)[1], entry, places, (*inner, str(name)))
+
+
+def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
+    """Check a value against a type hint; whole numbers become floats where floats are wanted."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return convert(next(arg for arg in args if arg is not type(None)), value, keys, places)
+        return _convert(next(arg for arg in args if arg is not type(None)), value, places, keys)
     if dataclasses.is_dataclass(hint):
-        return build(hint, {} if value is None else value, keys, places)  # type: ignore[arg-type]
+        return build(hint, {} if value is None else value, places, keys)  # type: ignore[arg-type]
     if origin is Literal:
-        if value not in args:
-            raise unknown(".".join(keys), "value", str(value), [str(a) for a in args], where(keys, places))
+        if not isinstance(value, str) or value not in args:
+            raise unknown(keys, "value", value, args, places)
         return value
     if origin is list:
         if not isinstance(value, list):
-            raise wrong(keys, places, f"wanted a list such as [train], not {shown(value)}")
-        return [convert(args[0], item, keys, places) for item in value]
+            raise wrong(keys, places, f"wanted a list such as [a, b], not {shown(value)}")
+        return [_convert(args[0], item, places, keys) for item in value]
     if origin is dict:
-        if not isinstance(value, dict):
+        if value is not None and not isinstance(value, dict):
             raise wrong(keys, places, f"wanted keys with values, not {shown(value)}")
-        return {str(k): convert(args[1], item, (*keys, str(k)), places) for k, item in value.items()}
-    return _scalar(hint, value, keys, places)
+        return {str(k): _convert(args[1], item, places, (*keys, str(k))) for k, item in (value or {}).items()}
+    return _scalar(hint, value, places, keys)
 
 
-def _scalar(hint: type, value: Any, keys: Keys, places: dict[Keys, str]) -> Any:
+def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    raise wrong(keys, places, f"wanted {TYPE_NAMES[hint]}, not {shown(value)}")
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        quotes = '; put it in quotes, "…"' if hint is str and isinstance(value, int | float) else ""
+        raise wrong(keys, places, f"wanted {TYPE_NAMES[hint]}, not {shown(value)}{quotes}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong(keys, places, f"wanted a finite number, not {value}")
+    return value
 
 
-def where(keys: Keys, places: dict[Keys, str]) -> str:
-    """Where a key was written, or the nearest one above it."""
-    for depth in range(len(keys), 0, -1):
-        if keys[:depth] in places:
-            return places[keys[:depth]]
-    return "configuration"
-
-
-def wrong(keys: Keys, places: dict[Keys, str], what: str) -> ConfigError:
+def wrong(keys: Keys, places: Places, what: str) -> ConfigError:
     """The one-line error for a key's value."""
-    return ConfigError(f"{'.'.join(keys)} ({where(keys, places)}): {what}")
+    return ConfigError(f"{'.'.join(keys) or 'configuration'} ({where(keys, places)}): {what}")
 
 
-def unknown(path: str, kind: str, name: str, known: Iterable[str], place: str) -> ConfigError:
-    """The one-line error for a name that does not exist, with the nearest one that does."""
+def unknown(keys: Keys, kind: str, name: object, known: Iterable[str], places: Places) -> ConfigError:
+    """The one-line error for a value that is none of some names, with the nearest of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
-    subject = f"unknown key {path!r}" if kind == "key" else f"{path}: unknown {kind} {name!r}"
-    return ConfigError(f"{subject} ({place}): {hint}")
+    return wrong(
+        keys, places, f"unknown {kind} {str(name)!r}; {nearest(str(name), known)}, of {', '.join(known)}"
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name that is meant, as a question."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"did you mean {near[0]!r}?" if near else "there are none"
+
+
+def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigError:
+    """The nearest key beside it; or one of the same name elsewhere, when none beside it is near."""
+    *above, key = keys
+    beside = difflib.get_close_matches(key, hints, n=1, cutoff=0.6)
+    elsewhere = [path for path in _all_keys() if path[-1] == key]
+    if elsewhere and not beside:
+        near = ".".join(elsewhere[0])
+    else:
+        near = ".".join((*above, *(beside or difflib.get_close_matches(key, hints, n=1, cutoff=0.0))))
+    return wrong(keys, places, f"unknown key; did you mean {near!r}?")
+
+
+@cache
+def _all_keys() -> tuple[Keys, ...]:
+    from bita.schema import Config
+
+    def walk(cls: type, keys: Keys) -> Iterator[Keys]:
+        for key, hint in _hints(cls).items():
+            yield (*keys, key)
+            inner = hint if dataclasses.is_dataclass(hint) else None
+            if inner is not None:
+                yield from walk(inner, (*keys, key))  # type: ignore[arg-type]
+
+    return tuple(walk(Config, ()))
 
 
 def shown(value: Any) -> str:
     """A value in a message: what it is and, when short, how it is written."""
     kind = TYPE_NAMES.get(type(value), type(value).__name__)
-    return kind if isinstance(value, dict | list) or value is None else f"{kind}: {str(value)[:60]!r}"
+    if isinstance(value, dict | list) or value is None:
+        return kind
+    written = str(value).lower() if isinstance(value, bool) else repr(value)
+    return f"{kind}, {written if len(written) <= 60 else written[:57] + '…'}"
 
 
-def _fields(cls: type) -> dict[str, Any]:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)

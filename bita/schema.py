@@ -135,7 +135,7 @@ class DatasetConfig:
     """One dataset: files, processors, loading."""
 
     dataset_card: str | None = None
-    data_type: str = "images"
+    data_type: str | None = None
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
     text_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
@@ -147,8 +147,8 @@ class DatasetConfig:
     """Three band numbers, from 1, of multi-band images; None takes the file's own colours."""
     jpeg_draft: bool = False
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size where the crop still has enough pixels."""
-    synthetic: dict[str, Any] = field(default_factory=dict)
-    """Only for `synthetic_caption`: number of images, seed and size of the generated scenes."""
+    synthetic: dict[str, int] = field(default_factory=dict)
+    """Only for `synthetic_caption`: number of images (train, val, test), seed and size of the generated scenes."""
 
 
 @dataclass
@@ -223,6 +223,8 @@ class EnvConfig:
 
     cache_root: str = "data"
     """Relative paths of datasets start here."""
+    dataset_configs: list[str] = field(default_factory=list)
+    """Further folders of YAML files that describe datasets, like `configs/datasets`."""
 
 
 @dataclass
@@ -235,3 +237,18 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     imports: list[str] = field(default_factory=list)
     """Modules to import first, which register classes of one's own."""
+
+
+@dataclass
+class Preprocess:
+    """Defaults for the processors of every dataset; stands in a model's YAML, or in a project file."""
+
+    vis_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
+    text_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
+
+
+@dataclass
+class ProjectFile(Config):
+    """What a project file may hold."""
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
