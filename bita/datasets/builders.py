@@ -21,7 +21,7 @@ from bita.datasets.captions import (
     read_annotations,
     read_ground_truth,
 )
-from bita.datasets.sources import load_json
+from bita.datasets.sources import has_words, load_json
 from bita.errors import ConfigError, UserError
 from bita.registry import processors as registry
 from bita.runners.files import write_text
@@ -110,6 +110,8 @@ def build_dataset(
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
     _check_images(records, folder, files)
+    if train:
+        records = _with_words(records, name, split)
     references = None
     if entry.ground_truth is not None and not train:
         references = _references(name, split, _resolve(env, entry.ground_truth), records)
@@ -251,6 +253,14 @@ def _image_folder(name: str, cfg: DatasetConfig, env: EnvConfig) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{key}: {folder} is no folder; link or copy the images there")
     return folder
+
+
+def _with_words(records: Sequence[CaptionRecord], name: str, split: str) -> list[CaptionRecord]:
+    """Return the records whose caption says anything: there is nothing to learn from the others."""
+    kept = [record for record in records if has_words(record.caption)]
+    if len(kept) < len(records):
+        LOG.warning("%s %s: %d captions without a word are left out", name, split, len(records) - len(kept))
+    return kept
 
 
 def _check_images(records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from bita.datasets.archives import ImageFolder, find_file, find_images, open_source
 from bita.datasets.card import dataset_card
-from bita.datasets.sources import PUBLISHED, SPLITS, SourceImage
+from bita.datasets.sources import PUBLISHED, SPLITS, SourceImage, has_words
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
 from bita.runners.files import link, write_text
@@ -125,9 +125,7 @@ def select(source: Source) -> Report:
     left_out: list[tuple[str, str]] = []
     first: dict[str, str] = {}
     for index, (record, name, fault) in enumerate(zip(source.records, files, broken, strict=True)):
-        captions = tuple(
-            caption for caption in record.captions if any(letter.isalnum() for letter in caption)
-        )
+        captions = tuple(caption for caption in record.captions if caption.strip())
         reason = _reason(record, name, fault, captions, first)
         if reason or name is None:
             left_out.append((f"{record.where} {record.image}", reason or "image is missing"))
@@ -183,7 +181,7 @@ def _reason(
         return "image is missing"
     if fault is not None:
         return fault
-    if not captions:
+    if not any(has_words(caption) for caption in captions):
         return "no caption"
     return f"image is listed before, as {first[name]}" if name in first else None
 
@@ -203,16 +201,19 @@ def _fault(path: Path) -> str | None:
 
 
 def _caption_notes(images: Sequence[PreparedImage]) -> list[str]:
-    """Name the images that have another number of captions than most."""
+    """Name the images that have another number of captions than most, or a caption without a word."""
     counts = Counter(len(image.captions) for image in images)
     if not counts:
         return []
     usual = counts.most_common(1)[0][0]
-    return [
-        f"{image.image}: {len(image.captions)} captions, where most images have {usual}"
-        for image in images
-        if len(image.captions) != usual
-    ]
+    notes = []
+    for image in images:
+        if len(image.captions) != usual:
+            notes.append(f"{image.image}: {len(image.captions)} captions, where most images have {usual}")
+        notes += [
+            f"{image.image}: caption {text!r} has no word" for text in image.captions if not has_words(text)
+        ]
+    return notes
 
 
 def _images_differ(target: Path, images: Path, copy_images: bool) -> bool:

@@ -45,6 +45,11 @@ class Published:
     """Captions in all splits together."""
 
 
+def has_words(caption: str) -> bool:
+    """Whether a caption says anything: RSICD, as published, has three that are only " ."."""
+    return any(letter.isalnum() for letter in caption)
+
+
 def load_json(path: Path) -> Any:
     """Read a JSON file; what is wrong with it is said in one line."""
     try:

@@ -116,6 +116,14 @@ def test_several_annotation_files_and_captions_in_lists(tmp_path: Path) -> None:
     assert dataset.references[2][:2] == ["one", "two"]
 
 
+def test_captions_without_a_word_are_not_learnt_from_but_stay_references(tmp_path: Path) -> None:
+    prepared(tmp_path, images=2)
+    for split in ("train", "test"):
+        edit(tmp_path / f"annotations/{split}.json", lambda records: records[1].update(caption=" ."))
+    assert len(build(tmp_path)) == 9
+    assert build(tmp_path, "test", train=False).references[4][1] == " ."
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

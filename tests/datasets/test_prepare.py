@@ -187,6 +187,7 @@ def test_repeats_and_paths_that_leave_the_folder_are_left_out(tmp_path: Path) ->
     content["images"].append(karpathy_record("1.tif", 6, "test", ["again"]))
     content["images"].append(karpathy_record("../imgs/2.tif", 7, "test", ["outside"]))
     content["images"].append(karpathy_record("3.tif", 8, "test", [" . "]))
+    content["images"][0]["sentences"][2]["raw"] = " ."
     (source / "dataset.json").write_text(json.dumps(content))
     report = prepare(published_source("ucm_caption", source, tmp_path / "out"), tmp_path / "out")
     assert report.left_out == [
@@ -194,6 +195,8 @@ def test_repeats_and_paths_that_leave_the_folder_are_left_out(tmp_path: Path) ->
         ("images[7] ../imgs/2.tif", "path leaves the image folder"),
         ("images[8] 3.tif", "no caption"),
     ]
+    assert report.notes == ["1.tif: caption ' .' has no word"]
+    assert len(report.kept[0].captions) == 5
 
 
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path: Path) -> None:
