@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bita.datasets.synthetic import SCENES, draw_scene, five_captions
+from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
 
 SIZE, WIDTH, TEXT, GAP = 144, 192, 46, 8
 FONT_SIZE, LINE_CHARS = 11, 33
@@ -22,9 +22,24 @@ COLOURS = 128
 """The sheet is stored with a palette, to stay small in the repository."""
 
 
+def examples(kind: str, each: int, seed: int) -> list[str]:
+    """Seeds of scenes of a kind that differ in count and colour as far as that is quickly found."""
+    keys: list[str] = []
+    shown: list[Facts] = []
+    for k in range(8 * each):
+        key = f"{seed} sheet {kind} {k}"
+        _, facts = draw_scene(kind, key, 64)
+        new = all(facts.count != other.count or facts.count is None for other in shown)
+        new = new and all(facts.colour != other.colour or facts.colour is None for other in shown)
+        if len(keys) < each and (new or 8 * each - k <= each - len(keys)):
+            keys.append(key)
+            shown.append(facts)
+    return keys
+
+
 def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
     """A sheet with `each` scenes of every kind, `columns` in a row."""
-    cells = [(kind, f"{seed} sheet {kind} {k}") for kind in SCENES for k in range(each)]
+    cells = [(kind, key) for kind in SCENES for key in examples(kind, each, seed)]
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * WIDTH + GAP, rows * (SIZE + TEXT + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)

@@ -124,7 +124,7 @@ def village(c: Canvas, tries: int) -> None:
 
 def pick_count(c: Canvas, most: int = 6) -> int:
     """A number of main objects; five of something are rare."""
-    numbers, weights = (1, 2, 3, 4, 5, 6), (3, 4, 4, 4, 2, 3)
+    numbers, weights = (1, 2, 3, 4, 5, 6), (4, 4, 4, 4, 1, 3)
     return c.rng.choices(numbers[:most], weights[:most])[0]
 
 
@@ -135,7 +135,7 @@ def pick_arrangement(c: Canvas, count: int, *, loose: bool = True) -> str | None
     choices = [ROW] if count < 6 else [ROWS]
     if count == 4:
         choices.append(ROWS)
-    if loose and count > 2:
+    if loose and 2 < count < 6:
         choices.append(SCATTERED)
     return c.rng.choice(choices)
 

@@ -111,7 +111,7 @@ def airplane(c: Canvas, place: complex, turn: complex, length: float, colour: Co
     size = turn * length
     parts = [placed(part, place, size) for part in (_WINGS, _TAIL, _FUSELAGE)]
     for part in parts:
-        c.shadow(part, length * 0.13, convex=False)
+        c.shadow(part, length * 0.09, convex=False)
     for part, light in zip(parts, (0.86, 0.86, 1.0), strict=True):
         c.fill(part, shade(colour, light))
     for side in (1, -1):
