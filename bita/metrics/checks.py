@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bita.errors import UserError
-from bita.metrics.tokenizer import clean
 
 SHOWN = 5
 
 
-def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> list[int]:
-    """The image ids, ascending.
+def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> None:
+    """See that every image has references and a hypothesis, all of them text.
 
     Raises:
         UserError: no images; an image without references or without hypothesis; a hypothesis for an unknown image;
@@ -22,7 +21,7 @@ def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, 
     odd = [image_id for image_id, captions in references.items() if not _is_text(captions)]
     if odd:
         raise UserError(f"{named(odd, len(references), 'image')} with references that are not lists of text")
-    bare = [image_id for image_id, captions in references.items() if not any(map(clean, captions))]
+    bare = [image_id for image_id, captions in references.items() if not captions]
     if bare:
         raise UserError(
             f"{named(bare, len(references), 'image')} without references: give them, or leave these out"
@@ -38,11 +37,6 @@ def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, 
     odd = [image_id for image_id, caption in hypotheses.items() if not isinstance(caption, str)]
     if odd:
         raise UserError(f"{named(odd, len(hypotheses), 'hypothesis')} not text")
-    return sorted(references)
-
-
-def _is_text(captions: object) -> bool:
-    return isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions)
 
 
 def named(ids: Iterable[int], total: int, noun: str) -> str:
@@ -51,3 +45,7 @@ def named(ids: Iterable[int], total: int, noun: str) -> str:
     plural = {"hypothesis": "hypotheses"}.get(noun, f"{noun}s")
     shown = ", ".join(str(image_id) for image_id in ordered[:SHOWN]) + (", …" if len(ordered) > SHOWN else "")
     return f"{len(ordered)} of {total} {plural} ({'id' if len(ordered) == 1 else 'ids'} {shown})"
+
+
+def _is_text(captions: object) -> bool:
+    return isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions)

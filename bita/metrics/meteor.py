@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bita.metrics.java import Java, find_java, jar_folder
+from bita.metrics.java import Java, environment, find_java, jar_folder
+from bita.metrics.paraphrases import full_table
 
 JAR = "meteor-1.5.jar"
 STATISTICS = 23
@@ -57,14 +58,8 @@ class Meteor:
         Raises:
             MeteorError: the process failed twice.
         """
-        replies = self._ask(
-            [_score_line(references, hypothesis) for references, hypothesis in pairs], len(pairs)
-        )
-        for k, reply in enumerate(replies):
-            if len(_numbers(reply)) != STATISTICS:
-                self.close()
-                raise MeteorError(f"odd answer to pair {k}: {reply[:80]!r}")
-        return replies
+        lines = [_score_line(references, hypothesis) for references, hypothesis in pairs]
+        return self._ask(lines, len(lines), STATISTICS) if lines else []
 
     def scores(self, statistics: Sequence[str]) -> tuple[float, list[float]]:
         """The score of all together and of each, from their statistics.
@@ -73,12 +68,14 @@ class Meteor:
             MeteorError: the process failed twice.
         """
         line = f" {SEPARATOR} ".join(["EVAL", *statistics])
-        replies = self._ask([line], len(statistics) + 1)
-        values = [_numbers(reply) for reply in replies]
-        if any(len(value) != 1 for value in values):
+        *each, whole = map(float, self._ask([line], len(statistics) + 1, 1))
+        return whole, each
+
+    def use(self, table: Path) -> None:
+        """Take this paraphrase table from now on."""
+        if table != self.table:
             self.close()
-            raise MeteorError("odd answer to EVAL")
-        return values[-1][0], [value[0] for value in values[:-1]]
+            self.table = table
 
     def close(self) -> None:
         """End the process; the next question starts another."""
@@ -86,28 +83,23 @@ class Meteor:
             self._process.close()
             self._process = None
 
-    def _ask(self, lines: Sequence[str], answers: int) -> list[str]:
-        """Ask, and once more with a fresh process when that fails."""
-        try:
-            return self._ask_once(lines, answers)
-        except MeteorError:
-            self.close()
-        try:
-            return self._ask_once(lines, answers)
-        except MeteorError:
-            self.close()
-            raise
-
-    def _ask_once(self, lines: Sequence[str], answers: int) -> list[str]:
-        if self._process is None:
-            self._process = _Process(self._command(), self.start_timeout)
-        return self._process.ask(lines, answers, self.timeout)
+    def _ask(self, lines: Sequence[str], answers: int, numbers: int) -> list[str]:
+        """Ask for lines of so many numbers, and once more with a fresh process when that fails."""
+        for last in (False, True):
+            try:
+                if self._process is None:
+                    self._process = _Process(self._command(), self.start_timeout)
+                return self._process.ask(lines, answers, numbers, self.timeout)
+            except MeteorError:
+                self.close()
+                if last:
+                    raise
+        raise AssertionError("never reached")
 
     def _command(self) -> list[str]:
         folder = jar_folder() / "meteor"
-        table = self.table or folder / "data" / "paraphrase-en.gz"
         java = self.java or find_java()
-        options = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", str(table)]
+        options = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", str(self.table or full_table())]
         return [*java.base("2g"), "-jar", str(folder / JAR), *options]
 
 
@@ -123,6 +115,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
+                env=environment(),
                 start_new_session=True,
             )
         except OSError as error:
@@ -131,18 +124,18 @@ class _Process:
         assert self._process.stdout is not None
         self._stdin: IO[bytes] = self._process.stdin
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
         try:
-            self.ask([_score_line(["a"], "a")], 1, start_timeout)
+            self.ask([_score_line(["a"], "a")], 1, STATISTICS, start_timeout)
         except MeteorError:
             self.close()
             raise
 
-    def ask(self, lines: Sequence[str], answers: int, timeout: float) -> list[str]:
-        """Write lines, collect so many answers, each within `timeout` seconds of the one before."""
+    def ask(self, lines: Sequence[str], answers: int, numbers: int, timeout: float) -> list[str]:
+        """Write lines, collect so many answers of so many numbers, each within `timeout` seconds of the one before."""
         text = "".join(f"{line}\n" for line in lines).encode("utf-8")
-        threading.Thread(target=self._write, args=(text,), daemon=True).start()
-        return [self._answer(k, timeout) for k in range(answers)]
+        threading.Thread(target=_write, args=(self._stdin, text), daemon=True).start()
+        return [self._answer(k, numbers, timeout) for k in range(answers)]
 
     def close(self) -> None:
         if os.getpid() != self._owner:
@@ -151,15 +144,16 @@ class _Process:
         self._process.wait()
         self._errors.close()
 
-    def _answer(self, k: int, timeout: float) -> str:
+    def _answer(self, k: int, numbers: int, timeout: float) -> str:
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
-            raise MeteorError(f"no answer to line {k} in {timeout:g} s") from None
+            raise MeteorError(f"no answer to line {k + 1} in {timeout:g} s") from None
         if answer is None:
-            raise MeteorError(
-                f"the process ended at line {k}, exit code {self._process.wait()}: {self._said()}"
-            )
+            code = self._process.wait()
+            raise MeteorError(f"the process ended at line {k + 1}, exit code {code}: {self._said()}")
+        if not _has(answer, numbers):
+            raise MeteorError(f"odd answer to line {k + 1}: {answer[:80]!r} {self._said()}")
         return answer
 
     def _said(self) -> str:
@@ -167,17 +161,19 @@ class _Process:
         words = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return words[0] if words else "it said nothing"
 
-    def _write(self, text: bytes) -> None:
-        try:
-            self._stdin.write(text)
-            self._stdin.flush()
-        except (OSError, ValueError):
-            return  # the process is gone, which the reader notices
 
-    def _read(self, stdout: IO[bytes]) -> None:
-        for line in stdout:
-            self._answers.put(line.decode("utf-8", "replace").strip())
-        self._answers.put(None)
+def _write(stdin: IO[bytes], text: bytes) -> None:
+    try:
+        stdin.write(text)
+        stdin.flush()
+    except (OSError, ValueError):
+        return  # the process is gone, which the reader notices
+
+
+def _read(stdout: IO[bytes], answers: queue.SimpleQueue[str | None]) -> None:
+    for line in stdout:
+        answers.put(line.decode("utf-8", "replace").strip())
+    answers.put(None)
 
 
 def _score_line(references: Sequence[str], hypothesis: str) -> str:
@@ -185,8 +181,8 @@ def _score_line(references: Sequence[str], hypothesis: str) -> str:
     return f" {SEPARATOR} ".join(["SCORE", *parts])
 
 
-def _numbers(answer: str) -> list[float]:
+def _has(answer: str, numbers: int) -> bool:
     try:
-        return [float(word) for word in answer.split()]
+        return len([float(word) for word in answer.split()]) == numbers
     except ValueError:
-        return []
+        return False

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from bita.metrics import meteor, tokenizer
 from bita.metrics.java import Java, jar_folder, sha256
+from bita.metrics.references import ReferenceSet
 
 METRICS = {
     "Bleu": "BLEU-1 to 4, closest reference length, over the whole set (per image: smoothed by 1e-15)",
@@ -20,19 +18,12 @@ METRICS = {
 }
 
 
-def references_hash(references: Mapping[int, Sequence[str]]) -> str:
-    """sha256 over ids and captions, ids ascending, captions of an image in their order."""
-    content = [[image_id, list(references[image_id])] for image_id in sorted(references)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def provenance(java: Java, references: Mapping[int, Sequence[str]], digest: str) -> dict[str, Any]:
+def provenance(java: Java, references: ReferenceSet) -> dict[str, Any]:
     """Versions, hashes and counts of one scoring.
 
     Args:
         java: which ran the jars.
-        references: image id → captions.
-        digest: their hash.
+        references: what was scored against.
     """
     folder = jar_folder()
     return {
@@ -45,8 +36,8 @@ def provenance(java: Java, references: Mapping[int, Sequence[str]], digest: str)
             tokenizer.JAR: sha256(folder / "tokenizer" / tokenizer.JAR),
         },
         "java": f"{java.version} ({java.source})",
-        "references": digest,
-        "images": len(references),
-        "captions": sum(len(captions) for captions in references.values()),
+        "references": references.digest,
+        "images": len(references.ids),
+        "captions": references.captions,
         "command": list(sys.argv),
     }

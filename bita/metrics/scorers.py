@@ -1,31 +1,42 @@
 """References and hypotheses → scores: pycocoevalcap's arithmetic, one metric at a time.
 
-scorer = CaptionScorer()
-scores = scorer.score({1: ["a river"], 2: ["two planes", "planes"]}, {1: "a river", 2: "a plane"})
+with CaptionScorer() as scorer:
+    scores = scorer.score({1: ["a river"], 2: ["two planes", "planes"]}, {1: "a river", 2: "a plane"})
 scores.overall["CIDEr"]
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
+from typing import Self
 
 from bita.metrics.checks import check_ids, named
 from bita.metrics.java import find_java
 from bita.metrics.meteor import Meteor
-from bita.metrics.provenance import provenance, references_hash
-from bita.metrics.scores import Scores
-from bita.metrics.spice import missing_note
-from bita.metrics.tokenizer import Tokenizer, clean
+from bita.metrics.paraphrases import cut_table
+from bita.metrics.provenance import provenance
+from bita.metrics.references import ReferenceSet, references_hash
+from bita.metrics.scores import Scores, Values
+from bita.metrics.spice import missing_note, spice
+from bita.metrics.tokenizer import Tokenizer
 
-Values = dict[str, tuple[float, Sequence[float]]]
-"""Metric → value of the whole set, values of the images in order."""
-Tokens = dict[int, list[str]]
+Hypotheses = dict[int, str]
+"""Image id → tokenized caption, ids ascending."""
+
+KEPT_SETS = 4
 
 
 class CaptionScorer:
-    """Scores sets of hypotheses; keeps tokens and a live METEOR process from one set to the next.
+    """Scores sets of hypotheses; the second set for the same references takes a fraction of the first one's time.
+
+    Kept from one set to the next: tokens, CIDEr's and BLEU's side of the references, METEOR's cut paraphrase table
+    (in a temporary folder), a live METEOR process and its answers.
 
     Args:
         spice_dir: folder with SPICE's two CoreNLP jars; None, or jars missing: SPICE is not computed.
@@ -34,8 +45,25 @@ class CaptionScorer:
 
     def __init__(self, *, spice_dir: Path | None = None, meteor: Meteor | None = None) -> None:
         self.spice_dir = spice_dir
-        self.tokenizer = Tokenizer()
         self.meteor = meteor or Meteor()
+        self._tokenizer = Tokenizer()
+        self._sets: OrderedDict[str, ReferenceSet] = OrderedDict()
+        self._tables: dict[str, Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the METEOR process and remove temporary files; the next scoring makes new ones."""
+        self.meteor.close()
+        self._tables.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def score(self, references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> Scores:
         """Score one hypothesis for each image.
@@ -51,79 +79,126 @@ class CaptionScorer:
             UserError: ids do not fit (missing, unknown, without references), no Java, tokenizer failed.
         """
         java = find_java()
-        ids = check_ids(references, hypotheses)
-        notes: list[str] = []
-        refs, hyps = self._tokens(ids, references, hypotheses, notes)
-        metrics: dict[str, Callable[[Tokens, Tokens], Values]] = {
+        check_ids(references, hypotheses)
+        refs = self._references(references)
+        tokens = self._tokenizer.tokenize([hypotheses[image_id] for image_id in refs.ids])
+        hyps = dict(zip(refs.ids, tokens, strict=True))
+        empty = [image_id for image_id, text in hyps.items() if not text]
+        notes = [*refs.notes, *_metric_notes(refs, empty)]
+        scores = Scores({}, {image_id: {} for image_id in refs.ids}, notes, provenance(java, refs))
+        for name, answer in self._compute(refs, hyps).items():
+            if isinstance(answer, Exception):
+                said = " ".join(str(answer).split())
+                notes.append(f"{name}: not computed; {type(answer).__name__}: {said}")
+            else:
+                _enter(answer, refs.ids, scores)
+        note = missing_note(self.spice_dir)
+        if note is not None:
+            notes.append(note)
+        return scores
+
+    def _compute(self, refs: ReferenceSet, hyps: Hypotheses) -> dict[str, Values | Exception]:
+        """Every metric's values, or what it ran into; METEOR works in its own process beside the others."""
+        metrics: dict[str, Callable[[ReferenceSet, Hypotheses], Values]] = {
             "Bleu": _bleu,
             "METEOR": self._meteor,
             "ROUGE_L": _rouge,
             "CIDEr": _cider,
         }
-        overall: dict[str, float] = {}
-        per_image: dict[int, dict[str, float]] = {image_id: {} for image_id in ids}
-        for name, metric in metrics.items():
-            try:
-                values = metric(refs, hyps)
-            except Exception as error:  # whatever one metric runs into, the others are still worth having
-                notes.append(f"{name}: not computed; {type(error).__name__}: {' '.join(str(error).split())}")
-                continue
-            for key, (whole, each) in values.items():
-                overall[key] = float(whole)
-                for image_id, value in zip(ids, each, strict=True):
-                    per_image[image_id][key] = float(value) if hyps[image_id][0] else 0.0
-        note = missing_note(self.spice_dir)
-        if note is not None:
-            notes.append(note)
-        return Scores(overall, per_image, notes, provenance(java, references, references_hash(references)))
+        if self.spice_dir is not None and missing_note(self.spice_dir) is None:
+            metrics["SPICE"] = partial(spice, self.spice_dir)
+        with ThreadPoolExecutor(1) as pool:
+            meteor = pool.submit(_attempt, self._meteor, refs, hyps)
+            answers = {
+                name: _attempt(metric, refs, hyps) if name != "METEOR" else None
+                for name, metric in metrics.items()
+            }
+            return {name: meteor.result() if answer is None else answer for name, answer in answers.items()}
 
-    def close(self) -> None:
-        """End the METEOR process; the next scoring starts another."""
-        self.meteor.close()
+    def _references(self, references: Mapping[int, Sequence[str]]) -> ReferenceSet:
+        """The set, from the ones that are kept or new."""
+        digest = references_hash(references)
+        if digest not in self._sets:
+            self._sets[digest] = ReferenceSet(references, self._tokenizer)
+            if len(self._sets) > KEPT_SETS:
+                self._sets.popitem(last=False)
+        self._sets.move_to_end(digest)
+        return self._sets[digest]
 
-    def _tokens(
-        self,
-        ids: Sequence[int],
-        references: Mapping[int, Sequence[str]],
-        hypotheses: Mapping[int, str],
-        notes: list[str],
-    ) -> tuple[Tokens, Tokens]:
-        """Tokens of references and of hypotheses (a list of one each), ids ascending."""
-        pairs = [(image_id, text) for image_id in ids for text in references[image_id] if clean(text)]
-        refs: Tokens = {image_id: [] for image_id in ids}
-        for (image_id, _), tokens in zip(
-            pairs, self.tokenizer.tokenize([text for _, text in pairs]), strict=True
-        ):
-            refs[image_id].append(tokens)
-        tokens_of_hypotheses = self.tokenizer.tokenize([hypotheses[image_id] for image_id in ids])
-        hyps: Tokens = {image_id: [t] for image_id, t in zip(ids, tokens_of_hypotheses, strict=True)}
-        empty = [image_id for image_id in ids if not hyps[image_id][0]]
-        if empty:
-            notes.append(f"{named(empty, len(ids), 'hypothesis')} without a word, scored 0")
-        return refs, hyps
+    def _meteor(self, refs: ReferenceSet, hyps: Hypotheses) -> Values:
+        new = [(image_id, text) for image_id, text in hyps.items() if (image_id, text) not in refs.meteor]
+        self.meteor.use(self._table(refs))
+        answers = self.meteor.statistics([(refs.distinct[image_id], text) for image_id, text in new])
+        refs.meteor.update(zip(new, answers, strict=True))
+        return {"METEOR": self.meteor.scores([refs.meteor[pair] for pair in hyps.items()])}
 
-    def _meteor(self, refs: Tokens, hyps: Tokens) -> Values:
-        statistics = self.meteor.statistics([(refs[image_id], hyps[image_id][0]) for image_id in refs])
-        return {"METEOR": self.meteor.scores(statistics)}
+    def _table(self, refs: ReferenceSet) -> Path:
+        if refs.digest not in self._tables:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
+            captions = (text for texts in refs.tokens.values() for text in texts)
+            folder = Path(self._folder.name) / refs.digest
+            folder.mkdir(exist_ok=True)
+            self._tables[refs.digest] = cut_table(find_java(), captions, folder)
+        return self._tables[refs.digest]
 
 
-def _bleu(refs: Tokens, hyps: Tokens) -> Values:
-    from pycocoevalcap.bleu.bleu import Bleu
+def _attempt(
+    metric: Callable[[ReferenceSet, Hypotheses], Values], refs: ReferenceSet, hyps: Hypotheses
+) -> Values | Exception:
+    """The metric's values, or the exception: whatever one metric runs into, the others are still worth having."""
+    try:
+        values = metric(refs, hyps)
+        for name, (whole, each) in values.items():
+            if not all(math.isfinite(value) for value in (whole, *each) if value is not None):
+                raise ValueError(f"{name} is not a number")
+    except Exception as error:
+        return error
+    return values
 
-    whole, each = Bleu(4).compute_score(refs, hyps, verbose=0)
+
+def _enter(values: Values, ids: Sequence[int], scores: Scores) -> None:
+    """Put a metric's values where they belong."""
+    for name, (whole, each) in values.items():
+        scores.overall[name] = float(whole)
+        lacking = [image_id for image_id, value in zip(ids, each, strict=True) if value is None]
+        if lacking:
+            scores.notes.append(
+                f"{name}: none for {named(lacking, len(ids), 'image')}; the mean leaves them out"
+            )
+        for image_id, value in zip(ids, each, strict=True):
+            if value is not None:
+                scores.per_image[image_id][name] = float(value)
+
+
+def _metric_notes(refs: ReferenceSet, empty: Sequence[int]) -> list[str]:
+    notes = []
+    if empty:
+        notes.append(f"{named(empty, len(refs.ids), 'hypothesis')} without a word, scored 0")
+    if len(refs.ids) == 1:
+        notes.append("CIDEr of a single image is 0 by definition: it weighs words against other images")
+    return notes
+
+
+def _bleu(refs: ReferenceSet, hyps: Hypotheses) -> Values:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test
+
+    scorer = BleuScorer(n=4)
+    scorer.crefs = refs.bleu
+    scorer.ctest = [cook_test(text, cooked) for text, cooked in zip(hyps.values(), refs.bleu, strict=True)]
+    whole, each = scorer.compute_score(option="closest", verbose=0)
     return {f"Bleu_{n + 1}": (whole[n], each[n]) for n in range(4)}
 
 
-def _rouge(refs: Tokens, hyps: Tokens) -> Values:
+def _rouge(refs: ReferenceSet, hyps: Hypotheses) -> Values:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    return {"ROUGE_L": Rouge().compute_score(refs, hyps)}
+    whole, each = Rouge().compute_score(refs.distinct, {image_id: [text] for image_id, text in hyps.items()})
+    return {"ROUGE_L": (whole, each)}
 
 
-def _cider(refs: Tokens, hyps: Tokens) -> Values:
-    from pycocoevalcap.cider.cider import Cider
-
-    return {"CIDEr": Cider().compute_score(refs, hyps)}
+def _cider(refs: ReferenceSet, hyps: Hypotheses) -> Values:
+    return {"CIDEr": refs.cider.score(list(hyps.values()))}
 
 
 @cache

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+Values = dict[str, tuple[float, Sequence[float | None]]]
+"""Metric → value of the whole set, values of the images in the order of their ids (None: it gives none there)."""
 
 
 @dataclass(frozen=True)

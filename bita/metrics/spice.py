@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bita.metrics.checks import named
+from bita.metrics.java import Java, environment, find_java, jar_folder
+from bita.metrics.scores import Values
+
+if TYPE_CHECKING:
+    from bita.metrics.references import ReferenceSet
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SOURCE = "stanford-corenlp-full-2015-12-09.zip of the Stanford NLP group"
+ENGINE = Path(__file__).parent / "java" / "json-engine.jar"
+OPENED = ("java.lang", "java.math", "java.net", "java.text", "java.util", "java.util.concurrent")
+TIMEOUT = 3600.0
 
 
 def missing_note(folder: Path | None) -> str | None:
@@ -16,3 +33,61 @@ def missing_note(folder: Path | None) -> str | None:
     if not missing:
         return None
     return f"SPICE: not computed; {' and '.join(missing)} (from {SOURCE}) not in {folder}"
+
+
+def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Values:
+    """SPICE of the whole set and of each image; None where it gives no number, which the mean leaves out.
+
+    Args:
+        folder: has the two jars.
+        refs: the references.
+        hyps: image id → tokenized caption, in the order of ``refs.ids``.
+
+    Raises:
+        RuntimeError: Java failed, or its answer lacks an image.
+    """
+    items = [{"image_id": n, "test": text, "refs": refs.tokens[n]} for n, text in hyps.items()]
+    with tempfile.TemporaryDirectory(prefix="bita_spice_") as name:
+        source, target = Path(name) / "captions.json", Path(name) / "scores.json"
+        source.write_text(json.dumps(items), encoding="utf-8")
+        command = _command(find_java(), folder, source, target)
+        answer = subprocess.run(
+            command,
+            cwd=name,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        if answer.returncode != 0 or not target.is_file():
+            said = answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            raise RuntimeError(f"Java's exit code {answer.returncode}: {said[-1]}")
+        values = _read(json.loads(target.read_text(encoding="utf-8")), hyps)
+    each = [values[n] if math.isfinite(values[n]) else None for n in hyps]
+    known = [value for value in each if value is not None]
+    return {"SPICE": (sum(known) / len(known) if known else math.nan, each)}
+
+
+def _command(java: Java, folder: Path, source: Path, target: Path) -> list[str]:
+    brought = jar_folder() / "spice"
+    jars = [ENGINE, brought / "spice-1.0.jar", *sorted((brought / "lib").glob("*.jar"))]
+    jars += [folder / name for name in JARS]
+    command = java.base("8g")
+    if not java.version.startswith("1."):
+        command += [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
+    command += ["-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer", str(source)]
+    return [*command, "-out", str(target), "-subset", "-silent"]
+
+
+def _read(answer: list[dict[str, Any]], hyps: Mapping[int, str]) -> dict[int, float]:
+    """Image id → F-score over all tuples, whatever the order of the answer; NaN where it has none.
+
+    Raises:
+        RuntimeError: an image is missing.
+    """
+    found = {int(item["image_id"]): item["scores"]["All"]["f"] for item in answer}
+    missing = hyps.keys() - found.keys()
+    if missing:
+        raise RuntimeError(f"no answer for {named(missing, len(hyps), 'image')}")
+    return {n: math.nan if value is None else float(value) for n, value in found.items()}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bita.errors import UserError
-from bita.metrics.java import Java, find_java, jar_folder
+from bita.metrics.java import Java, environment, find_java, jar_folder
 
 JAR = "stanford-corenlp-3.4.1.jar"
 NAME = "PTB (Stanford CoreNLP 3.4.1), lower case, punctuation left out"
@@ -76,6 +76,7 @@ def _tokenize_file(java: Java, source: Path, count: int) -> list[str]:
         answer = subprocess.run(
             command,
             cwd=source.parent,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=START_TIMEOUT + count / CAPTIONS_A_SECOND,
