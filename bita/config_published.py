@@ -47,7 +47,7 @@ WITHOUT_EFFECT: dict[Keys, str] = {
     ("datasets", ANY, "build_info", "annotations", ANY, "md5"): "nothing is downloaded",
     ("datasets", ANY, "build_info", "images", "url"): "nothing is downloaded",
 }
-SILENT = {("model", "apply_lemmatizer"): False}
+SILENT: dict[Keys, Any] = {("model", "apply_lemmatizer"): False}
 """Values that ask for what happens anyway."""
 
 
