@@ -85,7 +85,7 @@ models: Registry[Any] = Registry(
 tasks: Registry[Task] = Registry(
     "task",
     {
-        "image_text_pretrain": "bita.tasks.pretrain:ImageTextPretrainTask",
+        "image_text_pretrain": "bita.tasks.pretrain:PretrainTask",
         "captioning": "bita.tasks.captioning:CaptioningTask",
     },
 )
