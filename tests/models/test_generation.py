@@ -82,7 +82,9 @@ def test_no_stop_before_min_len_and_none_after_max_len() -> None:
 
 def test_num_captions_come_best_first_and_differ() -> None:
     logits = table(1)
-    captions = generate(TableDecoder(logits), 1, STOP, GenerationSettings(num_captions=4, max_len=8, min_len=1))[0]
+    captions = generate(
+        TableDecoder(logits), 1, STOP, GenerationSettings(num_captions=4, max_len=8, min_len=1)
+    )[0]
     scores = [log_prob(logits, c) / (len(c) + (c[-1] != STOP)) for c in captions]
     assert scores == sorted(scores, reverse=True)
     assert len({tuple(c) for c in captions}) == 4
@@ -92,13 +94,21 @@ def test_images_do_not_influence_each_other() -> None:
     """An image that is done leaves the batch; the others go on as if alone."""
     logits = table(2)
     settings = GenerationSettings(max_len=12, min_len=1)
-    assert generate(TableDecoder(logits, 3), 3, STOP, settings) == generate(TableDecoder(logits), 1, STOP, settings) * 3
+    assert (
+        generate(TableDecoder(logits, 3), 3, STOP, settings)
+        == generate(TableDecoder(logits), 1, STOP, settings) * 3
+    )
 
 
 def test_sampling_keeps_to_the_nucleus_and_repeats_with_its_seed() -> None:
     logits = table(3)
-    settings = GenerationSettings(use_nucleus_sampling=True, top_p=0.5, num_captions=20, max_len=10, min_len=1)
-    draws = [generate(TableDecoder(logits), 1, STOP, settings, torch.Generator().manual_seed(7))[0] for _ in range(2)]
+    settings = GenerationSettings(
+        use_nucleus_sampling=True, top_p=0.5, num_captions=20, max_len=10, min_len=1
+    )
+    draws = [
+        generate(TableDecoder(logits), 1, STOP, settings, torch.Generator().manual_seed(7))[0]
+        for _ in range(2)
+    ]
     assert draws[0] == draws[1]
     assert len({tuple(c) for c in draws[0]}) > 1
     last = 0

@@ -58,7 +58,9 @@ def test_equal_captions_are_not_counted_as_wrong() -> None:
 
     scores = (images @ texts.T).amax(dim=1) / 0.07  # (4, 4)
     target = torch.tensor([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
-    by_hand = -(target * scores.log_softmax(1)).sum(1).mean() - (target * scores.T.log_softmax(1)).sum(1).mean()
+    by_hand = (
+        -(target * scores.log_softmax(1)).sum(1).mean() - (target * scores.T.log_softmax(1)).sum(1).mean()
+    )
     assert torch.allclose(loss, by_hand / 2, atol=1e-6)
 
 
@@ -152,4 +154,6 @@ def test_a_local_folder_is_read_without_a_network(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert isinstance(stage_1(), BitaITC)
-    assert isinstance(BitaLM.from_config(small(arch="bita_opt", opt_model=str(Path(PARITY / "opt_model")))), BitaLM)
+    assert isinstance(
+        BitaLM.from_config(small(arch="bita_opt", opt_model=str(Path(PARITY / "opt_model")))), BitaLM
+    )

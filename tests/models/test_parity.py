@@ -55,13 +55,17 @@ CHANGES = {
     "loss": change_json(lambda c: c["stage1"].update(loss_itc=c["stage1"]["loss_itc"] + 1e-4)),
     "steps": change_json(lambda c: c["stage2"]["loss_over_4_adamw_steps"].__setitem__(3, 6.5)),
     "ids": change_json(lambda c: c["stage2"]["generate_ids"]["beams5_max22_min5"][1].__setitem__(4, 460)),
-    "generated text": change_json(lambda c: c["caption"]["generate"]["beams1_max22_min5"].__setitem__(0, "pair")),
+    "generated text": change_json(
+        lambda c: c["caption"]["generate"]["beams1_max22_min5"].__setitem__(0, "pair")
+    ),
     "text": change_json(lambda c: c["text_processor"]["cases"][3].__setitem__(1, "another text")),
     "prompted": change_json(lambda c: c["text_processor"]["prompted"][0].__setitem__(2, "a photo of a pair")),
     "rate": change_json(lambda c: c["lr_schedules"][1]["lr"].__setitem__(7, 1e-5)),
     "decay rule": change_json(lambda c: c["optimizer"].update(no_decay="ndim < 2 or 'query' in the name")),
     "beta": change_json(lambda c: c["optimizer"].update(betas=[0.8, 0.999])),
-    "trainable": change_json(lambda c: c["stage1"]["trainable"].__setitem__(0, "visual_encoder.conv1.weight")),
+    "trainable": change_json(
+        lambda c: c["stage1"]["trainable"].__setitem__(0, "visual_encoder.conv1.weight")
+    ),
     "size": change_json(lambda c: c["sizes"]["opt"].update(ffn_dim=81)),
     "unknown key": change_json(lambda c: c["stage2"].update(surprise=1)),
     "unknown tensor": add_tensor,

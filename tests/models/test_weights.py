@@ -54,7 +54,9 @@ def stage_2(**changes: object) -> BitaLM:
 
 def equal(a: BitaModel, b: BitaModel, prefix: str = "") -> bool:
     other = b.state_dict()
-    return all(torch.equal(t, other[n]) for n, t in a.state_dict().items() if n.startswith(prefix) and n in other)
+    return all(
+        torch.equal(t, other[n]) for n, t in a.state_dict().items() if n.startswith(prefix) and n in other
+    )
 
 
 def test_checkpoint_state_round_trip_is_exact(tmp_path: Path) -> None:
@@ -96,7 +98,9 @@ def test_frozen_language_model_stays_out_of_checkpoints_and_a_trained_one_goes_i
         for parameter in trained.parameters():
             parameter.add_(0.5)
     other.load_checkpoint_state(trained.checkpoint_state())
-    assert torch.equal(other.opt_model.get_output_embeddings().weight, trained.opt_model.get_input_embeddings().weight)
+    assert torch.equal(
+        other.opt_model.get_output_embeddings().weight, trained.opt_model.get_input_embeddings().weight
+    )
 
 
 def test_openai_and_lavis_and_timm_vision_files_give_the_same_encoder(tmp_path: Path) -> None:
@@ -106,7 +110,9 @@ def test_openai_and_lavis_and_timm_vision_files_give_the_same_encoder(tmp_path: 
     torch.save(deep.state_dict(), tmp_path / "timm.pth")
     lavis = {
         name.removeprefix("visual_encoder."): tensor
-        for name, tensor in published({f"visual_encoder.trunk.{n}": t for n, t in deep.state_dict().items()}).items()
+        for name, tensor in published(
+            {f"visual_encoder.trunk.{n}": t for n, t in deep.state_dict().items()}
+        ).items()
     }
     torch.save(lavis, tmp_path / "lavis.pth")
     openai = {f"visual.{n}": t for n, t in lavis.items()} | {"token_embedding.weight": torch.zeros(3, 2)}
