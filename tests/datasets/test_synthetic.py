@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -179,3 +181,30 @@ def test_facts_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text("[1]")
     with pytest.raises(UserError, match="not a facts file"):
         load_facts(tmp_path / "facts.json")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/make_synthetic.py"), str(tmp_path / "out")]
+    small = ["--train", "2", "--val", "1", "--test", "1", "--size", "64"]
+    done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "synthetic scenes: 4/4" in done.stderr
+    assert len(list((tmp_path / "out/images").iterdir())) == 4
+    again = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: ")
+    assert again.stderr.count("\n") == 1
+
+
+def test_folder_below_a_file_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        generate(tmp_path / "file" / "out", train=1, val=1, test=1, size=64, seed=0)
+
+
+def test_no_torch_is_needed() -> None:
+    code = "import sys, bita.datasets.synthetic, bita.datasets.baselines; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -47,15 +47,19 @@ def generate(out: Path, *, train: int, val: int, test: int, size: int = 128, see
             )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already holds something: remove it, or choose another folder for the dataset")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
     try:
         _write(work, counts, size, seed)
         work.chmod(0o755)
         work.replace(out)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"{out}: the synthetic dataset cannot be written ({error.strerror})") from error
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _write(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
