@@ -99,7 +99,7 @@ def read_layer(path: Path, *, shipped: bool = False) -> Layer:
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"configuration {path}: wanted keys such as model, datasets, run")
         _note_places(root, (), path, layer.places)
-        layer.content = loader.construct_document(root)  # type: ignore[no-untyped-call]
+        layer.content = loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -125,7 +125,7 @@ def read_options(options: Sequence[str]) -> list[Layer]:
         if not equals or not all(keys):
             raise ConfigError(f"{OPTIONS}: {option!r} is not of the form key=value, such as run.max_epoch=1")
         try:
-            value = _Loader(text).get_single_data()  # type: ignore[no-untyped-call]
+            value = _Loader(text).get_single_data()
         except (yaml.YAMLError, RecursionError) as error:
             reason = getattr(error, "problem", None) or "nested too deep"
             raise ConfigError(

@@ -82,13 +82,11 @@ def rename_processors(layer: Layer, *above: str) -> None:
         above: the keys that it stands under, for messages.
     """
     for kind, mode in DEFAULT_PROCESSORS:
-        modes = layer.content.get(kind)
-        entry = modes.get(mode) if isinstance(modes, dict) else None
+        entry = layer.part(kind, mode).content
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             continue
-        keys = (kind, mode, "name")
+        keys, name = (kind, mode, "name"), entry["name"]
         what = f"{'.'.join((*above, *keys))} ({where(keys, layer.places)})"
-        name = entry["name"]
         if name in LAVIS_PROCESSORS and name not in registry.processors:
             entry["name"] = LAVIS_PROCESSORS[name]
             LOG.warning("%s: %s is called %s here", what, name, entry["name"])

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,7 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
         ConfigError: naming the key, its place, and what would be right.
     """
     check_keys(cls, value, places, keys)
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in value:
@@ -165,5 +165,5 @@ def shown(value: Any) -> str:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)
