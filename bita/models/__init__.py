@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from bita.distributed import is_main
 from bita.errors import UserError
 from bita.models.base import BitaModel
-from bita.models.weights import LoadReport, load_bert, load_checkpoint, load_vision
+from bita.models.weights import LoadReport, load_bert, load_checkpoint, load_vision, local_file
 from bita.registry import models
 from bita.runners.checkpoint import resolve_checkpoint
 from bita.schema import ModelConfig
@@ -26,16 +25,17 @@ def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
     model: BitaModel = models.get(cfg.arch).from_config(cfg, load_weights)
     if load_weights:
         for report in _load_all(model, cfg):
-            print(report)
+            if is_main():
+                print(report)
     return model
 
 
 def _load_all(model: BitaModel, cfg: ModelConfig) -> list[LoadReport]:
     reports = []
     if cfg.vit_weights is not None:
-        reports.append(load_vision(model, Path(cfg.vit_weights)))
+        reports.append(load_vision(model, local_file(cfg.vit_weights)))
     if cfg.init_from is not None:
-        reports.append(load_checkpoint(model, resolve_checkpoint(cfg.init_from)))
+        reports.append(load_checkpoint(model, resolve_checkpoint(local_file(cfg.init_from))))
         return reports
     if cfg.freeze_vit and cfg.vit_weights is None:
         raise UserError(
