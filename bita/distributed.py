@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -41,7 +43,15 @@ def setup(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         _end_with_launcher()
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if chosen.type == "cuda" else None)
+        store, rank, world_size = _meet()
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
     return chosen
 
 
@@ -59,6 +69,30 @@ def _device(device: str) -> torch.device:
             " lower --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """A store that only the processes of this start share, this process's rank, and how many there are.
+
+    torchrun keeps one store for all restarts, in which the addresses of dead processes lie: who reads before they
+    are overwritten waits for a process that is gone. So rank 0 chooses a fresh name, and hands it to each of the
+    others in answer to a question that nobody asked before.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    name = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"bita/question/{rank}", name)
+        name = store.get(f"bita/answer/{name}").decode()
+        store.set(f"bita/thanks/{name}/{rank}", "")
+    waiting = set(range(1, world_size)) if rank == 0 else set()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"bita/question/{other}"]):
+                store.set(f"bita/answer/{store.get(f'bita/question/{other}').decode()}", name)
+            if store.check([f"bita/thanks/{name}/{other}"]):
+                waiting.remove(other)
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store), rank, world_size
 
 
 def _end_with_launcher() -> None:

@@ -13,7 +13,9 @@ from tests.distributed_worker import look
 HERE = Path(__file__).parent
 
 
-def torchrun(processes: int, script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    processes: int, script: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
         [*command, str(script), *arguments],

@@ -87,7 +87,11 @@ class EpochRunner:
             seeding.make_deterministic()
         sets = [dataset for split in self.run.train_splits for dataset in self.datasets[split]]
         self.loader = train_loader(
-            sets, self.run, rank=distributed.rank(), world_size=distributed.world_size()
+            sets,
+            self.run,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            device=self.device,
         )
         self.steps_per_epoch = len(self.loader)
         self.stepper = Stepper(self.model, self.task, self.run, self.device)
@@ -263,18 +267,18 @@ class EpochRunner:
 
     @torch.no_grad()
     def evaluate_dataset(self, key: str, dataset: CaptionDataset, suffix: str) -> Evaluation:
-        """Evaluate one dataset; predictions go to `results/`."""
+        """Evaluate one dataset; predictions and the like go to `results/`."""
         self.model.eval()
         seeding.seed_step(self.run.seed, self.epoch)
         loader = eval_loader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
 
-        def save(predictions: list[dict[str, Any]]) -> None:
+        def save(kind: str, value: Any) -> None:
             self.run_dir.results.mkdir(exist_ok=True)
-            write_json(self.run_dir.results / f"{key}{suffix}.json", predictions)
+            write_json(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         with self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
-        self.log.scores(self.title if suffix else "test", key, self.step, result.scores)
+        self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)
         return result
 
     def watched(self, loader: Iterable[Batch], bar: ProgressBar) -> Iterator[Batch]:

@@ -34,6 +34,7 @@ class RunLog:
         self.console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._board: Any = None
         self._clock = (time.monotonic(), 0)
+        self._said: set[str] = set()
 
     def event(self, kind: str, **values: Any) -> None:
         """One line of `log.jsonl`, with the time."""
@@ -95,9 +96,13 @@ class RunLog:
             self.say(f"{where}  step {step}  {note}{left}")
         self.restart_clock(step)
 
-    def scores(self, where: str, key: str, step: int, scores: dict[str, float]) -> None:
-        """What a split came to."""
-        self.event("scores", split=key, step=step, scores=scores)
+    def scores(self, where: str, key: str, step: int, scores: dict[str, float], notes: list[str]) -> None:
+        """What a split came to; a note is shown the first time only."""
+        self.event("scores", split=key, step=step, scores=scores, notes=notes)
+        for note in notes:
+            if note not in self._said:
+                self.say(f"note: {note}")
+                self._said.add(note)
         self.scalars({f"{key}/{name}": value for name, value in scores.items()}, step)
         self.say(f"{where}  {key}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 

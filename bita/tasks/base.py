@@ -17,8 +17,8 @@ from bita.schema import Config
 if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset
 
-SavePredictions = Callable[[list[dict[str, Any]]], None]
-"""Writes predictions to the run's folder; called on the main process, before anything is scored."""
+Save = Callable[[str, Any], None]
+"""save(KIND, VALUE) writes `results/SPLITKIND.json`; on the main process. Predictions have the kind ""."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class Evaluation:
     Attributes:
         scores: name → value.
         quality: what the best epoch is chosen by, higher is better; None when there is nothing to choose by.
+        notes: what a reader of the scores should know, one line each.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     quality: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Task(ABC):
@@ -51,7 +53,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: SavePredictions
+        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
     ) -> Evaluation:
         """Evaluate on one split; every process calls this and gets the same answer.
 
@@ -59,7 +61,7 @@ class Task(ABC):
             model: on its device, in evaluation mode.
             dataset: the whole split.
             batches: this process's share of its images, one record each, on the device.
-            save: takes the predictions of all processes, where the task makes any.
+            save: writes what the task wants kept beside the scores, such as predictions.
         """
 
 

@@ -13,24 +13,25 @@ from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
 from bita.schema import Config
-from bita.tasks.base import Evaluation, SavePredictions, Task
+from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset
 
 
-class CaptioningTask(Task):
-    """Trains on the caption loss; evaluates by generating one caption an image (`run.num_beams` and its kin).
+DECIDING = ("CIDEr", "Bleu_4")
+"""The best epoch is the one with the highest sum of these, as published."""
 
-    The best epoch is the one with the highest CIDEr + Bleu_4, as published.
-    """
+
+class CaptioningTask(Task):
+    """Trains on the caption loss; evaluates by generating one caption an image (`run.num_beams` and its kin)."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.settings = replace(GenerationSettings.from_run(cfg.run), num_captions=1)
 
     def evaluate(
-        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: SavePredictions
+        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
     ) -> Evaluation:
         """Caption every image once, over all processes; save; score on the main process (`run.report_metric`)."""
         assert isinstance(model, BitaLM), "captions need arch bita_opt"
@@ -43,19 +44,23 @@ class CaptioningTask(Task):
         ]
         predictions = merge(distributed.gather_objects(own), dataset)
 
-        def score() -> dict[str, float]:
-            save(predictions)
-            return self._score(dataset, predictions) if self.cfg.run.report_metric else {}
+        def score() -> Evaluation:
+            save("", predictions)  # before scoring, which may fail where Java is missing
+            return self._score(dataset, predictions, save) if self.cfg.run.report_metric else Evaluation()
 
-        scores = distributed.on_main(score)
-        return Evaluation(scores, scores["CIDEr"] + scores["Bleu_4"] if scores else None)
+        return distributed.on_main(score)
 
-    def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]]) -> dict[str, float]:
+    def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]], save: Save) -> Evaluation:
         from bita.metrics import score_captions
 
         hypotheses = {prediction["image_id"]: prediction["caption"] for prediction in predictions}
-        references = {image_id: dataset.references[image_id] for image_id in hypotheses}
-        return dict(score_captions(references, hypotheses).overall)
+        references = {image_id: dataset.references.get(image_id, []) for image_id in hypotheses}
+        scores = score_captions(references, hypotheses)
+        save("_scores", scores.to_json())
+        deciding = [scores.overall[name] for name in DECIDING if name in scores.overall]
+        return Evaluation(
+            dict(scores.overall), sum(deciding) if len(deciding) == len(DECIDING) else None, scores.notes
+        )
 
 
 def merge(parts: list[list[dict[str, Any]]], dataset: CaptionDataset) -> list[dict[str, Any]]:

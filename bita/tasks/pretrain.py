@@ -13,7 +13,7 @@ from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, similarity
 from bita.models.bita_lm import IGNORED, BitaLM
-from bita.tasks.base import Evaluation, SavePredictions, Task
+from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset
@@ -27,7 +27,7 @@ class PretrainTask(Task):
     """Trains on whatever loss the model has; the best epoch is the one with the lowest validation loss."""
 
     def evaluate(
-        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: SavePredictions
+        self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
     ) -> Evaluation:
         """The mean loss of a split, and for the contrastive model retrieval in both directions.
 

@@ -44,7 +44,13 @@ def whole(tmp_path_factory):
 
 def test_killed_process_is_restarted_and_nothing_is_lost(tmp_path, whole):
     """Rank 1 is killed inside epoch 2; torchrun restarts both, which go on from the last save."""
-    options = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]', "save_every_steps=2")
+    options = (
+        "name=run",
+        "accum_grad_iters=2",
+        "batch_size_train=1",
+        'valid_splits=["val"]',
+        "save_every_steps=2",
+    )
     answer = toy(2, tmp_path, *options, restarts=1, fault="kill@9@1")
     assert answer.returncode == 0, answer.stderr
     assert weights(tmp_path) == weights(whole)

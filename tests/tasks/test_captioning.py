@@ -1,0 +1,83 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
+from toy_run import toy_config, toy_dataset, toy_model
+
+from bita.datasets.loaders import eval_loader
+from bita.errors import UserError
+from bita.tasks.captioning import CaptioningTask, merge
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """An evaluation of five images by an untrained model, and what it saved."""
+    cfg = toy_config(tmp_path_factory.mktemp("run"), task="captioning", num_captions=2)
+    dataset = toy_dataset(tmp_path_factory.mktemp("images"), "val", images=5)
+    model = toy_model(cfg).eval()
+    saved = {}
+    with torch.no_grad():
+        result = CaptioningTask(cfg).evaluate(
+            model, dataset, eval_loader(dataset, cfg.run), saved.__setitem__
+        )
+    return result, saved
+
+
+def test_one_caption_an_image_ordered_by_id(evaluated):
+    _, saved = evaluated
+    assert [entry["image_id"] for entry in saved[""]] == [100, 101, 102, 103, 104]
+    assert all(isinstance(entry["caption"], str) for entry in saved[""])
+
+
+def test_best_is_by_cider_and_bleu_4(evaluated):
+    result, saved = evaluated
+    assert result.quality == result.scores["CIDEr"] + result.scores["Bleu_4"]
+    assert result.scores == saved["_scores"]["overall"]
+    assert saved["_scores"]["per_image"].keys() == {"100", "101", "102", "103", "104"}
+
+
+def test_captions_are_saved_though_unscored(tmp_path):
+    cfg = toy_config(tmp_path, report_metric=False)
+    dataset, saved = toy_dataset(tmp_path, "val", images=2), {}
+    with torch.no_grad():
+        result = CaptioningTask(cfg).evaluate(
+            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), saved.__setitem__
+        )
+    assert len(saved[""]) == 2
+    assert result.scores == {}
+    assert result.quality is None
+
+
+def test_image_without_references_is_an_error_that_names_it(tmp_path):
+    cfg = toy_config(tmp_path)
+    dataset = toy_dataset(tmp_path, "val", images=2)
+    del dataset.references[101]
+    with torch.no_grad(), pytest.raises(UserError, match="101"):
+        CaptioningTask(cfg).evaluate(
+            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), lambda kind, value: None
+        )
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ((100, 101), "1 of 3 images have no caption and 0 have two"),
+        ((100, 101, 102, 102), "0 of 3 .* 1 have two"),
+    ],
+)
+def test_every_image_must_be_captioned_exactly_once(tmp_path, ids, message):
+    dataset = toy_dataset(tmp_path, "val", images=3)
+    with pytest.raises(UserError, match=message):
+        merge([[{"image_id": image_id, "caption": ""} for image_id in ids]], dataset)
+
+
+def test_parts_of_processes_are_merged_in_the_order_of_ids(tmp_path):
+    dataset = toy_dataset(tmp_path, "val", images=3)
+    parts = [
+        [{"image_id": 102, "caption": "c"}, {"image_id": 100, "caption": "a"}],
+        [{"image_id": 101, "caption": "b"}],
+    ]
+    assert [entry["caption"] for entry in merge(parts, dataset)] == ["a", "b", "c"]
