@@ -4,6 +4,14 @@
     python scripts/prepare_data.py rsicd_caption SOURCE data/rsicd
     python scripts/prepare_data.py nwpu_caption  SOURCE data/nwpu
 
+Anything else by a generic form, files and folders below SOURCE, splits always declared:
+
+    python scripts/prepare_data.py NAME SOURCE OUT --form coco --annotations train=a.json test=b.json --images pictures
+    python scripts/prepare_data.py NAME SOURCE OUT --form karpathy --annotations dataset.json --images pictures
+    python scripts/prepare_data.py NAME SOURCE OUT --form csv --annotations all.csv --columns image=file caption=text
+    python scripts/prepare_data.py NAME SOURCE OUT --form jsonl --annotations train=a.jsonl val=b.jsonl
+    python scripts/prepare_data.py NAME SOURCE OUT --form text     (train/x.jpg + train/x.txt, one caption a line)
+
 What cannot be used is left out and listed with its reason; with --strict that ends in exit code 1.
 """
 
@@ -14,7 +22,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.datasets.prepare import Report, prepare, published_source
+from bita.datasets.forms import COLUMNS, FORMS, generic_source
+from bita.datasets.prepare import Report, Source, prepare, published_source
 from bita.datasets.sources import PUBLISHED, SPLITS
 from bita.errors import UserError
 
@@ -23,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, prepare, report; returns the exit code."""
     options = parse(arguments)
     try:
-        source = published_source(options.name, options.source, options.out)
-        report = prepare(source, options.out, copy_images=options.copy_images, overwrite=options.overwrite)
+        report = prepare(
+            open_data(options), options.out, copy_images=options.copy_images, overwrite=options.overwrite
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -37,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=sorted(PUBLISHED), help="which published dataset this is")
+    parser.add_argument("name", help=f"a published dataset ({', '.join(PUBLISHED)}), or any name with --form")
     parser.add_argument("source", type=Path, help="folder or archive with the published files")
     parser.add_argument("out", type=Path, help="folder of the prepared dataset")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if anything was left out")
@@ -47,7 +57,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier run wrote differently"
     )
+    form = parser.add_argument_group("generic forms")
+    form.add_argument("--form", choices=FORMS, help="what SOURCE holds")
+    form.add_argument("--annotations", nargs="+", default=[], metavar="[SPLIT=]FILE", help="annotation files")
+    form.add_argument("--images", default="", metavar="FOLDER", help="image folder (default: SOURCE)")
+    form.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="columns for image, caption, split"
+    )
     return parser.parse_args(arguments)
+
+
+def open_data(options: argparse.Namespace) -> Source:
+    """Open the published dataset or the generic form that the command line names."""
+    if options.form is None:
+        if options.name not in PUBLISHED:
+            known = ", ".join(PUBLISHED)
+            raise UserError(f"{options.name}: none of {known}; other data needs --form ({', '.join(FORMS)})")
+        return published_source(options.name, options.source, options.out)
+    columns = dict(entry.partition("=")[::2] for entry in options.columns)
+    unknown = [key for key in columns if key not in COLUMNS]
+    if unknown:
+        raise UserError(f"--columns {unknown[0]}: wanted KEY=COLUMN with one of {', '.join(COLUMNS)} as KEY")
+    return generic_source(
+        options.name,
+        options.form,
+        options.source,
+        options.out,
+        annotations=options.annotations,
+        images=options.images,
+        columns=columns,
+    )
 
 
 def show(report: Report, out: Path) -> None:

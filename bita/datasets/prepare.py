@@ -91,7 +91,8 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
     report = select(source)
     if not report.kept:
         reason = f"; the first: {': '.join(report.left_out[0])}" if report.left_out else ""
-        raise UserError(f"{source.files[0]}: none of {len(source.records)} records is usable{reason}")
+        where = source.files[0] if source.files else source.images
+        raise UserError(f"{where}: none of {len(source.records)} records is usable{reason}")
     files = {f"annotations/{name}": text for name, text in annotation_files(report.kept).items()}
     checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.files}
     files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums)

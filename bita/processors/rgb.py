@@ -98,9 +98,8 @@ def _read_samples(path: Path) -> npt.NDArray[np.generic]:
     try:
         import tifffile  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise UserError(
-            f"{path}: a TIFF of this kind needs tifffile; install it (pip install tifffile)"
-        ) from None
+        reason = "broken, or deep colour or many bands, which need tifffile: pip install tifffile"
+        raise UserError(f"{path}: image does not open ({reason})") from None
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         if series.size > 2 * (Image.MAX_IMAGE_PIXELS or series.size) * 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +83,41 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         open_rgb(path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tifffile") is not None, reason="tifffile is installed")
-def test_deep_colour_without_tifffile_says_what_to_install(tmp_path: Path) -> None:
+def test_deep_colour_without_tifffile_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tifffile", None)
     path = save(tmp_path / "x.tif", Image.new("RGB", (3, 3), (10, 20, 30)))
     path.write_bytes(path.read_bytes().replace(b"\x08\x00\x08\x00\x08\x00", b"\x10\x00\x10\x00\x10\x00"))
-    with pytest.raises(UserError, match="tifffile"):
+    with pytest.raises(UserError, match="pip install tifffile"):
         open_rgb(path)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_multi_band_sixteen_bit_tiffs_are_stretched_band_by_band(tmp_path: Path, planar: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    ramp = np.linspace(0, 1, 2500).reshape(50, 50)
+    bands = np.stack(
+        [1000 + 3000 * ramp, 500 - 400 * ramp, np.full_like(ramp, 7), 60_000 * ramp, ramp]
+    ).astype("u2")
+    samples = bands if planar == "separate" else np.moveaxis(bands, 0, -1)
+    tifffile.imwrite(tmp_path / "x.tif", samples, photometric="minisblack", planarconfig=planar)
+    first = np.asarray(open_rgb(tmp_path / "x.tif"))
+    assert (first[0, 0].tolist(), first[-1, -1].tolist()) == ([0, 255, 0], [255, 0, 0])
+    chosen = np.asarray(open_rgb(tmp_path / "x.tif", bands=(4, 3, 1)))
+    assert (chosen[0, 0].tolist(), chosen[-1, -1].tolist()) == ([0, 0, 0], [255, 0, 255])
+    assert abs(int(chosen[25, 0, 0]) - 127) <= 3
+
+
+def test_eight_bit_bands_keep_their_values(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    samples = np.arange(6 * 6 * 6, dtype=np.uint8).reshape(6, 6, 6)
+    tifffile.imwrite(tmp_path / "x.tif", samples, photometric="minisblack", planarconfig="contig")
+    assert (np.asarray(open_rgb(tmp_path / "x.tif")) == samples[:, :, :3]).all()
+    assert (np.asarray(open_rgb(tmp_path / "x.tif", bands=(6, 5, 4))) == samples[:, :, [5, 4, 3]]).all()
+    (tmp_path / "broken.tif").write_bytes((tmp_path / "x.tif").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"broken\.tif: image does not open"):
+        open_rgb(tmp_path / "broken.tif")
 
 
 def _noise() -> np.ndarray:
