@@ -100,7 +100,7 @@ def config_from_dict(content: dict[str, Any]) -> Config:
     Raises:
         ConfigError: a key or type that this version does not know.
     """
-    return build(Config, content, {})
+    return build(Config, content, {(): "saved configuration"})
 
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:

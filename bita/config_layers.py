@@ -188,7 +188,7 @@ def where(keys: Keys, places: Places) -> str:
     for depth in range(len(keys), 0, -1):
         if keys[:depth] in places:
             return places[keys[:depth]]
-    return "defaults"
+    return places.get((), "defaults")
 
 
 def _merged(old: Any, new: Any, is_option: bool) -> Any:
