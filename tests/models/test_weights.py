@@ -90,6 +90,15 @@ def test_stage_1_feeds_stage_2_and_the_report_says_what_is_fresh(tmp_path: Path)
     assert "text side and contrastive head" in report
 
 
+def test_a_language_model_that_is_trained_along_may_be_fresh(tmp_path: Path) -> None:
+    save_file(stage_1().checkpoint_state(), tmp_path / "model.safetensors")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32}
+    changes = {"opt_model": None, "opt_config": sizes, "opt_tokenizer": str(PARITY / "tokenizers/opt")}
+    report = str(load_checkpoint(stage_2(**changes, freeze_lm=False), tmp_path))
+    assert "(fresh: trained along)" in report
+    assert "language model is not complete" in refused(stage_2(**changes), tmp_path)
+
+
 def test_frozen_language_model_stays_out_of_checkpoints_and_a_trained_one_goes_in() -> None:
     assert not any(name.startswith("opt_model.") for name in stage_2().checkpoint_state())
     trained = stage_2(freeze_lm=False)
