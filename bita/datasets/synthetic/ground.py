@@ -123,9 +123,8 @@ def village(c: Canvas, tries: int) -> None:
 
 
 def pick_count(c: Canvas, most: int = 6) -> int:
-    """A number of main objects; five of something are rare."""
-    numbers, weights = (1, 2, 3, 4, 5, 6), (4, 4, 4, 4, 1, 3)
-    return c.rng.choices(numbers[:most], weights[:most])[0]
+    """A number of main objects: one to four, or two rows of three."""
+    return c.rng.choice([k for k in (1, 2, 3, 4, 6) if k <= most])
 
 
 def pick_arrangement(c: Canvas, count: int, *, loose: bool = True) -> str | None:

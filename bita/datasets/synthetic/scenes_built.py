@@ -241,9 +241,9 @@ def greenhouses(c: Canvas) -> Facts:
 def solar_panels(c: Canvas) -> Facts:
     """Rows of solar panels."""
     around = c.rng.choice(("lawn", "bare ground", "trees", "road"))
-    count = c.rng.choice((1, 2, 3, 4, 5))
+    count = c.rng.choice((1, 2, 3, 4))
     ground.lay(c, around)
-    pitch, width = min(0.36, 1.4 / count), c.rng.uniform(1.1, 1.5)
+    pitch, width = min(0.4, 1.4 / count), c.rng.uniform(1.1, 1.5)
     yard = rectangle(0, width + 0.12, count * pitch + 0.06)
     c.keep_clear(yard)
     if around != "bare ground" and c.rng.random() < 0.4:

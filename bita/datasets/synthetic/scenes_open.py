@@ -222,7 +222,7 @@ def intersection(c: Canvas) -> Facts:
 def roundabout(c: Canvas) -> Facts:
     """Roads that meet at a ring."""
     around = c.rng.choice(("lawn", "trees", "houses", "bare ground"))
-    count = c.rng.choice((3, 4, 5))
+    count = c.rng.choice((3, 4))
     ground.lay(c, around)
     radius, width = c.rng.uniform(0.4, 0.5), c.rng.uniform(0.17, 0.2)
     arms = [cmath.rect(1, 2 * math.pi * k / count + c.rng.uniform(-0.06, 0.06)) for k in range(count)]
