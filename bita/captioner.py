@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bita.config import config_from_dict
+from bita.datasets.builders import build_processors
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
-from bita.processors.image import EvalImageProcessor
 from bita.processors.rgb import open_rgb
 from bita.runners.checkpoint import read_meta, resolve_checkpoint
 
@@ -37,7 +38,9 @@ class Captioner:
     def __init__(self, cfg: Config, device: str = "auto") -> None:
         model = build_model(cfg.model)
         if not isinstance(model, BitaLM):
-            raise UserError(f"{cfg.model.init_from}: is a stage-1 checkpoint, which aligns but does not write captions")
+            raise UserError(
+                f"{cfg.model.init_from}: is a stage-1 checkpoint, which aligns but does not write captions"
+            )
         self.model = model.place(setup(device)).eval()
         self.settings = GenerationSettings.from_run(cfg.run)
         self._processor = _eval_processor(cfg)
@@ -80,8 +83,7 @@ def _as_rgb(image: ImageLike) -> Image.Image:
     return image.convert("RGB") if isinstance(image, Image.Image) else open_rgb(Path(image))
 
 
-def _eval_processor(cfg: Config) -> EvalImageProcessor:
-    """The evaluation transform of the first dataset of the run."""
-    dataset = next(iter(cfg.datasets.values()))
-    chosen = dataset.vis_processor["eval"]
-    return EvalImageProcessor(chosen.image_size or cfg.model.image_size, chosen.mean, chosen.std)
+def _eval_processor(cfg: Config) -> Callable[[Image.Image], Tensor]:
+    """The evaluation transform of the run's first dataset."""
+    name, dataset = next(iter(cfg.datasets.items()))
+    return build_processors(name, dataset, image_size=cfg.model.image_size).eval_image
