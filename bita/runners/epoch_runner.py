@@ -5,8 +5,10 @@ A *step* is one batch of the train loader; the weights move once in `run.accum_g
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.registry import schedules
-from bita.runners import checkpoint, seeding
+from bita.runners import checkpoint, seeding, validations
 from bita.runners.checkpoint import Meta
 from bita.runners.files import write_json
 from bita.runners.interrupt import Interrupt, Wish
@@ -238,6 +240,17 @@ class EpochRunner:
         qualities = [result.quality for result in results.values() if result.quality is not None]
         quality = sum(qualities) / len(qualities) if len(qualities) == len(results) else None
         self.validations.add(self.epoch, quality, {key: result.scores for key, result in results.items()})
+        if distributed.is_main():
+            self.write(self.run_dir.path / validations.FILE, self.validations.as_json())
+            self.validations.point_to_best()
+
+    def write(self, path: Path, value: Any) -> None:
+        """Write a JSON file of the run; a full disk is a warning, not the end."""
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, value)
+        except OSError as error:
+            self.log.warn(f"{path.name} not written ({error.strerror}): {json.dumps(value)[:2000]}")
 
     def load_best(self) -> None:
         """The weights of the best validated epoch; those of the last where none was validated."""
@@ -251,7 +264,7 @@ class EpochRunner:
         results = self.evaluate_splits(self.run.test_splits)
         scores = {key: result.scores for key, result in results.items()}
         if scores and distributed.is_main():
-            write_json(self.run_dir.path / "scores.json", scores)
+            self.write(self.run_dir.path / "scores.json", scores)
         self.run_dir.finish()
         self.log.close()
         return scores
@@ -273,8 +286,7 @@ class EpochRunner:
         loader = eval_loader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
 
         def save(kind: str, value: Any) -> None:
-            self.run_dir.results.mkdir(exist_ok=True)
-            write_json(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
+            self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         with self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)

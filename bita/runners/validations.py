@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from bita import distributed
 from bita.runners.checkpoint import META_FILE, point
-from bita.runners.files import write_json
 
 FILE = "validation.json"
 
@@ -38,14 +38,16 @@ class Validations:
             return {int(epoch) - 1: entry for epoch, entry in content.items() if int(epoch) - 1 <= until}
 
         self.entries = distributed.on_main(read)
-        self._point_to_best()
+        if distributed.is_main():
+            self.point_to_best()
 
     def add(self, epoch: int, quality: float | None, scores: dict[str, dict[str, float]]) -> None:
-        """Keep what an epoch came to, and let `best` lead to the best checkpoint."""
+        """Keep what an epoch came to."""
         self.entries[epoch] = {"quality": quality, "scores": scores}
-        if distributed.is_main():
-            write_json(self.folder / FILE, {str(number + 1): entry for number, entry in self.entries.items()})
-        self._point_to_best()
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        return {str(epoch + 1): entry for epoch, entry in self.entries.items()}
 
     def best(self) -> int | None:
         """The epoch of the highest quality, the first of equals, whose checkpoint is there."""
@@ -73,7 +75,9 @@ class Validations:
     def _checkpoint(self, epoch: int) -> Path:
         return self.folder / "checkpoints" / f"epoch_{epoch + 1:04d}"
 
-    def _point_to_best(self) -> None:
-        epoch = self.best() if distributed.is_main() else None
+    def point_to_best(self) -> None:
+        """Let `best` lead to the best checkpoint; a link that cannot be written is one that stays as it was."""
+        epoch = self.best()
         if epoch is not None:
-            point(self.folder / "checkpoints", "best", self._checkpoint(epoch))
+            with contextlib.suppress(OSError):
+                point(self.folder / "checkpoints", "best", self._checkpoint(epoch))

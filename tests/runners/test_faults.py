@@ -1,0 +1,119 @@
+"""Real faults: a full disk, a read-only folder, a pickle that would run code. What is lost, and what is said."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import toy_config, toy_runner
+
+from bita.errors import UserError
+from bita.runners.checkpoint import resolve_checkpoint, verify
+from bita.runners.run_dir import open_run_dir
+from bita.runners.state import read_trainer
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many bytes; unmounted afterwards."""
+    mounted = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        answer = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+            capture_output=True,
+            check=False,
+        )
+        if answer.returncode != 0:
+            pytest.skip("needs the right to mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def warnings(run_dir: Path) -> list[str]:
+    lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
+    return [line["text"] for line in lines if line["event"] == "warning"]
+
+
+def test_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on(tmp_path, small_disk, capsys):
+    first = toy_runner(toy_config(tmp_path / "big", max_epoch=1), tmp_path / "images")
+    first.train()
+    (whole,) = (folder for folder in first.run_dir.checkpoints.glob("epoch_*"))
+    size = sum(file.stat().st_size for file in whole.iterdir())
+    disk = small_disk(int(2.6 * size))
+    options = {
+        "name": "run",
+        "max_epoch": 4,
+        "keep_last": 9,
+        "valid_splits": ["val"],
+        "test_splits": ["test"],
+    }
+    runner = toy_runner(toy_config(disk, **options), tmp_path / "images")
+    scores = runner.train()
+    assert scores["test"]["loss"] > 0
+    last = (runner.run_dir.checkpoints / "last").resolve()
+    assert last.name == "epoch_0002"
+    verify(last)
+    assert not list(runner.run_dir.checkpoints.glob(".tmp-*"))
+    said = capsys.readouterr().out
+    assert "checkpoint of step 18 not written" in said
+    assert f"the last good checkpoint is {last}" in said
+
+
+def test_read_only_output_folder_is_a_one_line_error(small_disk):
+    disk = small_disk(1 << 20)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(
+        UserError, match=r"run\.output_dir .*: cannot be written \(Read-only file system\)"
+    ) as caught:
+        open_run_dir(toy_config(disk / "output"))
+    assert "\n" not in str(caught.value)
+
+
+class Malicious:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.file),))
+
+
+def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    evidence = tmp_path / "was_here"
+    torch.save({"optimizer": Malicious(evidence)}, tmp_path / "trainer.pt")
+    with pytest.raises(UserError, match=r"trainer\.pt: refused, since it holds more than data"):
+        read_trainer(tmp_path / "trainer.pt")
+    assert not evidence.exists()
+
+
+def test_flipped_byte_is_noticed_and_the_checkpoint_named(tmp_path):
+    runner = toy_runner(toy_config(tmp_path, name="run", max_epoch=1), tmp_path / "images")
+    runner.train()
+    checkpoint = resolve_checkpoint(runner.run_dir.path)
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged") as caught:
+        toy_runner(toy_config(tmp_path, resume=str(checkpoint)), tmp_path / "images").train()
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_deterministic_runs_give_the_same_bytes(tmp_path):
+    ends = []
+    try:
+        for name in ("one", "two"):
+            cfg = toy_config(tmp_path, name=name, deterministic=True, model__arch="bita_former", max_epoch=1)
+            runner = toy_runner(cfg, tmp_path / "images")
+            runner.train()
+            ends.append((runner.run_dir.checkpoints / "last/model.safetensors").read_bytes())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert ends[0] == ends[1]
