@@ -67,6 +67,9 @@ class ModelConfig:
     itc_positives: Literal["pair", "same_caption", "same_image"] = "pair"
     """Which captions of a batch count as right for an image: `pair`, `same_caption`, `same_image`."""
     itc_gather_grad: bool = False
+    itc_pooled_weight: float = 0.0
+    """Weight of a second contrast, of captions with the mean image token. It starts an encoder that is trained from
+    scratch, which learns little through fresh query tokens alone; published: none."""
     label_smoothing: float = 0.1
 
     # Language model.

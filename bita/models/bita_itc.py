@@ -53,6 +53,9 @@ class BitaITC(BitaModel):
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.itm_head = nn.Linear(width, 2)
         self.mlm_head = MaskedLanguageHead(width, vocab_size)
+        self.pool_proj = None
+        if cfg.itc_pooled_weight:
+            self.pool_proj = nn.Linear(self.visual_encoder.width, cfg.embed_dim)
         self.itm_head.requires_grad_(False)  # in published checkpoints, without a loss here
         self.mlm_head.requires_grad_(False)
 
@@ -67,9 +70,14 @@ class BitaITC(BitaModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The contrastive loss of a batch, and the shares of images and captions that found their partner."""
-        images = self.image_features(batch["image"])
+        tokens, groups = self.encode_image(batch["image"]), self._groups(batch)
         texts = self.text_features(self.tokenize(batch["text"]))
-        return self.contrast(images, texts, self._groups(batch))
+        output = self.contrast(self.project(tokens), texts, groups)
+        if self.pool_proj is not None:
+            pooled = F.normalize(self.pool_proj(tokens.mean(dim=1, keepdim=True)), dim=-1)
+            extra = self.contrast(pooled, texts, groups)["loss"]
+            output["loss"] = output["loss"] + self.cfg.itc_pooled_weight * extra
+        return output
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """B captions → ids (B, T) on the model's device, always padded to T, since padding takes part."""
@@ -81,8 +89,11 @@ class BitaITC(BitaModel):
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, Q, E), unit length."""
-        query_output = self.query_image(self.encode_image(images))
-        return F.normalize(self.vision_proj(query_output), dim=-1)
+        return self.project(self.encode_image(images))
+
+    def project(self, image_tokens: Tensor) -> Tensor:
+        """(B, N, C) → (B, Q, E), unit length."""
+        return F.normalize(self.vision_proj(self.query_image(image_tokens)), dim=-1)
 
     def text_features(self, text_ids: Tensor) -> Tensor:
         """(B, T) → (B, E), unit length."""

@@ -36,7 +36,7 @@ TEXT_SIDE = (
     "text_proj.",
     "vision_proj.",
 )
-STAGE_1_ONLY = ("temp", "itm_head.", "vision_proj.", "text_proj.", "mlm_head.")
+STAGE_1_ONLY = ("temp", "itm_head.", "pool_proj.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
 @dataclass
@@ -140,7 +140,9 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
         elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
-            report.notes[part] = f"from {model.cfg.opt_model}" if model.cfg.opt_model else "fresh: trained along"
+            report.notes[part] = (
+                f"from {model.cfg.opt_model}" if model.cfg.opt_model else "fresh: trained along"
+            )
         elif renamed.layout == "BLIP-2" and (".mix." in name or ".cross." in name):
             report.notes[part] = (
                 "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
