@@ -35,7 +35,7 @@ def cut_table(java: Java, references: Iterable[str], folder: Path) -> Path:
     Returns:
         The new file, or the full table where cutting is not safe or did not work.
     """
-    lines = dict.fromkeys(references)
+    lines = sorted(set(references))
     if not all(_SAFE.fullmatch(line) for line in lines):
         return full_table()
     source, table = folder / "references.txt", folder / "paraphrases.gz"

@@ -46,9 +46,9 @@ class CaptionScorer:
     def __init__(self, *, spice_dir: Path | None = None, meteor: Meteor | None = None) -> None:
         self.spice_dir = spice_dir
         self.meteor = meteor or Meteor()
-        self._tokenizer = Tokenizer()
+        self.tokenizer = Tokenizer()
         self._sets: OrderedDict[str, ReferenceSet] = OrderedDict()
-        self._tables: dict[str, Path] = {}
+        self._tables: list[tuple[frozenset[str], Path]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -80,8 +80,8 @@ class CaptionScorer:
         """
         java = find_java()
         check_ids(references, hypotheses)
-        refs = self._references(references)
-        tokens = self._tokenizer.tokenize([hypotheses[image_id] for image_id in refs.ids])
+        refs = self.references(references)
+        tokens = self.tokenizer.tokenize([hypotheses[image_id] for image_id in refs.ids])
         hyps = dict(zip(refs.ids, tokens, strict=True))
         empty = [image_id for image_id, text in hyps.items() if not text]
         notes = [*refs.notes, *_metric_notes(refs, empty)]
@@ -115,11 +115,15 @@ class CaptionScorer:
             }
             return {name: meteor.result() if answer is None else answer for name, answer in answers.items()}
 
-    def _references(self, references: Mapping[int, Sequence[str]]) -> ReferenceSet:
-        """The set, from the ones that are kept or new."""
+    def references(self, references: Mapping[int, Sequence[str]]) -> ReferenceSet:
+        """The set, one of those kept or a new one.
+
+        Raises:
+            UserError: an image has no reference with a word; no Java; the tokenizer failed.
+        """
         digest = references_hash(references)
         if digest not in self._sets:
-            self._sets[digest] = ReferenceSet(references, self._tokenizer)
+            self._sets[digest] = ReferenceSet(references, self.tokenizer)
             if len(self._sets) > KEPT_SETS:
                 self._sets.popitem(last=False)
         self._sets.move_to_end(digest)
@@ -133,14 +137,17 @@ class CaptionScorer:
         return {"METEOR": self.meteor.scores([refs.meteor[pair] for pair in hyps.items()])}
 
     def _table(self, refs: ReferenceSet) -> Path:
-        if refs.digest not in self._tables:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
-            captions = (text for texts in refs.tokens.values() for text in texts)
-            folder = Path(self._folder.name) / refs.digest
-            folder.mkdir(exist_ok=True)
-            self._tables[refs.digest] = cut_table(find_java(), captions, folder)
-        return self._tables[refs.digest]
+        """A paraphrase table cut to these captions, or to more than these, which does as well."""
+        captions = frozenset(text for texts in refs.tokens.values() for text in texts)
+        for known, table in self._tables:
+            if captions <= known:
+                return table
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
+        folder = Path(self._folder.name) / str(len(self._tables))
+        folder.mkdir()
+        self._tables.append((captions, cut_table(find_java(), captions, folder)))
+        return self._tables[-1][1]
 
 
 def _attempt(
