@@ -1,8 +1,11 @@
 """Scores of captions: BLEU, METEOR, ROUGE-L, CIDEr and, where its files are there, SPICE.
 
-from bita.metrics import score_captions
-scores = score_captions({1: ["a river in a forest"]}, {1: "a river"})
-scores.overall["METEOR"], scores.per_image[1], scores.notes, scores.provenance
+    from bita.metrics import score_captions
+    scores = score_captions({1: ["a river in a forest"], 2: ["two planes"]}, {1: "a river", 2: "planes"})
+    scores.overall["METEOR"], scores.per_image[1], scores.notes, scores.provenance
+
+Intervals, tests and scores of classes: `bita.metrics.stats`; variety: `bita.metrics.diversity`; a reference-free score
+with a stage-1 model: `bita.metrics.clipscore`; files: `python -m bita.metrics REFERENCES HYPOTHESES`.
 """
 
 from bita.metrics.scorers import CaptionScorer, score_captions

@@ -40,7 +40,9 @@ def ref_clip_score(images: Tensor, texts: Tensor, references: list[Tensor]) -> T
         references: N tensors (R, E) of unit length, R references of that image.
     """
     score = clip_score(images, texts)
-    near = torch.stack([(own @ text).amax().clamp(min=0) for own, text in zip(references, texts, strict=True)])
+    near = torch.stack(
+        [(own @ text).amax().clamp(min=0) for own, text in zip(references, texts, strict=True)]
+    )
     total = score + near
     return torch.where(total > 0, 2 * score * near / total.clamp(min=1e-12), torch.zeros_like(total))
 

@@ -63,7 +63,9 @@ def read_hypotheses(path: Path) -> dict[Id, str]:
         hypotheses[image_id] = captions[0] if captions else ""
     if twice:
         shown = ", ".join(map(str, list(twice)[:5])) + (", …" if len(twice) > 5 else "")
-        raise UserError(f"{path}: {len(twice)} of {len(hypotheses)} images do not have exactly one caption: {shown}")
+        raise UserError(
+            f"{path}: {len(twice)} of {len(hypotheses)} images do not have exactly one caption: {shown}"
+        )
     return hypotheses
 
 

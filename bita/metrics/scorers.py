@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
 
 from bita.metrics.checks import check_ids, named
 from bita.metrics.java import find_java
@@ -22,7 +24,7 @@ from bita.metrics.meteor import Meteor
 from bita.metrics.paraphrases import cut_table
 from bita.metrics.provenance import provenance
 from bita.metrics.references import ReferenceSet, references_hash
-from bita.metrics.scores import Scores, Values
+from bita.metrics.scores import Measured, Scores
 from bita.metrics.spice import missing_note, spice
 from bita.metrics.tokenizer import Tokenizer
 
@@ -97,9 +99,9 @@ class CaptionScorer:
             notes.append(note)
         return scores
 
-    def _compute(self, refs: ReferenceSet, hyps: Hypotheses) -> dict[str, Values | Exception]:
+    def _compute(self, refs: ReferenceSet, hyps: Hypotheses) -> dict[str, Measured | Exception]:
         """Every metric's values, or what it ran into; METEOR works in its own process beside the others."""
-        metrics: dict[str, Callable[[ReferenceSet, Hypotheses], Values]] = {
+        metrics: dict[str, Callable[[ReferenceSet, Hypotheses], Measured]] = {
             "Bleu": _bleu,
             "METEOR": self._meteor,
             "ROUGE_L": _rouge,
@@ -129,12 +131,14 @@ class CaptionScorer:
         self._sets.move_to_end(digest)
         return self._sets[digest]
 
-    def _meteor(self, refs: ReferenceSet, hyps: Hypotheses) -> Values:
+    def _meteor(self, refs: ReferenceSet, hyps: Hypotheses) -> Measured:
         new = [(image_id, text) for image_id, text in hyps.items() if (image_id, text) not in refs.meteor]
         self.meteor.use(self._table(refs))
         answers = self.meteor.statistics([(refs.distinct[image_id], text) for image_id, text in new])
         refs.meteor.update(zip(new, answers, strict=True))
-        return {"METEOR": self.meteor.scores([refs.meteor[pair] for pair in hyps.items()])}
+        lines = [refs.meteor[pair] for pair in hyps.items()]
+        statistics = np.array([[float(word) for word in line.split()] for line in lines])
+        return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": statistics})
 
     def _table(self, refs: ReferenceSet) -> Path:
         """A paraphrase table cut to these captions, or to more than these, which does as well."""
@@ -151,23 +155,28 @@ class CaptionScorer:
 
 
 def _attempt(
-    metric: Callable[[ReferenceSet, Hypotheses], Values], refs: ReferenceSet, hyps: Hypotheses
-) -> Values | Exception:
+    metric: Callable[[ReferenceSet, Hypotheses], Measured], refs: ReferenceSet, hyps: Hypotheses
+) -> Measured | Exception:
     """The metric's values, or the exception: whatever one metric runs into, the others are still worth having."""
     try:
-        values = metric(refs, hyps)
-        for name, (whole, each) in values.items():
+        measured = metric(refs, hyps)
+        for name, (whole, each) in measured.values.items():
             if not all(math.isfinite(value) for value in (whole, *each) if value is not None):
                 raise ValueError(f"{name} is not a number")
     except Exception as error:
         return error
-    return values
+    return measured
 
 
-def _enter(values: Values, ids: Sequence[int], scores: Scores) -> None:
+def _enter(measured: Measured, ids: Sequence[int], scores: Scores) -> None:
     """Put a metric's values where they belong."""
-    for name, (whole, each) in values.items():
+    scores.statistics.update(measured.statistics)
+    for name, (whole, each) in measured.values.items():
         scores.overall[name] = float(whole)
+        if not measured.statistics:
+            scores.statistics[name] = np.array(
+                [[value or 0.0, value is not None] for value in each], np.float64
+            )
         lacking = [image_id for image_id, value in zip(ids, each, strict=True) if value is None]
         if lacking:
             scores.notes.append(
@@ -187,25 +196,37 @@ def _metric_notes(refs: ReferenceSet, empty: Sequence[int]) -> list[str]:
     return notes
 
 
-def _bleu(refs: ReferenceSet, hyps: Hypotheses) -> Values:
+def _bleu(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test
 
     scorer = BleuScorer(n=4)
     scorer.crefs = refs.bleu
     scorer.ctest = [cook_test(text, cooked) for text, cooked in zip(hyps.values(), refs.bleu, strict=True)]
     whole, each = scorer.compute_score(option="closest", verbose=0)
-    return {f"Bleu_{n + 1}": (whole[n], each[n]) for n in range(4)}
+    statistics = [
+        [*of_image["correct"], *of_image["guess"], of_image["testlen"], _closest(of_image)]
+        for of_image in scorer.ctest
+    ]
+    values = {f"Bleu_{n + 1}": (whole[n], each[n]) for n in range(4)}
+    return Measured(values, {"Bleu": np.array(statistics, np.float64)})
 
 
-def _rouge(refs: ReferenceSet, hyps: Hypotheses) -> Values:
+def _closest(of_image: Mapping[str, Any]) -> int:
+    """The reference length nearest to the hypothesis's, the shorter of two as near."""
+    length: int = of_image["testlen"]
+    lengths: list[int] = of_image["reflen"]
+    return min(lengths, key=lambda reference: (abs(reference - length), reference))
+
+
+def _rouge(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
     from pycocoevalcap.rouge.rouge import Rouge
 
     whole, each = Rouge().compute_score(refs.distinct, {image_id: [text] for image_id, text in hyps.items()})
-    return {"ROUGE_L": (whole, each)}
+    return Measured({"ROUGE_L": (whole, each)})
 
 
-def _cider(refs: ReferenceSet, hyps: Hypotheses) -> Values:
-    return {"CIDEr": refs.cider.score(list(hyps.values()))}
+def _cider(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
+    return Measured({"CIDEr": refs.cider.score(list(hyps.values()))})
 
 
 @cache

@@ -6,8 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Values = dict[str, tuple[float, Sequence[float | None]]]
-"""Metric → value of the whole set, values of the images in the order of their ids (None: it gives none there)."""
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one scorer found.
+
+    Attributes:
+        values: metric → value of the whole set, values of the images in the order of their ids (None: none there).
+        statistics: what sums over images to the value of a set, where that is not a mean over images.
+    """
+
+    values: dict[str, tuple[float, Sequence[float | None]]]
+    statistics: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -19,12 +34,15 @@ class Scores:
         per_image: image id → metric → value.
         notes: what a reader of the numbers should know, one line each; empty when all went as usual.
         provenance: versions, hashes and counts that two results must share to be compared.
+        statistics: scorer → (images, columns), images in the order of `per_image`; sums over images give the score of
+            a set (`bita.metrics.stats`).
     """
 
     overall: dict[str, float]
     per_image: dict[int, dict[str, float]]
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary for a JSON file; image ids become strings, as JSON has it."""

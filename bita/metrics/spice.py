@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bita.metrics.checks import named
 from bita.metrics.java import Java, environment, find_java, jar_folder
-from bita.metrics.scores import Values
+from bita.metrics.scores import Measured
 
 if TYPE_CHECKING:
     from bita.metrics.references import ReferenceSet
@@ -35,7 +35,7 @@ def missing_note(folder: Path | None) -> str | None:
     return f"SPICE: not computed; {' and '.join(missing)} (from {SOURCE}) not in {folder}"
 
 
-def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Values:
+def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Measured:
     """SPICE of the whole set and of each image; None where it gives no number, which the mean leaves out.
 
     Args:
@@ -66,7 +66,7 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Values:
         values = _read(json.loads(target.read_text(encoding="utf-8")), hyps)
     each = [values[n] if math.isfinite(values[n]) else None for n in hyps]
     known = [value for value in each if value is not None]
-    return {"SPICE": (sum(known) / len(known) if known else math.nan, each)}
+    return Measured({"SPICE": (sum(known) / len(known) if known else math.nan, each)})
 
 
 def _command(java: Java, folder: Path, source: Path, target: Path) -> list[str]:

@@ -105,7 +105,9 @@ def by_class(scores: Scores, classes: Mapping[int, str]) -> dict[str, dict[str, 
     """
     missing = sorted(scores.per_image.keys() - classes.keys())
     if missing:
-        raise UserError(f"{len(missing)} of {len(scores.per_image)} images have no class, the first is {missing[0]}")
+        raise UserError(
+            f"{len(missing)} of {len(scores.per_image)} images have no class, the first is {missing[0]}"
+        )
     names = sorted({classes[image_id] for image_id in scores.per_image})
     weights = np.array([[float(classes[n] == name) for n in scores.per_image] for name in names])
     found = values(scores, weights)
@@ -162,12 +164,11 @@ def _bleu(sums: Array) -> dict[str, Array]:
 def _meteor(sums: Array) -> dict[str, Array]:
     """(K, 23) sums of METEOR's statistics → METEOR (K,).
 
-    The columns are lengths of hypothesis and reference, function words in each, then for each stage the matched
-    content words of each and function words of each, then chunks and matched words of each.
+    The columns are lengths of hypothesis and reference, function words in each; for each of four stages the matched
+    content words of each, and again the matched function words; then chunks and matched words of each.
     """
     lengths, functions = sums[:, 0:2], sums[:, 2:4]
-    stages = sums[:, 4:20].reshape(len(sums), 4, 4)
-    content, function = stages[:, :, 0:2], stages[:, :, 2:4]
+    content, function = sums[:, 4:12].reshape(-1, 4, 2), sums[:, 12:20].reshape(-1, 4, 2)
     matched = np.einsum("s,ksi->ki", STAGES, DELTA * content + (1 - DELTA) * function)
     total = DELTA * (lengths - functions) + (1 - DELTA) * functions
     share = np.divide(matched, total, out=np.zeros_like(matched), where=total > 0)
@@ -177,7 +178,7 @@ def _meteor(sums: Array) -> dict[str, Array]:
     chunks, words = sums[:, 20], sums[:, 21:23]
     both = words.mean(axis=1)
     fragments = np.divide(chunks, both, out=np.zeros(len(sums)), where=both > 0)
-    fragments[(chunks == 1) & (words == lengths).all(axis=1)] = 0.0
+    fragments[(chunks == 1) & ((content + function).sum(axis=1) == lengths).all(axis=1)] = 0.0
     return {"METEOR": mean * (1 - GAMMA * fragments**BETA)}
 
 

@@ -284,7 +284,7 @@ def test_spice_values_go_to_their_images(fake_java: Callable[[str], Java], tmp_p
     stored.write_text(json.dumps(answer), encoding="utf-8")
     find_out = 'while [ "$1" != -out ]; do shift; done'
     fake_java(f'{find_out}; cp "{stored}" "$2"')
-    whole, each = spice(tmp_path, refs, {n: HYPOTHESES[n] for n in refs.ids})["SPICE"]
+    whole, each = spice(tmp_path, refs, {n: HYPOTHESES[n] for n in refs.ids}).values["SPICE"]
     assert refs.ids == [1, 3, 7, 12, 20]
     assert each == [0.1, 0.3, None, None, 0.2]
     assert whole == pytest.approx(0.2)
