@@ -99,6 +99,8 @@ class CaptionDataset(Dataset[Sample]):
         cache: The images, decoded and resized; row k is the k-th of ``image_names``.
     """
 
+    sharded = False
+
     def __init__(
         self,
         name: str,
@@ -153,6 +155,12 @@ class CaptionDataset(Dataset[Sample]):
         group = self.groups[index]
         order = torch.randperm(len(group), generator=generator).tolist()
         return [group[order[k % len(order)]] for k in range(self.captions_per_image)]
+
+    def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
+        """Return the image of item ``index``, its drawn captions, and its id."""
+        drawn = self.draw(index, generator)
+        records = [self.records[record] for record in drawn]
+        return self.open(drawn[0]), [record.caption for record in records], records[0].image_id
 
     def open(self, record: int) -> Image.Image:
         """Open the image of a record, 8-bit RGB: decoded from its file, or a copy of the cached one."""

@@ -17,8 +17,12 @@ from torch.utils.data import DataLoader
 from bita.batch import Batch
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.datasets.readers import EvalReader, Failure, TrainKey, TrainReader
+from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
 from bita.schema import RunConfig
+
+CHUNK, WINDOW = 128, 64
+"""Sharded records are read in chunks of 128 neighbours, and shuffled in windows of 64 chunks."""
 
 
 class EpochSampler:
@@ -31,6 +35,7 @@ class EpochSampler:
         batch_size: Records a rank and step.
         rank: This process, from 0.
         world_size: Number of processes.
+        chunk: Records that stay near each other in the order, because they lie near each other on the disk.
     """
 
     def __init__(
@@ -39,8 +44,9 @@ class EpochSampler:
         weights: Tensor | None,
         seed: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        chunk: int = 1,
     ) -> None:
         self.sizes = list(sizes)
         self.weights = weights
@@ -48,6 +54,7 @@ class EpochSampler:
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self.chunk = chunk
         self.epoch = 0
         self.start_step = 0
 
@@ -57,19 +64,18 @@ class EpochSampler:
 
     def __iter__(self) -> Iterator[list[TrainKey]]:
         """Yield the keys of this rank's records, step by step from the chosen one on."""
-        order = self.order().tolist()
+        order, epoch = self.order(), self.epoch
         for step in range(self.start_step, len(self)):
             first = (step * self.world_size + self.rank) * self.batch_size
-            yield [
-                (order[position], self.epoch, position) for position in range(first, first + self.batch_size)
-            ]
+            places = order[first : first + self.batch_size].tolist()
+            yield [(place, epoch, first + offset) for offset, place in enumerate(places)]
 
     def order(self) -> Tensor:
         """Return the epoch's order: (records,) int64, places in the concatenation of the datasets."""
         generator = seeded(self.seed, self.epoch)
         total = sum(self.sizes)
         if self.weights is None:
-            return torch.randperm(total, generator=generator)
+            return _near_order(total, self.chunk, generator)
         chosen = torch.multinomial(self.weights, total, replacement=True, generator=generator)
         order = torch.empty(total, dtype=torch.int64)
         offset = 0
@@ -77,10 +83,21 @@ class EpochSampler:
             drawn = (chosen == number).nonzero()[:, 0]
             rounds = -(-len(drawn) // size)
             if rounds:
-                shuffled = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])
+                shuffled = torch.cat([_near_order(size, self.chunk, generator) for _ in range(rounds)])
                 order[drawn] = shuffled[: len(drawn)] + offset
             offset += size
         return order
+
+
+def _near_order(total: int, chunk: int, generator: torch.Generator) -> Tensor:
+    """Return an order of ``total`` records, (total,) int64: chunks shuffled, then records within windows."""
+    if chunk == 1:
+        return torch.randperm(total, generator=generator)
+    starts = torch.randperm(-(-total // chunk), generator=generator) * chunk
+    order = (starts[:, None] + torch.arange(chunk)).flatten()
+    order = order[order < total]
+    windows = [part[torch.randperm(len(part), generator=generator)] for part in order.split(chunk * WINDOW)]
+    return torch.cat(windows)
 
 
 class TrainLoader:
@@ -101,7 +118,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        datasets: Sequence[CaptionDataset],
+        datasets: Sequence[CaptionDataset | ShardDataset],
         run: RunConfig,
         *,
         rank: int = 0,
@@ -110,7 +127,8 @@ class TrainLoader:
     ) -> None:
         sizes = [len(dataset) for dataset in datasets]
         weights = _ratios(datasets, run.train_dataset_ratios)
-        self.sampler = EpochSampler(sizes, weights, run.seed, run.batch_size_train, rank, world_size)
+        chunk = CHUNK if any(dataset.sharded for dataset in datasets) else 1
+        self.sampler = EpochSampler(sizes, weights, run.seed, run.batch_size_train, rank, world_size, chunk)
         if len(self) == 0:
             raise UserError(
                 f"train splits: {sum(sizes)} records are less than one batch of {run.batch_size_train} on each of "
@@ -158,7 +176,7 @@ class EvalLoader:
 
 
 def train_loader(
-    datasets: Sequence[CaptionDataset],
+    datasets: Sequence[CaptionDataset | ShardDataset],
     run: RunConfig,
     *,
     rank: int = 0,
@@ -202,7 +220,9 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
         yield batch
 
 
-def _ratios(datasets: Sequence[CaptionDataset], ratios: dict[str, float] | None) -> Tensor | None:
+def _ratios(
+    datasets: Sequence[CaptionDataset | ShardDataset], ratios: dict[str, float] | None
+) -> Tensor | None:
     """Return the share of draws that each dataset gets, or None where every record comes once."""
     if ratios is None:
         return None

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from bita.batch import Batch
 from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.shards import ShardDataset
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 
@@ -36,7 +37,9 @@ class TrainReader(Dataset[Batch | Failure]):
     With every dataset cached, images are augmented as one batch on ``device``; otherwise one by one, from files.
     """
 
-    def __init__(self, datasets: Sequence[CaptionDataset], seed: int, device: torch.device) -> None:
+    def __init__(
+        self, datasets: Sequence[CaptionDataset | ShardDataset], seed: int, device: torch.device
+    ) -> None:
         self.datasets = list(datasets)
         self.seed = seed
         self.device = device
@@ -55,24 +58,38 @@ class TrainReader(Dataset[Batch | Failure]):
 
     def read(self, keys: Sequence[TrainKey]) -> Batch:
         """Return the batch of ``keys``; drawn captions of one image stand side by side, each with its own crop."""
+        if self.cached:
+            return self._read_cached(keys)
         images: list[Tensor] = []
         texts: list[str] = []
         ids: list[int] = []
+        for key in keys:
+            dataset, _, index, generator = self._locate(key)
+            image, captions, image_id = dataset.drawn(index, generator)
+            texts += [dataset.processors.train_text(caption) for caption in captions]
+            ids += [image_id] * len(captions)
+            images += [dataset.processors.train_image(image, generator) for _ in captions]
+        return {"image": torch.stack(images), "text": texts, "image_id": ids}
+
+    def _locate(self, key: TrainKey) -> tuple[CaptionDataset | ShardDataset, int, int, torch.Generator]:
+        """Return a key's dataset, that dataset's number, the index in it, and the generator of its draws."""
+        place, epoch, position = key
+        number = bisect.bisect_right(self.offsets, place) - 1
+        return self.datasets[number], number, place - self.offsets[number], seeded(self.seed, epoch, position)
+
+    def _read_cached(self, keys: Sequence[TrainKey]) -> Batch:
+        """Return the batch of ``keys`` from the caches."""
+        texts: list[str] = []
+        ids: list[int] = []
         picked: list[tuple[int, int, torch.Generator]] = []
-        for place, epoch, position in keys:
-            number = bisect.bisect_right(self.offsets, place) - 1
-            dataset = self.datasets[number]
-            generator = seeded(self.seed, epoch, position)
-            records = dataset.draw(place - self.offsets[number], generator)
-            texts += [dataset.processors.train_text(dataset.records[record].caption) for record in records]
-            ids += [dataset.records[record].image_id for record in records]
-            if self.cached:
-                picked += [(number, record, generator) for record in records]
-            else:
-                image = dataset.open(records[0])
-                images += [dataset.processors.train_image(image, generator) for _ in records]
-        pixels = self._augment(picked) if self.cached else torch.stack(images)
-        return {"image": pixels, "text": texts, "image_id": ids}
+        for key in keys:
+            dataset, number, index, generator = self._locate(key)
+            assert isinstance(dataset, CaptionDataset)
+            for record in dataset.draw(index, generator):
+                texts.append(dataset.processors.train_text(dataset.records[record].caption))
+                ids.append(dataset.records[record].image_id)
+                picked.append((number, record, generator))
+        return {"image": self._augment(picked), "text": texts, "image_id": ids}
 
     def _augment(self, picked: Sequence[tuple[int, int, torch.Generator]]) -> Tensor:
         """Augment cached images, dataset by dataset; returns (B, 3, S, S) in the order of ``picked``."""
@@ -81,9 +98,11 @@ class TrainReader(Dataset[Batch | Failure]):
             parts.setdefault(number, []).append(place)
         images: list[Tensor] = []
         for number, places in parts.items():
-            processor = self.datasets[number].processors.train_image
+            dataset = self.datasets[number]
+            processor = dataset.processors.train_image
+            assert isinstance(dataset, CaptionDataset)
             assert isinstance(processor, TrainImageProcessor)
-            pixels = self.datasets[number].cached_pixels([picked[place][1] for place in places])
+            pixels = dataset.cached_pixels([picked[place][1] for place in places])
             images.append(processor.batch(pixels.to(self.device), [picked[place][2] for place in places]))
         if len(images) == 1:
             return images[0]

@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,22 +51,39 @@ def open_rgb(
     Raises:
         UserError: The file is missing, is no image, is broken, or is large enough to be a decompression bomb.
     """
-    try:
+    with _one_line(path):
         if bands is not None or (path.suffix.lower() in _TIFF_SUFFIXES and _needs_tifffile(path)):
             return Image.fromarray(_select_bands(_read_samples(path), bands, path))
         with Image.open(path) as image:
             if draft is not None:
                 image.draft("RGB", draft)
             return to_rgb(image)
+
+
+def decode_rgb(content: bytes, where: str, *, draft: tuple[int, int] | None = None) -> Image.Image:
+    """Decode an image file's bytes to 8-bit RGB; errors name ``where`` (see ``open_rgb``)."""
+    with _one_line(where), Image.open(io.BytesIO(content)) as image:
+        if draft is not None:
+            image.draft("RGB", draft)
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def _one_line(where: Path | str) -> Iterator[None]:
+    """Turn whatever an image library raises into a UserError that names ``where``."""
+    try:
+        yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: image is missing") from None
+        raise UserError(f"{where}: image is missing") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: image is refused ({error})") from None
+        raise UserError(f"{where}: image is refused ({error})") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: image does not open ({reason.replace(repr(str(path)), 'file')})") from None
+        raise UserError(
+            f"{where}: image does not open ({reason.replace(repr(str(where)), 'file')})"
+        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
