@@ -6,13 +6,10 @@ The sheet in the README is ``python scripts/contact_sheet.py docs/synthetic_cont
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
 

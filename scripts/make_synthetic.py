@@ -1,4 +1,7 @@
-"""Draw the synthetic dataset: ``python scripts/make_synthetic.py OUT [--train 2000 …]``."""
+"""Draw the synthetic dataset: ``python scripts/make_synthetic.py OUT [--train 2000 …]``.
+
+What is not said is as in configs/datasets/synthetic/defaults_cap.yaml, which is what a run expects to find.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import yaml
 
+from bita.config import CONFIGS
 from bita.datasets.synthetic import generate
 from bita.errors import UserError
 
@@ -16,11 +20,17 @@ def main() -> int:
     """Parse and draw; 0, or the exit code of the mistake."""
     parser = argparse.ArgumentParser(description="Draw the synthetic dataset of aerial scenes.")
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--train", type=int, default=2000, help="training images (%(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
-    parser.add_argument("--test", type=int, default=200, help="test images (%(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="(%(default)s)")
+    entry = yaml.safe_load((CONFIGS / "datasets/synthetic/defaults_cap.yaml").read_text())["datasets"]
+    defaults: dict[str, int] = entry["synthetic_caption"]["synthetic"]
+    wanted = {
+        "train": "images",
+        "val": "images",
+        "test": "images",
+        "size": "side in pixels",
+        "seed": "any number",
+    }
+    for key, meaning in wanted.items():
+        parser.add_argument(f"--{key}", type=int, default=defaults[key], help=f"{meaning} (%(default)s)")
     args = parser.parse_args()
     try:
         generate(args.out, train=args.train, val=args.val, test=args.test, size=args.size, seed=args.seed)
