@@ -139,6 +139,7 @@ class DatasetConfig:
 
     dataset_card: str | None = None
     data_type: str | None = None
+    """None or `images`: annotation files and an image folder. `shards`: a split's storage is an index of tar shards."""
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
     text_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
@@ -226,6 +227,8 @@ class EnvConfig:
 
     cache_root: str = "data"
     """Relative paths of datasets start here."""
+    spice_dir: str | None = None
+    """Folder with SPICE's two CoreNLP 3.6.0 jars (docs/metrics.md); without them SPICE is not computed."""
     dataset_configs: list[str] = field(default_factory=list)
     """Further folders of YAML files that describe datasets, like `configs/datasets`."""
 

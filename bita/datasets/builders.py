@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
 from bita.datasets.captions import (
@@ -21,6 +21,7 @@ from bita.datasets.captions import (
     read_annotations,
     read_ground_truth,
 )
+from bita.datasets.shards import ShardDataset
 from bita.datasets.sources import has_words, load_json
 from bita.errors import ConfigError, UserError
 from bita.registry import processors as registry
@@ -107,6 +108,8 @@ def build_dataset(
             f"datasets.{name}: no split {split!r}; its build_info.annotations declares {declared}"
         )
     files = _annotation_files(name, cfg, env, split, entry)
+    if cfg.data_type == "shards":
+        return _shards(name, cfg, split, files, processors, train=train, image_size=image_size)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
     _check_images(records, folder, files)
@@ -138,6 +141,29 @@ def build_dataset(
     if cfg.cache_images:
         dataset.cache = _cache(dataset, math.ceil(size * TRAIN_MARGIN) if train else size, _resolve(env, ""))
     return dataset
+
+
+def _shards(
+    name: str,
+    cfg: DatasetConfig,
+    split: str,
+    files: Sequence[Path],
+    processors: Processors,
+    *,
+    train: bool,
+    image_size: int | None,
+) -> CaptionDataset:
+    """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
+    if not train or len(files) != 1:
+        raise ConfigError(
+            f"datasets.{name}: data_type shards is for one index of a split that is trained on, not {split}"
+        )
+    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0]
+    draft = draft_size(image_size or 224, scale) if cfg.jpeg_draft else None
+    dataset = ShardDataset(
+        name, split, files[0], processors, captions_per_image=cfg.captions_per_image, draft=draft
+    )
+    return cast(CaptionDataset, dataset)
 
 
 def build_processors(

@@ -1,0 +1,78 @@
+"""Pack a prepared split into WebDataset shards, or index shards that are there.
+
+    python scripts/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
+    python scripts/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
+
+A dataset entry reads them with `data_type: shards` and the index as its split's storage:
+
+    datasets: {rs5m: {data_type: shards, build_info: {annotations: {train: {storage: rs5m/train.shards.json}}}}}
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bita.datasets.captions import group_by_image, read_annotations
+from bita.datasets.shards import ShardRecord, index_shards, read_index, write_shards
+from bita.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, pack or index, report; returns the exit code."""
+    options = parse(arguments)
+    try:
+        if options.command == "pack":
+            records = prepared_records(options.source, options.split)
+            index = write_shards(records, options.out, options.split, options.per_shard)
+        else:
+            outside = [
+                path for path in options.shards if path.resolve().parent != options.index.resolve().parent
+            ]
+            if outside:
+                raise UserError(f"{outside[0]}: not beside {options.index}; shards and index share a folder")
+            index = index_shards(options.shards, options.index)
+        files, offsets = read_index(index)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"{index}: {len(offsets)} images in {len(files)} shards")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    pack = commands.add_parser("pack", help="pack a split of a prepared dataset")
+    pack.add_argument("source", type=Path, help="folder of the prepared dataset")
+    pack.add_argument("split")
+    pack.add_argument("out", type=Path, help="folder of the shards")
+    pack.add_argument("--per-shard", type=int, default=10_000, help="images in a shard")
+    index = commands.add_parser("index", help="index shards that are there")
+    index.add_argument("index", type=Path, help="NAME.shards.json, beside the shards")
+    index.add_argument("shards", type=Path, nargs="+", help="plain tar files")
+    return parser.parse_args(arguments)
+
+
+def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
+    """Yield the images of a prepared split with all their captions, in the order of its annotation file."""
+    records = read_annotations([folder / "annotations" / f"{split}.json"])
+    for group in group_by_image(records):
+        first = records[group[0]]
+        path = folder / "images" / first.image
+        captions = tuple(records[record].caption for record in group)
+        yield ShardRecord(
+            f"{first.image_id:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

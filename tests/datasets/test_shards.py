@@ -1,0 +1,161 @@
+"""Shards: every record once over ranks, workers and resumes; captions, messages, flat memory."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import resource
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bita.datasets.builders import build_dataset
+from bita.datasets.captions import CaptionDataset
+from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
+from bita.datasets.shards import ShardRecord, write_shards
+from bita.errors import ConfigError, UserError
+from bita.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
+from scripts.make_shards import main
+from tests.datasets.makers import entry, env, prepared
+
+
+def picture(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+        file, "JPEG"
+    )
+    return file.getvalue()
+
+
+def synthetic(count: int) -> Iterator[ShardRecord]:
+    image = picture(0)
+    for number in range(count):
+        yield ShardRecord(f"{number:09d}", ".jpg", image, (f"record {number}",), number)
+
+
+def build(root: Path, index: str, **options: int) -> CaptionDataset:
+    info = BuildInfo({"train": SplitConfig(storage=index), "test": SplitConfig(storage=index)})
+    cfg = DatasetConfig(data_type="shards", build_info=info, **options)  # type: ignore[arg-type]
+    return build_dataset("corpus", cfg, env(root), "train", train=True, seed=42, image_size=8)
+
+
+def run(**options: int) -> RunConfig:
+    return RunConfig(**{"batch_size_train": 10, "num_workers": 0, **options})  # type: ignore[arg-type]
+
+
+def ids(loader: object) -> list[int]:
+    return [image_id for batch in loader for image_id in batch["image_id"]]  # type: ignore[attr-defined]
+
+
+def test_a_packed_split_gives_the_pictures_and_captions_of_its_files(tmp_path: Path) -> None:
+    prepared(tmp_path / "toy")
+    assert main(["pack", str(tmp_path / "toy"), "train", str(tmp_path / "s"), "--per-shard", "5"]) == 0
+    assert sorted(path.name for path in (tmp_path / "s").glob("*.tar")) == [
+        f"train-00000{k}.tar" for k in range(3)
+    ]
+    shards = build(tmp_path, "s/train.shards.json", captions_per_image=5)
+    files = build_dataset(
+        "toy", entry(captions_per_image=5), env(tmp_path / "toy"), "train", train=True, seed=42, image_size=8
+    )
+    assert len(shards) == len(files) == 12
+    for index in range(12):
+        image, captions, image_id = shards.drawn(index, torch.Generator().manual_seed(index))
+        expected = files.drawn(index, torch.Generator().manual_seed(index))
+        assert (image.tobytes(), captions, image_id) == (expected[0].tobytes(), expected[1], expected[2])
+
+
+def test_stopped_after_a_thousand_records_and_resumed_every_record_is_seen_once(tmp_path: Path) -> None:
+    write_shards(synthetic(2500), tmp_path, "train", 300)
+    dataset = build(tmp_path, "train.shards.json")
+    first = iter(train_loader([dataset], run(num_workers=2)))
+    seen = [image_id for _ in range(100) for image_id in next(first)["image_id"]]
+    later = train_loader([dataset], run(num_workers=1))
+    later.set_epoch(0, 100)
+    seen += ids(later)
+    assert Counter(seen) == dict.fromkeys(range(2500), 1)
+    assert sum(abs(a - b) > 1 for a, b in itertools.pairwise(seen)) > 2000
+
+
+def test_two_ranks_of_two_workers_see_each_record_once(tmp_path: Path) -> None:
+    write_shards(synthetic(1200), tmp_path, "train", 250)
+    dataset = build(tmp_path, "train.shards.json")
+    shares = [ids(train_loader([dataset], run(num_workers=2), rank=rank, world_size=2)) for rank in range(2)]
+    assert Counter(shares[0] + shares[1]) == dict.fromkeys(range(1200), 1)
+    assert len(shares[0]) == len(shares[1])
+    assert shares[0] == ids(train_loader([dataset], run(), rank=0, world_size=2))
+
+
+def test_the_order_of_shards_keeps_neighbours_together_and_changes_with_the_epoch() -> None:
+    sampler = EpochSampler([50_000], None, 1, 64, chunk=CHUNK)
+    order = sampler.order()
+    assert torch.equal(order.sort().values, torch.arange(50_000))
+    window = order[: CHUNK * WINDOW]
+    assert len((window // CHUNK).unique()) == WINDOW
+    sampler.epoch = 1
+    assert not torch.equal(order, sampler.order())
+
+
+def test_shards_made_elsewhere_are_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "part.tar", "w") as file:
+        for name, content in (
+            ("a.txt", b"A harbour"),
+            ("a.jpg", picture(1)),
+            ("b.jpg", picture(2)),
+            ("b.json", b""),
+        ):
+            content = content or json.dumps({"caption": "A river", "image_id": 7}).encode()
+            member = tarfile.TarInfo(f"{'long/' * 30}{name}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    assert main(["index", str(tmp_path / "part.shards.json"), str(tmp_path / "part.tar")]) == 0
+    assert "2 images in 1 shards" in capsys.readouterr().out
+    dataset = build(tmp_path, "part.shards.json")
+    drawn = [dataset.drawn(index, torch.Generator())[1:] for index in range(2)]
+    assert drawn == [(["A harbour"], 0), (["A river"], 7)]
+
+
+def test_what_is_wrong_with_shards_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.shards\.json is missing"):
+        build(tmp_path, "train.shards.json")
+    write_shards(
+        [*synthetic(3), ShardRecord("x", ".jpg", b"broken", ("a caption",), 3)], tmp_path, "train", 2
+    )
+    dataset = build(tmp_path, "train.shards.json")
+    with pytest.raises(UserError, match=r"train-000001\.tar: record 3: image does not open"):
+        list(train_loader([dataset], run(batch_size_train=4, num_workers=1)))
+    (tmp_path / "train-000000.tar").rename(tmp_path / "elsewhere.tar")
+    with pytest.raises(UserError, match=r"train-000000\.tar: shard is missing \(1 of 2 are\)"):
+        build(tmp_path, "train.shards.json")
+    (tmp_path / "no.tar").write_bytes(b"no tar file at all")
+    assert main(["index", str(tmp_path / "x.shards.json"), str(tmp_path / "no.tar")]) == 1
+    assert "no.tar: no plain tar file" in capsys.readouterr().err
+
+
+def test_shards_are_for_training_only(tmp_path: Path) -> None:
+    write_shards(synthetic(3), tmp_path, "test", 2)
+    info = BuildInfo({"test": SplitConfig(storage="test.shards.json")})
+    cfg = DatasetConfig(data_type="shards", build_info=info)
+    with pytest.raises(
+        ConfigError, match="data_type shards is for one index of a split that is trained on, not test"
+    ):
+        build_dataset("corpus", cfg, env(tmp_path), "test", train=False, seed=1)
+
+
+@pytest.mark.long
+def test_two_hundred_thousand_records_stream_with_flat_memory(tmp_path: Path) -> None:
+    write_shards(synthetic(200_000), tmp_path, "train", 20_000)
+    loader = train_loader([build(tmp_path, "train.shards.json")], run(batch_size_train=500))
+    peaks, seen = [], set()
+    for step, batch in enumerate(loader):
+        seen.update(batch["image_id"])
+        if step in (40, 399):
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert len(seen) == 200_000
+    assert peaks[1] - peaks[0] < 40_000, "kilobytes gained between 20,000 and 200,000 records"
