@@ -16,11 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bita.metrics.java import Java, environment, find_java, jar_folder
 from bita.metrics.paraphrases import full_table
 
 JAR = "meteor-1.5.jar"
 STATISTICS = 23
+CHUNKS = 20
 SEPARATOR = "|||"
 
 
@@ -179,6 +183,18 @@ def _read(stdout: IO[bytes], answers: queue.SimpleQueue[str | None]) -> None:
 def _score_line(references: Sequence[str], hypothesis: str) -> str:
     parts = [part.replace(SEPARATOR, "").replace("  ", " ") for part in (*references, hypothesis)]
     return f" {SEPARATOR} ".join(["SCORE", *parts])
+
+
+def additive(statistics: Sequence[str]) -> NDArray[np.float64]:
+    """Lines of statistics as numbers (lines, 23) whose sums over lines give METEOR of the set.
+
+    As METEOR adds them up, the chunk of a hypothesis that matches its reference whole does not count.
+    """
+    numbers = np.array([[float(word) for word in line.split()] for line in statistics])
+    matched = numbers[:, 4:20].reshape(-1, 8, 2).sum(axis=1)
+    whole = (matched == numbers[:, 0:2]).all(axis=1) & (numbers[:, CHUNKS] == 1)
+    numbers[whole, CHUNKS] = 0.0
+    return numbers
 
 
 def _has(answer: str, numbers: int) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from bita.metrics.checks import check_ids, named
 from bita.metrics.java import find_java
-from bita.metrics.meteor import Meteor
+from bita.metrics.meteor import Meteor, additive
 from bita.metrics.paraphrases import cut_table
 from bita.metrics.provenance import provenance
 from bita.metrics.references import ReferenceSet, references_hash
@@ -137,8 +137,7 @@ class CaptionScorer:
         answers = self.meteor.statistics([(refs.distinct[image_id], text) for image_id, text in new])
         refs.meteor.update(zip(new, answers, strict=True))
         lines = [refs.meteor[pair] for pair in hyps.items()]
-        statistics = np.array([[float(word) for word in line.split()] for line in lines])
-        return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": statistics})
+        return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": additive(lines)})
 
     def _table(self, refs: ReferenceSet) -> Path:
         """A paraphrase table cut to these captions, or to more than these, which does as well."""

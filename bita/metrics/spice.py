@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SOURCE = "stanford-corenlp-full-2015-12-09.zip of the Stanford NLP group"
-ENGINE = Path(__file__).parent / "java" / "json-engine.jar"
+ENGINE = Path(__file__).parent / "spice_json" / "json-engine.jar"
 OPENED = ("java.lang", "java.math", "java.net", "java.text", "java.util", "java.util.concurrent")
 TIMEOUT = 3600.0
 

@@ -165,10 +165,11 @@ def _meteor(sums: Array) -> dict[str, Array]:
     """(K, 23) sums of METEOR's statistics → METEOR (K,).
 
     The columns are lengths of hypothesis and reference, function words in each; for each of four stages the matched
-    content words of each, and again the matched function words; then chunks and matched words of each.
+    content words of each and the matched function words of each; then chunks and matched words of each.
     """
     lengths, functions = sums[:, 0:2], sums[:, 2:4]
-    content, function = sums[:, 4:12].reshape(-1, 4, 2), sums[:, 12:20].reshape(-1, 4, 2)
+    stages = sums[:, 4:20].reshape(-1, 4, 2, 2)
+    content, function = stages[:, :, 0], stages[:, :, 1]
     matched = np.einsum("s,ksi->ki", STAGES, DELTA * content + (1 - DELTA) * function)
     total = DELTA * (lengths - functions) + (1 - DELTA) * functions
     share = np.divide(matched, total, out=np.zeros_like(matched), where=total > 0)
@@ -178,7 +179,6 @@ def _meteor(sums: Array) -> dict[str, Array]:
     chunks, words = sums[:, 20], sums[:, 21:23]
     both = words.mean(axis=1)
     fragments = np.divide(chunks, both, out=np.zeros(len(sums)), where=both > 0)
-    fragments[(chunks == 1) & ((content + function).sum(axis=1) == lengths).all(axis=1)] = 0.0
     return {"METEOR": mean * (1 - GAMMA * fragments**BETA)}
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from bita.errors import UserError
 from bita.metrics import CaptionScorer
-from bita.metrics.java import Java, jar_folder
+from bita.metrics.java import Java, find_java, jar_folder
 from bita.metrics.meteor import Meteor, MeteorError
 from bita.metrics.references import ReferenceSet
-from bita.metrics.spice import JARS, spice
+from bita.metrics.spice import ENGINE, JARS, spice
 from bita.metrics.tokenizer import Tokenizer
 
 from .conftest import HYPOTHESES, REFERENCES
@@ -295,6 +295,13 @@ def test_failing_spice_is_noted(fake_java: Callable[[str], Java], tmp_path: Path
     fake_java("echo 'NoClassDefFoundError: edu/stanford' >&2; exit 1")
     with pytest.raises(RuntimeError, match="Java's exit code 1: NoClassDefFoundError"):
         spice(tmp_path, refs, HYPOTHESES)
+
+
+def test_engine_gives_spice_its_json_back() -> None:
+    """Java 15 and later have no JavaScript engine, which SPICE asks for."""
+    command = [*find_java().base("64m"), "-cp", str(ENGINE), "bita.JsonEngine", '{"a": [1, "é"]}']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {"a": [1, "é"]}
 
 
 # --- a read-only installation -------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""Compare scored runs: refuse what is not comparable, average over seeds, one table over datasets.
+
+    python scripts/compare_runs.py output/a/seed1 output/a/seed2 output/b/seed1
+    python scripts/compare_runs.py first.json second.json --dataset test --json table.json
+
+Runs of one configuration that differ by their seed become one row, mean ± standard deviation. Exit code 1 if two
+results on the same dataset were scored against other references or with other versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bita.errors import UserError
+from bita.metrics.compare import check_comparable, find_results, rows, table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, compare, print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders or result files")
+    parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    options = parser.parse_args(arguments)
+    try:
+        results = [result for path in options.runs for result in find_results(path)]
+        if options.dataset:
+            results = [replace(result, dataset=options.dataset) for result in results]
+        check_comparable(results)
+        found = rows(results)
+        print(table(found))
+        if options.json is not None:
+            options.json.write_text(
+                json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8"
+            )
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Which results are put side by side, which are refused, and what the rows hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bita.errors import UserError
+from bita.metrics.compare import check_comparable, find_results, rows, table
+
+PROVENANCE = {"pycocoevalcap": "1.2", "references": "a" * 64, "images": 210, "jars": {"meteor-1.5.jar": "x"}}
+
+
+def run(folder: Path, seed: int, cider: float, max_epoch: int = 5, **provenance: Any) -> Path:
+    (folder / "results").mkdir(parents=True)
+    config = f"run:\n  seed: {seed}\n  max_epoch: {max_epoch}\n  name: {folder.name}\n"
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    content = {
+        "overall": {"CIDEr": cider, "Bleu_4": 0.5},
+        "per_image": {},
+        "provenance": PROVENANCE | provenance,
+    }
+    (folder / "results" / "test_scores.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "results" / "val_epoch3_scores.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def test_seeds_of_one_configuration_are_one_row(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / "a" / "first", 1, 1.0),
+        run(tmp_path / "a" / "second", 2, 1.2),
+        run(tmp_path / "b" / "third", 1, 2.0, max_epoch=9),
+    ]
+    results = [result for path in runs for result in find_results(path)]
+    check_comparable(results)
+    found = rows(results)
+    assert [(row.label, row.dataset, row.values["CIDEr"]) for row in found] == [
+        ("a", "test", [1.0, 1.2]),
+        ("b", "test", [2.0]),
+    ]
+    assert table(found).splitlines() == [
+        "model  dataset  runs  CIDEr            Bleu_4",
+        "a      test     2     1.1000 ± 0.1414  0.5000 ± 0.0000",
+        "b      test     1     2.0000           0.5000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("references", "b" * 64), ("pycocoevalcap", "1.3"), ("jars", {}), ("images", 209)]
+)
+def test_other_references_or_versions_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    first, second = run(tmp_path / "a", 1, 1.0), run(tmp_path / "b", 1, 1.0, **{key: value})
+    with pytest.raises(UserError, match=rf"^not comparable: .*/b/.* and .*/a/.* differ in {key} "):
+        check_comparable([*find_results(first), *find_results(second)])
+
+
+def test_another_java_or_command_may_differ(tmp_path: Path) -> None:
+    paths = [run(tmp_path / "a", 1, 1.0, java="17"), run(tmp_path / "b", 2, 1.0, java="25", command=["x"])]
+    check_comparable([result for path in paths for result in find_results(path)])
+
+
+def test_files_and_output_folders(tmp_path: Path) -> None:
+    folder = run(tmp_path / "out" / "run1", 1, 1.0)
+    (tmp_path / "out" / "latest").symlink_to("run1")
+    assert [result.path.name for result in find_results(tmp_path / "out")] == ["test_scores.json"]
+    [result] = find_results(folder / "results" / "test_scores.json")
+    assert result.overall["CIDEr"] == 1.0
+    with pytest.raises(UserError, match="neither a result file nor a run"):
+        find_results(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a result file"):
+        find_results(folder / "results" / "val_epoch3_scores.json")
