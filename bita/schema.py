@@ -67,9 +67,9 @@ class ModelConfig:
     itc_positives: Literal["pair", "same_caption", "same_image"] = "pair"
     """Which captions of a batch count as right for an image: `pair`, `same_caption`, `same_image`."""
     itc_gather_grad: bool = False
-    itc_pooled_weight: float = 0.0
-    """Weight of a second contrast, of captions with the mean image token. It starts an encoder that is trained from
-    scratch, which learns little through fresh query tokens alone; published: none."""
+    itc_bootstrap_weight: float = 0.0
+    """Weight of a second contrast, of the mean image token with the mean word embedding. It starts an encoder that is
+    trained from scratch, which learns little through fresh query tokens alone; published: none."""
     label_smoothing: float = 0.1
 
     # Language model.
@@ -110,7 +110,8 @@ class SplitConfig:
     """Files of one split, relative to `env.cache_root` unless absolute."""
 
     storage: Any = None
-    """Annotation file, or a list of them: a JSON list of {image, caption, image_id}."""
+    """Annotation file, or a list of them: a JSON list of {image, caption, image_id}. A file NAME.shards.json is an
+    index of tar shards (scripts/make_shards.py), for training."""
     ground_truth: str | None = None
     """COCO file with the references of every image, for scoring."""
     url: Any = None
@@ -139,7 +140,6 @@ class DatasetConfig:
 
     dataset_card: str | None = None
     data_type: str | None = None
-    """None or `images`: annotation files and an image folder. `shards`: a split's storage is an index of tar shards."""
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: dict[str, ProcessorConfig] = field(default_factory=dict)
     text_processor: dict[str, ProcessorConfig] = field(default_factory=dict)

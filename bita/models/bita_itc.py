@@ -35,6 +35,27 @@ class MaskedLanguageHead(nn.Module):
         self.apply(init_bert)
 
 
+class BootstrapHead(nn.Module):
+    """Mean image token and mean word embedding, side by side: the shortest way from a caption to the encoder."""
+
+    def __init__(self, image_width: int, text_width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.image_proj = nn.Linear(image_width, embed_dim)
+        self.text_proj = nn.Sequential(
+            nn.LayerNorm(text_width),
+            nn.Linear(text_width, 2 * embed_dim),
+            nn.GELU(),
+            nn.Linear(2 * embed_dim, embed_dim),
+        )
+
+    def forward(self, image_tokens: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, C), word embeddings (B, T, D), which of them count (B, T) → (B, 1, E), (B, E), unit length."""
+        weights = present.float()[..., None]
+        mean = (words * weights).sum(dim=1) / weights.sum(dim=1)
+        image = F.normalize(self.image_proj(image_tokens.mean(dim=1, keepdim=True)), dim=-1)
+        return image, F.normalize(self.text_proj(mean), dim=-1)
+
+
 class BitaITC(BitaModel):
     """The stage-1 model, arch `bita_former`.
 
@@ -53,9 +74,9 @@ class BitaITC(BitaModel):
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.itm_head = nn.Linear(width, 2)
         self.mlm_head = MaskedLanguageHead(width, vocab_size)
-        self.pool_proj = None
-        if cfg.itc_pooled_weight:
-            self.pool_proj = nn.Linear(self.visual_encoder.width, cfg.embed_dim)
+        self.bootstrap = None
+        if cfg.itc_bootstrap_weight:
+            self.bootstrap = BootstrapHead(self.visual_encoder.width, width, cfg.embed_dim)
         self.itm_head.requires_grad_(False)  # in published checkpoints, without a loss here
         self.mlm_head.requires_grad_(False)
 
@@ -71,12 +92,14 @@ class BitaITC(BitaModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The contrastive loss of a batch, and the shares of images and captions that found their partner."""
         tokens, groups = self.encode_image(batch["image"]), self._groups(batch)
-        texts = self.text_features(self.tokenize(batch["text"]))
-        output = self.contrast(self.project(tokens), texts, groups)
-        if self.pool_proj is not None:
-            pooled = F.normalize(self.pool_proj(tokens.mean(dim=1, keepdim=True)), dim=-1)
-            extra = self.contrast(pooled, texts, groups)["loss"]
-            output["loss"] = output["loss"] + self.cfg.itc_pooled_weight * extra
+        text_ids = self.tokenize(batch["text"])
+        output = self.contrast(self.project(tokens), self.text_features(text_ids), groups)
+        if self.bootstrap is not None:
+            extra = self.contrast(
+                *self.bootstrap(tokens, self.ift.word_embedding(text_ids), text_ids != 0), groups
+            )
+            output["loss"] = output["loss"] + self.cfg.itc_bootstrap_weight * extra["loss"]
+            output["bootstrap_loss"] = extra["loss"].detach()
         return output
 
     def tokenize(self, texts: list[str]) -> Tensor:

@@ -36,7 +36,7 @@ TEXT_SIDE = (
     "text_proj.",
     "vision_proj.",
 )
-STAGE_1_ONLY = ("temp", "itm_head.", "pool_proj.", "vision_proj.", "text_proj.", "mlm_head.")
+STAGE_1_ONLY = ("temp", "itm_head.", "bootstrap.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
 @dataclass
