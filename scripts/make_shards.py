@@ -3,20 +3,19 @@
     python scripts/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
     python scripts/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
 
-A dataset entry reads them with `data_type: shards` and the index as its split's storage:
+A dataset entry reads them where a split's storage is an index; the split can be trained on, not evaluated:
 
-    datasets: {rs5m: {data_type: shards, build_info: {annotations: {train: {storage: rs5m/train.shards.json}}}}}
+    datasets: {rs5m: {build_info: {annotations: {train: {storage: rs5m/train.shards.json}}}}}
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bita.datasets.captions import group_by_image, read_annotations
-from bita.datasets.shards import ShardRecord, index_shards, read_index, write_shards
+from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
 from bita.errors import UserError
 
 
@@ -60,18 +59,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     index.add_argument("index", type=Path, help="NAME.shards.json, beside the shards")
     index.add_argument("shards", type=Path, nargs="+", help="plain tar files")
     return parser.parse_args(arguments)
-
-
-def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
-    """Yield the images of a prepared split with all their captions, in the order of its annotation file."""
-    records = read_annotations([folder / "annotations" / f"{split}.json"])
-    for group in group_by_image(records):
-        first = records[group[0]]
-        path = folder / "images" / first.image
-        captions = tuple(records[record].caption for record in group)
-        yield ShardRecord(
-            f"{first.image_id:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id
-        )
 
 
 if __name__ == "__main__":

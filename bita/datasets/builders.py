@@ -21,7 +21,7 @@ from bita.datasets.captions import (
     read_annotations,
     read_ground_truth,
 )
-from bita.datasets.shards import ShardDataset
+from bita.datasets.shards import INDEX_SUFFIX, ShardDataset
 from bita.datasets.sources import has_words, load_json
 from bita.errors import ConfigError, UserError
 from bita.registry import processors as registry
@@ -108,7 +108,7 @@ def build_dataset(
             f"datasets.{name}: no split {split!r}; its build_info.annotations declares {declared}"
         )
     files = _annotation_files(name, cfg, env, split, entry)
-    if cfg.data_type == "shards":
+    if any(path.name.endswith(INDEX_SUFFIX) for path in files):
         return _shards(name, cfg, split, files, processors, train=train, image_size=image_size)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
@@ -155,9 +155,7 @@ def _shards(
 ) -> CaptionDataset:
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
-        raise ConfigError(
-            f"datasets.{name}: data_type shards is for one index of a split that is trained on, not {split}"
-        )
+        raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
     scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0]
     draft = draft_size(image_size or 224, scale) if cfg.jpeg_draft else None
     dataset = ShardDataset(

@@ -25,11 +25,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bita.datasets.captions import Processors
+from bita.datasets.captions import Processors, group_by_image, read_annotations
 from bita.errors import UserError
 from bita.processors.rgb import IMAGE_SUFFIXES, decode_rgb
 from bita.runners.files import write_text
 
+INDEX_SUFFIX = ".shards.json"
 TEXT_SUFFIXES = (".json", ".txt")
 _BLOCK = 512
 _OPEN_FILES = 32
@@ -162,6 +163,18 @@ def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
     return [file for file, _ in shards], offsets
 
 
+def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
+    """Yield the images of a prepared split with all their captions, in the order of its annotation file."""
+    records = read_annotations([folder / "annotations" / f"{split}.json"])
+    for group in group_by_image(records):
+        first = records[group[0]]
+        path = folder / "images" / first.image
+        captions = tuple(records[record].caption for record in group)
+        yield ShardRecord(
+            f"{first.image_id:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id
+        )
+
+
 def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_shard: int) -> Path:
     """Write records as shards with their index, which comes last; returns the index. Memory holds one record."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +192,7 @@ def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_s
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
     _finish(file, folder, names)
-    return index_shards([folder / name for name in names], folder / f"{split}.shards.json")
+    return index_shards([folder / name for name in names], folder / f"{split}{INDEX_SUFFIX}")
 
 
 def _finish(file: tarfile.TarFile | None, folder: Path, names: Sequence[str]) -> None:

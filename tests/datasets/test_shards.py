@@ -42,7 +42,7 @@ def synthetic(count: int) -> Iterator[ShardRecord]:
 
 def build(root: Path, index: str, **options: int) -> CaptionDataset:
     info = BuildInfo({"train": SplitConfig(storage=index), "test": SplitConfig(storage=index)})
-    cfg = DatasetConfig(data_type="shards", build_info=info, **options)  # type: ignore[arg-type]
+    cfg = DatasetConfig(build_info=info, **options)  # type: ignore[arg-type]
     return build_dataset("corpus", cfg, env(root), "train", train=True, seed=42, image_size=8)
 
 
@@ -141,10 +141,8 @@ def test_what_is_wrong_with_shards_is_named(tmp_path: Path, capsys: pytest.Captu
 def test_shards_are_for_training_only(tmp_path: Path) -> None:
     write_shards(synthetic(3), tmp_path, "test", 2)
     info = BuildInfo({"test": SplitConfig(storage="test.shards.json")})
-    cfg = DatasetConfig(data_type="shards", build_info=info)
-    with pytest.raises(
-        ConfigError, match="data_type shards is for one index of a split that is trained on, not test"
-    ):
+    cfg = DatasetConfig(build_info=info)
+    with pytest.raises(ConfigError, match="shards are for training, one index a split, not for test"):
         build_dataset("corpus", cfg, env(tmp_path), "test", train=False, seed=1)
 
 
