@@ -1,68 +1,74 @@
-"""Training in two real processes started by torchrun."""
+"""Training in several real processes, under torchrun's elastic agent; they are forked, which saves their imports."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from toy_run import main
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+EXACT = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]')
 
 
-def toy(processes: int, out: Path, *options: str, restarts: int = 0, fault: str = "@-1@-1"):
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOY_FAULT": fault}
-    return subprocess.run(
-        [*command, str(HERE / "toy_run.py"), str(out), *options],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def work(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    code = main(arguments)
+    if code:
+        sys.exit(code)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Trains in so many processes."""
+
+    def train(processes: int, out: Path, *options: str, restarts: int = 0, fault: str = "@-1@-1") -> None:
+        monkeypatch.setenv("TOY_FAULT", fault)
+        if processes == 1:
+            assert main([str(out), *options]) == 0
+            return
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            start_method="fork",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=out.name,
+            max_restarts=restarts,
+            monitor_interval=0.1,
+        )
+        elastic_launch(config, work)([str(out), *options])
+
+    return train
 
 
 def weights(out: Path, name: str = "last") -> bytes:
     return (out / "latest/checkpoints" / name / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
-    answer = toy(2, out, "name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]')
-    assert answer.returncode == 0, answer.stderr
-    return out
+@pytest.fixture
+def whole(tmp_path, toy):
+    toy(2, tmp_path / "whole", *EXACT)
+    return tmp_path / "whole"
 
 
-def test_killed_process_is_restarted_and_nothing_is_lost(tmp_path, whole):
+def test_killed_process_is_restarted_and_nothing_is_lost(tmp_path, toy, whole):
     """Rank 1 is killed inside epoch 2; torchrun restarts both, which go on from the last save."""
-    options = (
-        "name=run",
-        "accum_grad_iters=2",
-        "batch_size_train=1",
-        'valid_splits=["val"]',
-        "save_every_steps=2",
-    )
-    answer = toy(2, tmp_path, *options, restarts=1, fault="kill@9@1")
-    assert answer.returncode == 0, answer.stderr
-    assert weights(tmp_path) == weights(whole)
-    lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+    out = tmp_path / "killed"
+    toy(2, out, *EXACT, "save_every_steps=2", restarts=1, fault="kill@9@1")
+    assert weights(out) == weights(whole)
+    lines = map(json.loads, (out / "run/log.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if line["event"] == "resumed"] == [8]
-    assert (tmp_path / "run/validation.json").read_text() == (whole / "run/validation.json").read_text()
+    assert (out / "run/validation.json").read_text() == (whole / "run/validation.json").read_text()
 
 
-def test_fault_of_one_process_is_every_processes(tmp_path):
+def test_fault_of_one_process_is_every_processes(tmp_path, toy):
     """NaN on rank 1 only: both leave the step out, and the log names the images of both."""
-    answer = toy(2, tmp_path, "name=run", "max_epoch=1", "batch_size_train=1", fault="nan@2@1")
-    assert answer.returncode == 0, answer.stderr
+    toy(2, tmp_path, "name=run", "max_epoch=1", "batch_size_train=1", fault="nan@2@1")
     lines = list(map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines()))
     (warning,) = [line["text"] for line in lines if line["event"] == "warning"]
     assert warning.startswith("step 2: loss or gradient not finite, left out; images [")
@@ -74,13 +80,49 @@ def load_file_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "latest/checkpoints/last/model.safetensors")
 
 
-@pytest.mark.long
-def test_signal_to_one_process_stops_all_with_the_documented_code(tmp_path, whole):
-    options = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]')
-    answer = toy(2, tmp_path, *options, fault="term@3@1")
-    assert answer.returncode != 0
-    assert "exitcode  : 75" in answer.stderr
-    assert "stopped by" in answer.stderr
-    answer = toy(2, tmp_path, *options, "resume=auto")
-    assert answer.returncode == 0, answer.stderr
-    assert weights(tmp_path) == weights(whole)
+def test_signal_to_one_process_stops_all_with_the_documented_code(tmp_path, toy, whole):
+    out = tmp_path / "stopped"
+    with pytest.raises(ChildFailedError) as caught:
+        toy(2, out, *EXACT, fault="term@3@1")
+    assert 75 in {failure.exitcode for failure in caught.value.failures.values()}
+    assert (out / "run/checkpoints/last").resolve().name == "epoch_0001_step_000004"
+    toy(2, out, *EXACT, "resume=auto")
+    assert weights(out) == weights(whole)
+
+
+def test_captions_and_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy):
+    seen = []
+    for processes in (1, 2, 3):
+        out = tmp_path / str(processes)
+        answer = toy(
+            processes, out, "name=run", "max_epoch=0", "task=captioning", 'test_splits=["test", "val"]'
+        )
+        assert answer.returncode == 0, answer.stderr
+        files = ("results/test.json", "results/val.json", "scores.json")
+        seen.append([json.loads((out / "run" / file).read_text()) for file in files])
+    assert seen[0] == seen[1] == seen[2]
+    assert [entry["image_id"] for entry in seen[0][1]] == [100, 101, 102, 103, 104]
+
+
+def test_contrastive_training_equals_one_process_that_sees_the_whole_batch(tmp_path, toy):
+    """Loss and gradient norm, with features gathered with gradient; then retrieval on the validation split."""
+    options = [
+        "name=run",
+        "max_epoch=1",
+        "log_freq=1",
+        "model.arch=bita_former",
+        "model.itc_gather_grad=True",
+    ]
+    options += ["model.bridge_size.dropout=0.0", 'valid_splits=["val"]']
+    trained, validated = [], []
+    for processes in (1, 2, 3):
+        out = tmp_path / str(processes)
+        toy(processes, out, *options, f"batch_size_train={6 // processes}")
+        lines = list(map(json.loads, (out / "run/log.jsonl").read_text().splitlines()))
+        first = next(line for line in lines if line["event"] == "train")
+        trained.append([first["loss"], first["grad_norm"]])
+        (scores,) = [line["scores"] for line in lines if line["event"] == "scores"]
+        validated.append(scores)
+    for other in (1, 2):
+        assert trained[other] == pytest.approx(trained[0], rel=1e-4)
+        assert validated[other] == pytest.approx(validated[0], rel=1e-2)

@@ -39,7 +39,10 @@ WORDS = ("airport", "harbour", "river", "farmland", "tennis court", "storage tan
 
 
 def toy_config(output_dir: Path, **options: Any) -> Config:
-    """Configuration of a run that takes seconds; options are keys of `run`, or of the model as `model__KEY`."""
+    """Configuration of a run that takes seconds.
+
+    Options are keys of `run`, or of the model as `model__KEY`, `model__bridge_size__KEY`.
+    """
     model = ModelConfig(
         arch="bita_opt",
         vit_args={"embed_dim": 32, "num_heads": 2},
@@ -80,9 +83,11 @@ def toy_config(output_dir: Path, **options: Any) -> Config:
     )
     for key, value in options.items():
         part: Any = model if key.startswith("model__") else run
-        key = key.removeprefix("model__")
-        assert hasattr(part, key), key
-        setattr(part, key, value)
+        *parts, name = key.removeprefix("model__").split("__")
+        for between in parts:
+            part = getattr(part, between)
+        assert hasattr(part, name), key
+        setattr(part, name, value)
     return Config(model=model, datasets={}, run=run)
 
 
@@ -159,9 +164,9 @@ def main(arguments: list[str]) -> int:
     for argument in arguments[1:]:
         key, value = argument.split("=", 1)
         try:
-            options[key.replace("model.", "model__")] = eval(value, {"__builtins__": {}}, {})
+            options[key.replace(".", "__")] = eval(value, {"__builtins__": {}}, {})
         except (NameError, SyntaxError):
-            options[key.replace("model.", "model__")] = value
+            options[key.replace(".", "__")] = value
     try:
         toy_runner(toy_config(output_dir, **options), output_dir / "images").train()
     except UserError as error:
