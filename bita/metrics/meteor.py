@@ -7,8 +7,10 @@ standard input: a line ``SCORE ||| reference ||| … ||| hypothesis`` is answere
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import signal
 import subprocess
 import tempfile
 import threading
@@ -26,6 +28,7 @@ JAR = "meteor-1.5.jar"
 STATISTICS = 23
 CHUNKS = 20
 SEPARATOR = "|||"
+EXIT_TIMEOUT = 5.0
 
 
 class MeteorError(Exception):
@@ -144,8 +147,11 @@ class _Process:
     def close(self) -> None:
         if os.getpid() != self._owner:
             return  # a forked copy of the program must leave the process to the original
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what a wrapper script may have started
+            self._process.wait()
+        with contextlib.suppress(OSError):
+            self._stdin.close()  # what could not be written any more is lost, as it should be
         self._errors.close()
 
     def _answer(self, k: int, numbers: int, timeout: float) -> str:
@@ -154,7 +160,9 @@ class _Process:
         except queue.Empty:
             raise MeteorError(f"no answer to line {k + 1} in {timeout:g} s") from None
         if answer is None:
-            code = self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(EXIT_TIMEOUT)
+            code = self._process.returncode
             raise MeteorError(f"the process ended at line {k + 1}, exit code {code}: {self._said()}")
         if not _has(answer, numbers):
             raise MeteorError(f"odd answer to line {k + 1}: {answer[:80]!r} {self._said()}")

@@ -21,7 +21,7 @@ import numpy as np
 from bita.metrics.checks import check_ids, named
 from bita.metrics.java import find_java
 from bita.metrics.meteor import Meteor, additive
-from bita.metrics.paraphrases import cut_table
+from bita.metrics.paraphrases import cut_table, full_table
 from bita.metrics.provenance import provenance
 from bita.metrics.references import ReferenceSet, references_hash
 from bita.metrics.scores import Measured, Scores
@@ -145,11 +145,13 @@ class CaptionScorer:
         for known, table in self._tables:
             if captions <= known:
                 return table
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
-        folder = Path(self._folder.name) / str(len(self._tables))
-        folder.mkdir()
-        self._tables.append((captions, cut_table(find_java(), captions, folder)))
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
+            folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+            self._tables.append((captions, cut_table(find_java(), captions, folder)))
+        except OSError:  # nowhere to put it, or no space: the whole table gives the same scores
+            return full_table()
         return self._tables[-1][1]
 
 

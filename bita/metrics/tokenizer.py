@@ -1,15 +1,13 @@
 """Penn Treebank tokens, as pycocoevalcap makes them: Stanford's tokenizer, lower case, punctuation left out.
 
-The jar is pycocoevalcap's. What is ours: its exit code and its number of lines are checked, its input lies in a
-temporary folder, and every caption is tokenized once, however often it comes.
+The jar is pycocoevalcap's. What is ours: its exit code and its number of lines are checked, no temporary file is
+written, and every caption is tokenized once, however often it comes.
 """
 
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from bita.errors import UserError
 from bita.metrics.java import Java, environment, find_java, jar_folder
@@ -55,29 +53,25 @@ class Tokenizer:
         from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
         java = self._java or find_java()
-        with tempfile.TemporaryDirectory(prefix="bita_ptb_") as folder:
-            source = Path(folder) / "captions.txt"
-            source.write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8", newline="")
-            lines = _tokenize_file(java, source, len(captions))
+        lines = _tokenize_lines(java, captions)
         dropped = set(PUNCTUATIONS)
         return [" ".join(token for token in line.split(" ") if token not in dropped) for line in lines]
 
 
-def _tokenize_file(java: Java, source: Path, count: int) -> list[str]:
-    """Run the tokenizer over a file of `count` lines.
+def _tokenize_lines(java: Java, captions: Sequence[str]) -> list[str]:
+    """Run the tokenizer over captions of one line each.
 
     Raises:
         UserError: it failed, took too long, or answered with another number of lines.
     """
+    count = len(captions)
     jar = jar_folder() / "tokenizer" / JAR
     command = [*java.base("1g"), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(source)]
     try:
         answer = subprocess.run(
-            command,
-            cwd=source.parent,
+            [*command, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"],
             env=environment(),
-            stdin=subprocess.DEVNULL,
+            input="".join(f"{caption}\n" for caption in captions).encode("utf-8"),
             capture_output=True,
             timeout=START_TIMEOUT + count / CAPTIONS_A_SECOND,
             check=False,

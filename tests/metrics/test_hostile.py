@@ -77,6 +77,18 @@ def test_a_metric_that_fails_is_noted_and_the_others_stay(
     assert scores.notes[0] == "ROUGE_L: not computed; ValueError: two lines"
 
 
+def test_nowhere_for_temporary_files(monkeypatch: pytest.MonkeyPatch, small_table: Path) -> None:
+    """The cut paraphrase table has no place: METEOR takes the whole one (here a small one, to be quick)."""
+
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bita.metrics.scorers.cut_table", no_space)
+    monkeypatch.setattr("bita.metrics.scorers.full_table", lambda: small_table)
+    with CaptionScorer() as scorer:
+        assert scorer.score(REFERENCES, HYPOTHESES).overall["METEOR"] > 0
+
+
 # --- METEOR's process ---------------------------------------------------------------------------------------------
 
 
@@ -104,7 +116,7 @@ def test_hanging_meteor_is_stopped(fake_java: Callable[[str], Java], small_table
 def test_stopped_meteor_mid_way_is_stopped(meteor: Meteor) -> None:
     """The process hangs after it has answered; the second one answers."""
     expected = meteor.statistics(PAIRS)
-    meteor.timeout = 2
+    meteor.timeout = 5
     assert meteor._process is not None
     os.kill(meteor._process._process.pid, signal.SIGSTOP)
     assert meteor.statistics(PAIRS) == expected
@@ -115,6 +127,16 @@ def test_dead_meteor_shows_its_stderr(fake_java: Callable[[str], Java], small_ta
     java = fake_java("echo 'not enough memory' >&2; exit 7")
     with pytest.raises(MeteorError, match=r"ended at line 1, exit code 7: not enough memory$"):
         Meteor(java, small_table).statistics(PAIRS)
+
+
+def test_meteor_behind_a_wrapper_is_stopped_with_it(
+    fake_java: Callable[[str], Java], small_table: Path, tmp_path: Path
+) -> None:
+    java = fake_java(f'sleep 100 & echo $! > "{tmp_path}/pid"; wait')
+    with pytest.raises(MeteorError, match="no answer"):
+        Meteor(java, small_table, start_timeout=1).statistics(PAIRS)
+    state = Path(f"/proc/{(tmp_path / 'pid').read_text(encoding='utf-8').strip()}/stat")
+    assert not state.is_file() or " Z " in state.read_text(encoding="utf-8")
 
 
 def test_meteor_that_talks_nonsense(fake_java: Callable[[str], Java], small_table: Path) -> None:
@@ -317,7 +339,7 @@ def in_read_only_installation(program: str) -> subprocess.CompletedProcess[str]:
     """Run Python with pycocoevalcap's folder mounted read-only, in a mount namespace of its own."""
     command = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh", str(jar_folder()), sys.executable, "-c", program]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except OSError:
         pytest.skip("unshare is not there")
     if done.returncode in (1, 99) and ("unshare:" in done.stderr or "mount:" in done.stderr):
