@@ -139,10 +139,10 @@ class Torture:
     """
 
     def __init__(self, data: Path, out: Path, kills: int, epochs: int, dice: random.Random) -> None:
-        self.start = lambda: launch(data, out, epochs, out / "output.txt")
+        self.data, self.out, self.epochs = data, out, epochs
         self.run, self.kills, self.dice, self.count = out / "run", kills, dice, Count()
         out.mkdir(parents=True)
-        self.launcher = self.start()
+        self.restart()
 
     def go(self) -> Count:
         """Kill, wait for a new checkpoint, kill again; then let the run end."""
@@ -162,8 +162,8 @@ class Torture:
         return self.count
 
     def restart(self) -> None:
-        """Start the launcher again, as a scheduler would."""
-        self.launcher = self.start()
+        """Start the launcher, or start it again as a scheduler would."""
+        self.launcher = launch(self.data, self.out, self.epochs, self.out / "output.txt")
 
     def wait_for_checkpoint(self, after: int) -> None:
         """Return once a checkpoint later than `after` is complete and the workers live."""
