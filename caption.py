@@ -1,6 +1,6 @@
 """Caption images with a trained model, one caption a line.
 
-    python caption.py --checkpoint output/quickstart/caption image.jpg folder/*.tif
+python caption.py --checkpoint output/quickstart/caption image.jpg folder/*.tif
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from bita.errors import UserError
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or a checkpoint in it")
     parser.add_argument("--beams", type=int, help="beams of the search (default: as in the run)")

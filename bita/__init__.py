@@ -1,7 +1,7 @@
 """BITA: remote-sensing image captioning with bootstrapped interactive image-text alignment.
 
-    import bita
-    bita.load("output/quickstart/caption").caption("image.jpg")
+import bita
+bita.load("output/quickstart/caption").caption("image.jpg")
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers import ByteLevelBPETokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from bita.errors import UserError
@@ -43,7 +43,9 @@ def read_captions(paths: list[Path]) -> list[str]:
         try:
             captions += [clean_caption(record["caption"]) for record in json.loads(path.read_text())]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a list of records with a caption ({error}); see prepare_data.py") from error
+            raise UserError(
+                f"{path}: not a list of records with a caption ({error}); see prepare_data.py"
+            ) from error
     if not captions:
         raise UserError("no captions; name at least one annotation file of a training split")
     return captions
@@ -52,16 +54,20 @@ def read_captions(paths: list[Path]) -> list[str]:
 def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train word pieces and write them as BERT's tokenizer; returns how many there are, [DEC] not counted."""
     tokenizer = BertWordPieceTokenizer(lowercase=True)
-    tokenizer.train_from_iterator(captions, vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL)
+    tokenizer.train_from_iterator(
+        captions, vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL
+    )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(out))
-    (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    (out / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
     return int(tokenizer.get_vocab_size())
 
 
 def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train byte pairs and write them as OPT's tokenizer; returns how many there are."""
-    tokenizer: Tokenizer = ByteLevelBPETokenizer()
+    tokenizer = ByteLevelBPETokenizer()
     texts = [text for caption in captions for text in (caption, " " + caption)]  # first, or after a prompt
     tokenizer.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=OPT_SPECIAL)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +78,9 @@ def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("annotations", type=Path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
@@ -84,7 +92,9 @@ def main() -> int:
         return error.exit_code
     bert = make_bert(captions, args.out / "bert", args.vocabulary)
     opt = make_opt(captions, args.out / "opt", args.vocabulary)
-    print(f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt} byte pairs")
+    print(
+        f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt} byte pairs"
+    )
     return 0
 
 
