@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from bita.errors import ConfigError, UserError
 
@@ -71,14 +73,14 @@ def _device(device: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _meet() -> tuple[dist.Store, int, int]:
+def _meet() -> tuple[Any, int, int]:
     """A store that only the processes of this start share, this process's rank, and how many there are.
 
     torchrun keeps one store for all restarts, in which the addresses of dead processes lie: who reads before they
     are overwritten waits for a process that is gone. So rank 0 chooses a fresh name, and hands it to each of the
     others in answer to a question that nobody asked before.
     """
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
     name = secrets.token_hex(8)
     if rank > 0:
         store.set(f"bita/question/{rank}", name)
@@ -92,7 +94,7 @@ def _meet() -> tuple[dist.Store, int, int]:
             if store.check([f"bita/thanks/{name}/{other}"]):
                 waiting.remove(other)
         time.sleep(0.01)
-    return dist.PrefixStore(name, store), rank, world_size
+    return PrefixStore(name, store), rank, world_size
 
 
 def _end_with_launcher() -> None:
