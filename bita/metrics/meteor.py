@@ -50,7 +50,7 @@ class Meteor:
         java: Java | None = None,
         table: Path | None = None,
         *,
-        start_timeout: float = 180.0,
+        start_timeout: float = 300.0,
         timeout: float = 60.0,
     ) -> None:
         self.java = java

@@ -110,7 +110,7 @@ def test_cut_table_gives_the_scores_of_the_full_one(scorer: CaptionScorer, bita_
     cut = scorer.score(references, hypotheses)
     tokens = scorer.references(references)
     texts = scorer.tokenizer.tokenize([hypotheses[n] for n in tokens.ids])
-    full = Meteor()
+    full = Meteor(start_timeout=1200)
     answers = full.statistics([(tokens.tokens[n], text) for n, text in zip(tokens.ids, texts, strict=True)])
     whole, each = full.scores(answers)
     full.close()
