@@ -90,6 +90,7 @@ def test_signal_to_one_process_stops_all_with_the_documented_code(tmp_path, toy,
     assert weights(out) == weights(whole)
 
 
+@pytest.mark.long
 def test_captions_and_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy):
     seen = []
     options = [
