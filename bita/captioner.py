@@ -18,8 +18,10 @@ from bita.errors import UserError
 from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
+from bita.models.tokenizers import TOKENIZER_FOLDER
 from bita.processors.rgb import open_rgb
-from bita.runners.checkpoint import read_meta, resolve_checkpoint
+from bita.runners.checkpoint import META_FILE, read_meta, resolve_checkpoint
+from bita.runners.stepper import autocast
 
 if TYPE_CHECKING:
     from bita.schema import Config
@@ -43,14 +45,23 @@ class Captioner:
             )
         self.model = model.place(setup(device)).eval()
         self.settings = GenerationSettings.from_run(cfg.run)
+        self.amp = cfg.run.amp
         self._processor = _eval_processor(cfg)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> Self:
         """See `bita.load`."""
         checkpoint = resolve_checkpoint(run)
-        cfg = config_from_dict(read_meta(checkpoint).config)
+        folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+        if not (folder / META_FILE).is_file():
+            raise UserError(
+                f"checkpoint {checkpoint}: has no {META_FILE} beside it; use evaluate.py with --cfg-path"
+            )
+        cfg = config_from_dict(read_meta(folder).config)
         cfg.model.init_from = str(checkpoint)
+        kept = folder.resolve().parent.parent / TOKENIZER_FOLDER
+        if kept.is_dir():
+            cfg.model.opt_tokenizer = str(kept)
         return cls(cfg, device)
 
     def caption(
@@ -75,8 +86,9 @@ class Captioner:
         chosen = replace(self.settings, **settings)
         for start in range(0, len(images), batch_size):
             batch = [self._processor(_as_rgb(image)) for image in images[start : start + batch_size]]
-            for captions in self.model.generate(torch.stack(batch).to(self.model.device), chosen):
-                yield captions[0]
+            with autocast(self.model.device, self.amp):
+                written = self.model.generate(torch.stack(batch).to(self.model.device), chosen)
+            yield from (captions[0] for captions in written)
 
 
 def _as_rgb(image: ImageLike) -> Image.Image:

@@ -46,6 +46,8 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
         if first or not isinstance(error, ConfigError):
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -63,6 +65,7 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
     from bita import distributed, registry
     from bita.datasets.builders import build_datasets
     from bita.models import build_model
+    from bita.models.tokenizers import keep_tokenizer
     from bita.runners.run_dir import open_run_dir
     from bita.runners.seeding import seed_process
 
@@ -72,6 +75,8 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
         datasets = build_datasets(cfg)
         run_dir = open_run_dir(cfg)
         model = build_model(cfg.model)
+        if cfg.model.arch == "bita_opt" and distributed.is_main():
+            keep_tokenizer(model.tokenizer, run_dir.path)
         task = registry.tasks.get(cfg.run.task)(cfg)
         runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
         scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()

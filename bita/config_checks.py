@@ -110,6 +110,18 @@ def _check_names(cfg: Config, places: Places) -> None:
 
 
 def _check_ranges(cfg: Config, places: Places) -> None:
+    for name in (
+        "hidden_size",
+        "layers",
+        "heads",
+        "intermediate_size",
+        "max_positions",
+        "cross_attention_every",
+    ):
+        if getattr(cfg.model.bridge_size, name) < 1:
+            raise wrong(("model", "bridge_size", name), places, "must be at least 1")
+    if not 0 <= cfg.model.bridge_size.dropout < 1:
+        raise wrong(("model", "bridge_size", "dropout"), places, "must be from 0 to below 1")
     for keys, low in AT_LEAST.items():
         value = getattr(getattr(cfg, keys[0]), keys[1])
         if value < low:
@@ -169,7 +181,20 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(("model", "init_from"), places, "is not set; name the run or checkpoint to evaluate")
     if cfg.run.lr_sched == "linear_warmup_step_lr" and cfg.run.lr_decay_rate is None:
         raise wrong(("run", "lr_decay_rate"), places, "linear_warmup_step_lr needs it, such as 0.9")
+    if cfg.model.itc_positives == "same_image" and len(cfg.datasets) > 1:
+        problem = "image ids are unique within one dataset only; use same_caption, or one dataset"
+        raise wrong(("model", "itc_positives"), places, problem)
+    size = cfg.model.bridge_size
+    if size.hidden_size % size.heads:
+        keys = ("model", "bridge_size", "heads")
+        raise wrong(keys, places, f"{size.heads} heads do not divide hidden_size, {size.hidden_size}")
+    if cfg.model.max_txt_len > size.max_positions and cfg.model.arch == "bita_former":
+        raise wrong(
+            ("model", "max_txt_len"), places, f"is more than bridge_size.max_positions, {size.max_positions}"
+        )
     for name, entry in cfg.datasets.items():
+        if entry.captions_per_image is not None and entry.captions_per_image < 1:
+            raise wrong(("datasets", name, "captions_per_image"), places, "must be at least 1, or null")
         text = entry.text_processor.get("train")
         if text is not None and text.prompt is not None and text.prompt.strip() != cfg.model.prompt.strip():
             keys = ("datasets", name, "text_processor", "train", "prompt")
@@ -192,6 +217,9 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
                 else "; train the stage before, or name a checkpoint"
             )
             yield keys, f"{error}{hint}"
+    if model.freeze_vit and model.vit_weights is None and model.init_from is None:
+        problem = "names no file, so the frozen vision encoder would stay random; set it (or model.freeze_vit=false)"
+        yield ("model", "vit_weights"), problem
     if (
         model.vit_weights is not None
         and "://" not in model.vit_weights

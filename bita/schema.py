@@ -49,8 +49,8 @@ class ModelConfig:
     image_size: int = 224
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
-    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """Of the frozen encoder on a GPU."""
+    vit_precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    """Of the frozen encoder on a GPU; `auto` is what autocast uses there."""
     freeze_vit: bool = True
 
     # Bridge between image and language.

@@ -47,7 +47,11 @@ def look() -> dict[str, Any]:
         problem = str(error)
     gathered = distributed.gather_features(torch.full((2, 3), float(rank), requires_grad=True))
     with distributed.alone():
-        alone = (distributed.world_size(), distributed.rank(), distributed.gather_features(torch.ones(1)).tolist())
+        alone = (
+            distributed.world_size(),
+            distributed.rank(),
+            distributed.gather_features(torch.ones(1)).tolist(),
+        )
     return {
         "world_size": distributed.world_size(),
         "is_main": distributed.is_main(),

@@ -238,7 +238,7 @@ def _annotation_files(
     files = [_resolve(env, path) for path in storage]
     for path in files:
         if cfg.synthetic and not path.is_file():
-            _generate(path.parent.parent, cfg.synthetic)
+            generate_synthetic(path.parent.parent, cfg.synthetic)
         if cfg.synthetic:
             _check_generated(name, path.parent.parent, cfg.synthetic)
         if not path.is_file():
@@ -247,7 +247,7 @@ def _annotation_files(
     return files
 
 
-def _generate(out: Path, synthetic: dict[str, Any]) -> None:
+def generate_synthetic(out: Path, synthetic: dict[str, Any]) -> None:
     """Generate the synthetic dataset below ``out``; of several processes the first does, the others wait."""
     from bita.datasets.synthetic import generate
 

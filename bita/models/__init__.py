@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from bita.distributed import is_main
 from bita.errors import UserError
 from bita.models.base import BitaModel
@@ -26,7 +28,7 @@ def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
     if load_weights:
         for report in _load_all(model, cfg):
             if is_main():
-                print(report)
+                print(report, file=sys.stderr)
     return model
 
 
@@ -41,6 +43,11 @@ def _load_all(model: BitaModel, cfg: ModelConfig) -> list[LoadReport]:
         raise UserError(
             f"model.vit_weights: the frozen vision encoder {cfg.vit_model} would stay random; name its weights' file, "
             "or a checkpoint that holds them in model.init_from, or set model.freeze_vit=false to train it"
+        )
+    if cfg.arch == "bita_opt" and cfg.opt_model is None and cfg.freeze_lm:
+        raise UserError(
+            "model.opt_model: the frozen language model would stay random; name its folder, or a checkpoint that "
+            "holds it in model.init_from, or set model.freeze_lm=false to train it"
         )
     if cfg.text_model is not None:
         reports.append(load_bert(model, cfg.text_model))

@@ -57,7 +57,8 @@ class BitaModel(nn.Module):
         """Move to a device; frozen parts take their configured 16-bit precision there (never on a CPU)."""
         self.to(device)
         if device.type != "cpu" and self.cfg.freeze_vit:
-            self.visual_encoder.to(PRECISIONS[self.cfg.vit_precision])
+            precision = self.cfg.vit_precision
+            self.visual_encoder.to(PRECISIONS[sixteen_bit(device) if precision == "auto" else precision])
         return self
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -105,6 +106,13 @@ class BitaModel(nn.Module):
     def tied_names(self) -> set[str]:
         """State names that are second names of one tensor."""
         return set()
+
+
+def sixteen_bit(device: torch.device) -> str:
+    """The precision that autocast uses on a device: bf16 where it has it, else fp16; fp32 on a CPU."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def part_of(name: str) -> str:

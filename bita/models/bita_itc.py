@@ -95,9 +95,8 @@ class BitaITC(BitaModel):
         text_ids = self.tokenize(batch["text"])
         output = self.contrast(self.project(tokens), self.text_features(text_ids), groups)
         if self.bootstrap is not None:
-            extra = self.contrast(
-                *self.bootstrap(tokens, self.ift.word_embedding(text_ids), text_ids != 0), groups
-            )
+            means = self.bootstrap(tokens, self.ift.word_embedding(text_ids), text_ids != 0)
+            extra = self.contrast(means[0], means[1], groups)
             output["loss"] = output["loss"] + self.cfg.itc_bootstrap_weight * extra["loss"]
             output["bootstrap_loss"] = extra["loss"].detach()
         return output

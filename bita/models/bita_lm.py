@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bita.batch import Batch
 from bita.errors import ConfigError
-from bita.models.base import PRECISIONS, BitaModel
+from bita.models.base import PRECISIONS, BitaModel, sixteen_bit
 from bita.models.generation import GenerationSettings, generate
 from bita.models.tokenizers import load_tokenizer, not_there
 from bita.schema import ModelConfig
@@ -78,7 +78,7 @@ class BitaLM(BitaModel):
         super().place(device)
         precision = self.cfg.lm_precision
         if precision == "auto":
-            precision = "fp16" if device.type != "cpu" and self.cfg.freeze_lm else "fp32"
+            precision = sixteen_bit(device) if self.cfg.freeze_lm else "fp32"
         self.opt_model.to(PRECISIONS[precision])
         return self
 
@@ -180,7 +180,7 @@ def load_language_model(source: str) -> PreTrainedModel:
     disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise not_there("model.opt_model", source, error) from error
 
 
@@ -197,10 +197,11 @@ def fresh_language_model(sizes: dict[str, Any]) -> PreTrainedModel:
             "model.opt_config: needs the sizes of the language model when model.opt_model is not read"
         )
     try:
-        config = AutoConfig.for_model(**{"model_type": "opt"} | dict(sizes))
-    except ValueError as error:
-        raise ConfigError(f"model.opt_config: {str(error).splitlines()[0]}") from error
-    return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**{"model_type": "opt"} | dict(sizes)))
+    except Exception as error:
+        raise ConfigError(
+            f"model.opt_config: transformers cannot build it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class CachedDecoder:

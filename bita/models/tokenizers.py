@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TOKENIZER_FOLDER = "tokenizer"
+"""Where a run keeps its language model's tokenizer."""
+
+
 def load_tokenizer(
     key: str, source: str | None, required: bool, *, dec: bool = False
 ) -> PreTrainedTokenizerBase | None:
@@ -34,14 +38,20 @@ def load_tokenizer(
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise not_there(key, source, error) from error
     if dec:
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
 
 
+def keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, run: Path) -> None:
+    """Put a copy of the language model's tokenizer into a run's folder, so that the run can be moved."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(run / TOKENIZER_FOLDER)
+
+
 def not_there(key: str, source: str, error: Exception) -> ConfigError:
     """The one-line error for something that transformers could not load."""
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(f"{key}={source}: not a readable folder, nor a name that can be fetched ({reason})")

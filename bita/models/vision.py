@@ -64,7 +64,7 @@ def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0} | dict(cfg.vit_args)
     if cfg.vit_model in KNOWN:
         name, depth = KNOWN[cfg.vit_model]
-        arguments |= {"img_size": cfg.image_size, "depth": cfg.vit_depth or depth}
+        arguments |= {"img_size": cfg.image_size, "depth": depth if cfg.vit_depth is None else cfg.vit_depth}
     else:
         name = cfg.vit_model.removeprefix("timm:")
         if cfg.vit_depth is not None:
@@ -73,9 +73,11 @@ def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
         arguments["drop_path_rate"] = cfg.drop_path_rate
     try:
         trunk = timm.create_model(name, **arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # timm raises whatever its parts raise
         where = f"model.vit_model={cfg.vit_model}, model.vit_args={dict(cfg.vit_args)}"
-        raise ConfigError(f"{where}: timm cannot build it: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{where}: timm cannot build it: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     if cfg.vit_model in KNOWN:
         trunk.norm = nn.Identity()
         trunk.fc_norm = nn.Identity()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from bita.distributed import on_main
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.layouts import TRUNK, Renamed, rename, rename_vision
+from bita.models.tokenizers import not_there
 from bita.models.vision import resize_positions
 
 PART_NAMES = {
@@ -101,7 +103,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"weights {path}: refused, since it holds more than tensors and loading it could run code; "
@@ -178,11 +180,16 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     """
     from transformers import BertForMaskedLM
 
-    renamed = rename(dict(BertForMaskedLM.from_pretrained(source).state_dict()))
+    try:
+        renamed = rename(dict(BertForMaskedLM.from_pretrained(source).state_dict()))
+    except Exception as error:
+        raise not_there("model.text_model", source, error) from error
     own = model.state_dict()
     for name in ("ift.word_embedding.weight", "mlm_head.bias"):
         if name in own and name in renamed.tensors:
             padded = own[name].clone()
+            if padded.shape[1:] != renamed.tensors[name].shape[1:]:
+                continue  # another width: refused below, with both shapes
             padded[: len(renamed.tensors[name])] = renamed.tensors[name]
             renamed.tensors[name] = padded
     report = _copy_in(model, renamed, source)

@@ -28,6 +28,10 @@ class CaptioningTask(Task):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
+        if cfg.run.report_metric and distributed.is_main():
+            from bita.metrics.java import find_java
+
+            find_java()  # missing Java is better found now than after the first epoch
         self.settings = replace(GenerationSettings.from_run(cfg.run), num_captions=1)
 
     def evaluate(
