@@ -19,7 +19,11 @@ launch() {
     fi
     local processes=${NPROC:-}
     if [ -z "$processes" ]; then
-        processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
+        if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+            processes=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+        else
+            processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
+        fi
     fi
     if [ "$processes" -gt 1 ]; then
         "$python" -m torch.distributed.run --standalone --nproc-per-node="$processes" \

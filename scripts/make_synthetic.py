@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from bita.config import CONFIGS
-from bita.datasets.synthetic import generate
+from bita.datasets.builders import generate_synthetic
 from bita.errors import UserError
 
 
@@ -33,7 +33,7 @@ def main() -> int:
         parser.add_argument(f"--{key}", type=int, default=defaults[key], help=f"{meaning} (%(default)s)")
     args = parser.parse_args()
     try:
-        generate(args.out, train=args.train, val=args.val, test=args.test, size=args.size, seed=args.seed)
+        generate_synthetic(args.out, {key: getattr(args, key) for key in wanted})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -122,9 +122,10 @@ def report(run: str, out: Path, seconds: float | None) -> dict[str, Any]:
     folder, cfg, captions = load_run(run)
     split = TestSplit(cfg)
     systems = {"this model": captions, "this model, images shuffled": shuffled(captions)} | split.baselines()
+    spice = Path(cfg.env.spice_dir) if cfg.env.spice_dir else None
     rows = []
     for name, hypotheses in systems.items():
-        overall = dict(score_captions(split.references, hypotheses).overall)
+        overall = dict(score_captions(split.references, hypotheses, spice_dir=spice).overall)
         distinct = len(set(hypotheses.values()))
         row = {"name": name, "scores": overall, "distinct": distinct}
         if split.facts.is_file():

@@ -201,7 +201,7 @@ def build_processors(
         train_image=build("vis_processor", "train", images),
         eval_image=build("vis_processor", "eval", images),
         train_text=build("text_processor", "train", texts),
-        eval_text=build("text_processor", "eval", {**texts, "prompt": ""}),
+        eval_text=build("text_processor", "eval", texts),
     )
 
 

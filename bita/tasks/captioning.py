@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita import distributed
@@ -57,9 +58,11 @@ class CaptioningTask(Task):
     def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]], save: Save) -> Evaluation:
         from bita.metrics import score_captions
 
+        spice = Path(self.cfg.env.spice_dir) if self.cfg.env.spice_dir else None
+
         hypotheses = {prediction["image_id"]: prediction["caption"] for prediction in predictions}
         references = {image_id: dataset.references.get(image_id, []) for image_id in hypotheses}
-        scores = score_captions(references, hypotheses)
+        scores = score_captions(references, hypotheses, spice_dir=spice)
         save("_scores", scores.to_json())
         deciding = [scores.overall[name] for name in DECIDING if name in scores.overall]
         return Evaluation(
