@@ -8,6 +8,7 @@ import os
 import sys
 
 from bita.config import config_to_yaml, load_config
+from bita.config_checks import check_encoder_has_weights
 from bita.errors import ConfigError, UserError
 from bita.schema import Config
 
@@ -41,6 +42,7 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
         if args.print_config:
             print(config_to_yaml(cfg), end="")
         else:
+            check_encoder_has_weights(cfg)
             run(cfg)
     except UserError as error:
         if first or not isinstance(error, ConfigError):

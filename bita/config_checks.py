@@ -85,6 +85,15 @@ def check_files(cfg: Config, places: Places, *, only_warn: bool = False) -> None
         LOG.warning("%s", error)
 
 
+def check_encoder_has_weights(cfg: Config) -> None:
+    """Raise ConfigError where a frozen vision encoder would stay random."""
+    if cfg.model.freeze_vit and cfg.model.vit_weights is None and cfg.model.init_from is None:
+        raise ConfigError(
+            "model.vit_weights: names no file, so the frozen vision encoder would stay random; set it, or "
+            "model.freeze_vit=false to train it"
+        )
+
+
 def _check_names(cfg: Config, places: Places) -> None:
     """Names that stand for classes."""
     for key, names in (
@@ -217,9 +226,6 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
                 else "; train the stage before, or name a checkpoint"
             )
             yield keys, f"{error}{hint}"
-    if model.freeze_vit and model.vit_weights is None and model.init_from is None:
-        problem = "names no file, so the frozen vision encoder would stay random; set it (or model.freeze_vit=false)"
-        yield ("model", "vit_weights"), problem
     if (
         model.vit_weights is not None
         and "://" not in model.vit_weights

@@ -13,14 +13,14 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import AddedToken, ByteLevelBPETokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from bita.errors import UserError
 from bita.processors.text import clean_caption
 
-BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-OPT_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+BERT_SPECIAL: list[str | AddedToken] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+OPT_SPECIAL: list[str | AddedToken] = ["<s>", "<pad>", "</s>", "<unk>"]
 OPT_CONFIG = {
     "tokenizer_class": "GPT2Tokenizer",
     "add_bos_token": True,

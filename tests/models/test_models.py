@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bita.batch import Batch
 from bita.models.bita_itc import BitaITC, caption_number
 from bita.models.bita_lm import IGNORED, BitaLM
 from bita.models.generation import GenerationSettings
+from bita.models.weights import load_checkpoint
 from tests.models.test_weights import PARITY, small, stage_1, stage_2
 
 TEXTS = ["a pale house", "two ferries in a harbour", "a pale house", "some fields"]
@@ -157,3 +159,23 @@ def test_a_local_folder_is_read_without_a_network(monkeypatch: pytest.MonkeyPatc
     assert isinstance(
         BitaLM.from_config(small(arch="bita_opt", opt_model=str(Path(PARITY / "opt_model")))), BitaLM
     )
+
+
+def test_bootstrap_contrast_reaches_the_encoder_and_stays_in_stage_1(tmp_path: Path) -> None:
+    plain = stage_1(freeze_vit=False)
+    model = stage_1(freeze_vit=False, itc_bootstrap_weight=0.5)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    with_head, without = (m.eval()(batch(TEXTS)) for m in (model, plain))
+    expected = without["loss"] + 0.5 * with_head["bootstrap_loss"]
+    assert torch.allclose(with_head["loss"], expected, atol=1e-6)
+    assert model.bootstrap is not None
+    tokens = torch.randn(2, 5, 32, requires_grad=True)
+    words = torch.randn(2, 3, 24)
+    images, texts = model.bootstrap(tokens, words, torch.tensor([[True, True, False], [True, False, False]]))
+    assert torch.allclose(
+        model.bootstrap.text_proj(words[1, 0]).div(model.bootstrap.text_proj(words[1, 0]).norm()), texts[1]
+    )
+    images.sum().backward()
+    assert torch.allclose(tokens.grad[0, 0], tokens.grad[0, 4])  # every token counts alike
+    save_file(model.checkpoint_state(), tmp_path / "model.safetensors")
+    assert "text side and contrastive head" in str(load_checkpoint(stage_2(), tmp_path))
