@@ -206,9 +206,9 @@ def _check_fit(cfg: Config, places: Places) -> None:
             raise wrong(("datasets", name, "captions_per_image"), places, "must be at least 1, or null")
         text = entry.text_processor.get("train")
         if text is not None and text.prompt is not None and text.prompt.strip() != cfg.model.prompt.strip():
-            keys = ("datasets", name, "text_processor", "train", "prompt")
+            prompt = ("datasets", name, "text_processor", "train", "prompt")
             problem = f"{text.prompt!r} is not model.prompt, {cfg.model.prompt!r}, whose tokens carry no loss"
-            LOG.warning("%s", wrong(keys, places, problem))
+            LOG.warning("%s", wrong(prompt, places, problem))
 
 
 def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:

@@ -76,7 +76,7 @@ class BitaLM(BitaModel):
     def place(self, device: torch.device) -> Self:
         """Move to a device; frozen parts take 16 bit there."""
         super().place(device)
-        precision = self.cfg.lm_precision
+        precision: str = self.cfg.lm_precision
         if precision == "auto":
             precision = sixteen_bit(device) if self.cfg.freeze_lm else "fp32"
         self.opt_model.to(PRECISIONS[precision])
