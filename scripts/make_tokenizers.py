@@ -13,8 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import AddedToken, ByteLevelBPETokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import AddedToken, BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from bita.errors import UserError
 from bita.processors.text import clean_caption
@@ -55,7 +54,7 @@ def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train word pieces and write them as BERT's tokenizer; returns how many there are, [DEC] not counted."""
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(
-        captions, vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL
+        iter(captions), vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL
     )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(out))
@@ -69,7 +68,9 @@ def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train byte pairs and write them as OPT's tokenizer; returns how many there are."""
     tokenizer = ByteLevelBPETokenizer()
     texts = [text for caption in captions for text in (caption, " " + caption)]  # first, or after a prompt
-    tokenizer.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=OPT_SPECIAL)
+    tokenizer.train_from_iterator(
+        iter(texts), vocab_size=vocabulary, min_frequency=2, special_tokens=OPT_SPECIAL
+    )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(out))
     (out / "tokenizer_config.json").write_text(json.dumps(OPT_CONFIG))
