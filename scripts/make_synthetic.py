@@ -33,6 +33,8 @@ def main() -> int:
         parser.add_argument(f"--{key}", type=int, default=defaults[key], help=f"{meaning} (%(default)s)")
     args = parser.parse_args()
     try:
+        if args.out.is_dir() and any(args.out.iterdir()):
+            raise UserError(f"{args.out}: is not empty; name a new folder, or remove this one")
         generate_synthetic(args.out, {key: getattr(args, key) for key in wanted})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

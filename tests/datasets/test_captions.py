@@ -72,7 +72,7 @@ def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_pat
     assert isinstance(train.processors.train_image, TrainImageProcessor)
     assert (train.processors.train_image.scale, train.processors.train_image.rotate90) == ((0.8, 1.0), True)
     assert train[0]["text"] == "a photo ofimage 0 caption 0"
-    assert test[0]["text"] == "image 4 caption 0"
+    assert test[0]["text"] == "a photo ofimage 4 caption 0"  # validation by loss masks the same prompt
     assert test[0]["image"].shape == (3, 16, 16)
     assert not torch.equal(test[0]["image"], EvalImageProcessor(16)(Image.open(tmp_path / "images/4.png")))
     cfg.run.evaluate = True

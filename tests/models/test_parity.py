@@ -51,6 +51,13 @@ def add_tensor(folder: Path) -> None:
     torch.save(content | {"something_else": torch.zeros(1)}, folder / "stage1_expected.pt")
 
 
+def untie(folder: Path) -> None:
+    content = torch.load(folder / "stage1_checkpoint.pth", weights_only=True)
+    name = "Fformer.cls.predictions.decoder.bias"
+    content["model"][name] = content["model"][name] + 0.1
+    torch.save(content, folder / "stage1_checkpoint.pth")
+
+
 CHANGES = {
     "loss": change_json(lambda c: c["stage1"].update(loss_itc=c["stage1"]["loss_itc"] + 1e-4)),
     "steps": change_json(lambda c: c["stage2"]["loss_over_4_adamw_steps"].__setitem__(3, 6.5)),
@@ -72,7 +79,7 @@ CHANGES = {
     "forward value": change_tensor("stage1_expected.pt", "image_feats", 2e-5),
     "gradient": change_tensor("stage2_expected.pt", "grad/query_tokens", 0.01),
     "weight": change_tensor("stage1_checkpoint.pth", "Fformer.bert.encoder.layer.1.output.dense.bias", 0.1),
-    "idle weight": change_tensor("stage1_checkpoint.pth", "Fformer.cls.predictions.decoder.bias", 0.1),
+    "tied copy": untie,
 }
 
 
