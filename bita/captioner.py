@@ -19,7 +19,7 @@ from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
 from bita.models.tokenizers import TOKENIZER_FOLDER
-from bita.processors.rgb import open_rgb
+from bita.processors.rgb import open_rgb, to_rgb
 from bita.runners.checkpoint import META_FILE, read_meta, resolve_checkpoint
 from bita.runners.stepper import autocast
 
@@ -92,7 +92,7 @@ class Captioner:
 
 
 def _as_rgb(image: ImageLike) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else open_rgb(Path(image))
+    return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(Path(image))
 
 
 def _eval_processor(cfg: Config) -> Callable[[Image.Image], Tensor]:

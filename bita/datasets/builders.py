@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from bita.config_published import DEFAULT_PROCESSORS
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
@@ -31,12 +32,6 @@ from bita.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, Split
 LOG = logging.getLogger(__name__)
 GENERATED = "generated.json"
 """File beside a synthetic dataset that says what it was generated from."""
-DEFAULTS = {
-    ("vis_processor", "train"): "bita_image_train",
-    ("vis_processor", "eval"): "bita_image_eval",
-    ("text_processor", "train"): "bita_caption",
-    ("text_processor", "eval"): "bita_caption",
-}
 
 
 def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
@@ -176,12 +171,16 @@ def build_processors(
 
     def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
         where = f"datasets.{name}.{kind}.{mode}"
-        entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULTS[kind, mode])
+        entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULT_PROCESSORS[kind, mode])
         if kind == "vis_processor" and image_size and entry.image_size not in (None, image_size):
             raise ConfigError(f"{where}.image_size: {entry.image_size} is not model.image_size, {image_size}")
-        if (kind, mode) == ("vis_processor", "eval") and entry.name == DEFAULTS[kind, "train"]:
-            LOG.warning("%s.name: %s crops at random; %s is used", where, entry.name, DEFAULTS[kind, mode])
-            entry = dataclasses.replace(entry, name=DEFAULTS[kind, mode], min_scale=None, max_scale=None)
+        if (kind, mode) == ("vis_processor", "eval") and entry.name == DEFAULT_PROCESSORS[kind, "train"]:
+            LOG.warning(
+                "%s.name: %s crops at random; %s is used", where, entry.name, DEFAULT_PROCESSORS[kind, mode]
+            )
+            entry = dataclasses.replace(
+                entry, name=DEFAULT_PROCESSORS[kind, mode], min_scale=None, max_scale=None
+            )
         if (
             (kind, mode) == ("text_processor", "train")
             and prompt

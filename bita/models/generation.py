@@ -29,15 +29,15 @@ from bita.schema import RunConfig
 class GenerationSettings:
     """How captions are searched for; `max_len` and `min_len` count a start placeholder, as published."""
 
-    num_beams: int = 5
-    max_len: int = 22
-    min_len: int = 5
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    num_captions: int = 1
-    use_nucleus_sampling: bool = False
-    top_p: float = 0.9
-    temperature: float = 1.0
+    num_beams: int = RunConfig.num_beams
+    max_len: int = RunConfig.max_len
+    min_len: int = RunConfig.min_len
+    length_penalty: float = RunConfig.length_penalty
+    repetition_penalty: float = RunConfig.repetition_penalty
+    num_captions: int = RunConfig.num_captions
+    use_nucleus_sampling: bool = RunConfig.use_nucleus_sampling
+    top_p: float = RunConfig.top_p
+    temperature: float = RunConfig.temperature
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.max_len < 2:
