@@ -9,9 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from bita.errors import UserError
+from bita.errors import UserError, program
 
 
+@program
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -23,17 +24,13 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
     settings = {} if args.beams is None else {"num_beams": args.beams}
-    try:
-        for image in args.images:
-            if not image.is_file():
-                raise UserError(f"image {image}: no such file")
-        import bita
+    for image in args.images:
+        if not image.is_file():
+            raise UserError(f"image {image}: no such file")
+    import bita
 
-        for caption in bita.load(args.checkpoint, args.device).stream(args.images, **settings):
-            print(caption, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for caption in bita.load(args.checkpoint, args.device).stream(args.images, **settings):
+        print(caption, flush=True)
     return 0
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 
 from bita.config import config_to_yaml, load_config
 from bita.config_checks import check_encoder_has_weights
-from bita.errors import ConfigError, UserError
+from bita.errors import program
 from bita.schema import Config
 
 
+@program
 def main(description: str | None, *, evaluate: bool, argv: list[str] | None = None) -> int:
     """Parse, check, build, run; the exit code: 0, 2 for a mistake in the configuration, 1 for any other of the user's.
 
@@ -37,19 +37,12 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
     options = [*args.options, "run.evaluate=true"] if evaluate else args.options
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
     show_warnings(logging.WARNING if first else logging.ERROR)
-    try:
-        cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
-        if args.print_config:
-            print(config_to_yaml(cfg), end="")
-        else:
-            check_encoder_has_weights(cfg)
-            run(cfg)
-    except UserError as error:
-        if first or not isinstance(error, ConfigError):
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
+    if args.print_config:
+        print(config_to_yaml(cfg), end="")
+    else:
+        check_encoder_has_weights(cfg)
+        run(cfg)
     return 0
 
 

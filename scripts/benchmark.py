@@ -26,7 +26,7 @@ from bita.datasets.builders import build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import train_loader
 from bita.datasets.shards import prepared_records, write_shards
-from bita.errors import UserError
+from bita.errors import program
 from bita.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 
 
@@ -56,6 +56,7 @@ class Measurement:
         return f"| {' | '.join(map(str, cells))} |"
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, report; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -69,12 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loader.add_argument("--pairs", type=int, default=5000, help="image-caption pairs measured each way")
     loader.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            found = [m for f in options.folders for m in measure_folder(f, Path(scratch), options)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    with tempfile.TemporaryDirectory() as scratch:
+        found = [m for f in options.folders for m in measure_folder(f, Path(scratch), options)]
     text = report(found, arguments)
     print(text)
     if options.markdown is not None:

@@ -21,12 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bita.errors import program
 from bita.metrics import CaptionScorer
 
 PLAIN = Path(__file__).parents[1] / "tests" / "metrics" / "plain.py"
 VALIDATIONS = 3
 
 
+@program
 def main() -> int:
     """Measure, print a table, write the figures; exit code 1 when scores differ."""
     parser = argparse.ArgumentParser(

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bita.errors import UserError
+from bita.errors import program
 from bita.metrics.compare import check_comparable, find_results, rows, table
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, compare, print; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -29,20 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(arguments)
-    try:
-        results = [result for path in options.runs for result in find_results(path)]
-        if options.dataset:
-            results = [replace(result, dataset=options.dataset) for result in results]
-        check_comparable(results)
-        found = rows(results)
-        print(table(found))
-        if options.json is not None:
-            options.json.write_text(
-                json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8"
-            )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 1
+    results = [result for path in options.runs for result in find_results(path)]
+    if options.dataset:
+        results = [replace(result, dataset=options.dataset) for result in results]
+    check_comparable(results)
+    found = rows(results)
+    print(table(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
+from bita.errors import program
 
 SIZE, WIDTH, TEXT, GAP = 144, 192, 46, 8
 FONT_SIZE, LINE_CHARS = 11, 33
@@ -52,6 +53,7 @@ def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
     return sheet
 
 
+@program
 def main() -> int:
     """Parse, draw, save."""
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic scenes.")

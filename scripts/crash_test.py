@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bita.errors import program
+
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 SAVE_EVERY = 4
@@ -212,6 +214,7 @@ class Torture:
         return "worker 0, just after a checkpoint write"
 
 
+@program
 def main() -> int:
     """Run both, compare, print; the exit code."""
     parser = argparse.ArgumentParser(

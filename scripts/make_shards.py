@@ -16,30 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
-from bita.errors import UserError
+from bita.errors import UserError, program
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, pack or index, report; returns the exit code."""
     options = parse(arguments)
-    try:
-        if options.command == "pack":
-            records = prepared_records(options.source, options.split)
-            index = write_shards(records, options.out, options.split, options.per_shard)
-        else:
-            outside = [
-                path for path in options.shards if path.resolve().parent != options.index.resolve().parent
-            ]
-            if outside:
-                raise UserError(f"{outside[0]}: not beside {options.index}; shards and index share a folder")
-            index = index_shards(options.shards, options.index)
-        files, offsets = read_index(index)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    if options.command == "pack":
+        records = prepared_records(options.source, options.split)
+        index = write_shards(records, options.out, options.split, options.per_shard)
+    else:
+        outside = [path for path in options.shards if path.resolve().parent != options.index.resolve().parent]
+        if outside:
+            raise UserError(f"{outside[0]}: not beside {options.index}; shards and index share a folder")
+        index = index_shards(options.shards, options.index)
+    files, offsets = read_index(index)
     print(f"{index}: {len(offsets)} images in {len(files)} shards")
     return 0
 

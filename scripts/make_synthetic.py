@@ -6,16 +6,16 @@ What is not said is as in configs/datasets/synthetic/defaults_cap.yaml, which is
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
 from bita.config import CONFIGS
 from bita.datasets.builders import generate_synthetic
-from bita.errors import UserError
+from bita.errors import UserError, program
 
 
+@program
 def main() -> int:
     """Parse and draw; 0, or the exit code of the mistake."""
     parser = argparse.ArgumentParser(description="Draw the synthetic dataset of aerial scenes.")
@@ -32,13 +32,9 @@ def main() -> int:
     for key, meaning in wanted.items():
         parser.add_argument(f"--{key}", type=int, default=defaults[key], help=f"{meaning} (%(default)s)")
     args = parser.parse_args()
-    try:
-        if args.out.is_dir() and any(args.out.iterdir()):
-            raise UserError(f"{args.out}: is not empty; name a new folder, or remove this one")
-        generate_synthetic(args.out, {key: getattr(args, key) for key in wanted})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if args.out.is_dir() and any(args.out.iterdir()):
+        raise UserError(f"{args.out}: is not empty; name a new folder, or remove this one")
+    generate_synthetic(args.out, {key: getattr(args, key) for key in wanted})
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, BertWordPieceTokenizer, ByteLevelBPETokenizer
 
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.processors.text import clean_caption
 
 BERT_SPECIAL: list[str | AddedToken] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -77,6 +77,7 @@ def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
     return int(tokenizer.get_vocab_size())
 
 
+@program
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -86,11 +87,7 @@ def main() -> int:
     parser.add_argument("annotations", type=Path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
     args = parser.parse_args()
-    try:
-        captions = read_captions(args.annotations)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    captions = read_captions(args.annotations)
     bert = make_bert(captions, args.out / "bert", args.vocabulary)
     opt = make_opt(captions, args.out / "opt", args.vocabulary)
     print(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.models import build_model
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
@@ -394,17 +394,14 @@ def table(record: Record) -> str:
     return "\n".join([*lines, f"{good.total()} of {total.total()} items"])
 
 
+@program
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    try:
-        record = compare(parser.parse_args().folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    record = compare(parser.parse_args().folder)
     print(table(record))
     return 0 if all(finding.agrees for finding in record.findings.values()) else 1
 

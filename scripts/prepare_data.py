@@ -25,19 +25,16 @@ from pathlib import Path
 from bita.datasets.forms import COLUMNS, FORMS, generic_source
 from bita.datasets.prepare import Report, Source, prepare, published_source
 from bita.datasets.sources import PUBLISHED, SPLITS
-from bita.errors import UserError
+from bita.errors import UserError, program
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, prepare, report; returns the exit code."""
     options = parse(arguments)
-    try:
-        report = prepare(
-            open_data(options), options.out, copy_images=options.copy_images, overwrite=options.overwrite
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report = prepare(
+        open_data(options), options.out, copy_images=options.copy_images, overwrite=options.overwrite
+    )
     show(report, options.out)
     return 1 if options.strict and report.left_out else 0
 

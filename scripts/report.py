@@ -24,7 +24,7 @@ from PIL import Image
 from bita.config import config_from_dict
 from bita.datasets.baselines import constant_captions, nearest_captions
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.metrics import score_captions
 from bita.runners.checkpoint import read_meta, resolve_checkpoint
 from bita.schema import Config
@@ -164,6 +164,7 @@ def facts_line(facts: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in facts.items())
 
 
+@program
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -173,11 +174,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
     args = parser.parse_args()
-    try:
-        report(args.run, args.out, args.seconds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report(args.run, args.out, args.seconds)
     print(f"look at {args.out / 'report.html'}; scores in {args.out / 'scores.json'}")
     return 0
 

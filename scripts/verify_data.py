@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bita.datasets.verify import Verification, verify, write_json
-from bita.errors import UserError
+from bita.errors import UserError, program
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, verify, report; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -31,16 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to FILE")
     options = parser.parse_args(arguments)
-    try:
-        result = verify(named_folders(options.datasets), options.near)
-        if options.json is not None:
-            write_json(result, options.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    result = verify(named_folders(options.datasets), options.near)
+    if options.json is not None:
+        write_json(result, options.json)
     show(result)
     return 1 if result.problems else 0
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.metrics.diversity import diversity, novelty
 from bita.metrics.files import Pairing, paired, read_hypotheses, read_references
 from bita.metrics.scorers import CaptionScorer
@@ -50,14 +50,11 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     args = parser().parse_args(argv)
-    try:
-        report(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report(args)
     return 0
 
 

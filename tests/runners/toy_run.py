@@ -19,7 +19,7 @@ from PIL import Image
 
 from bita import distributed
 from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
-from bita.errors import UserError
+from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
@@ -157,6 +157,7 @@ def toy_runner(cfg: Config, images: Path) -> EpochRunner:
     return EpochRunner(cfg, toy_model(cfg), task, datasets, open_run_dir(cfg))
 
 
+@program
 def main(arguments: list[str]) -> int:
     """Train; the exit code is that of `train.py`."""
     output_dir = Path(arguments[0])
@@ -169,9 +170,6 @@ def main(arguments: list[str]) -> int:
             options[key.replace(".", "__")] = value
     try:
         toy_runner(toy_config(output_dir, **options), output_dir / "images").train()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     finally:
         distributed.shutdown()
     return 0

@@ -1,0 +1,92 @@
+"""What a program's body does with mistakes: one line and an exit code, or a traceback if the program is at fault."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bita.errors import ConfigError, UserError, program
+
+
+class TryAgainError(UserError):
+    """A mistake with an exit code of its own."""
+
+    exit_code = 75
+
+
+def fail(error: BaseException) -> int:
+    """Run a program that ends with ``error``."""
+
+    @program
+    def main() -> int:
+        raise error
+
+    return main()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("data/ucm: holds no images"), 1, "error: data/ucm: holds no images\n"),
+        (ConfigError("run.max_epoch: not a number"), 2, "error: run.max_epoch: not a number\n"),
+        (TryAgainError("stopped"), 75, "error: stopped\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out/a.json"),
+            1,
+            "error: out/a.json: Permission denied\n",
+        ),
+        (
+            OSError(errno.EXDEV, "Invalid cross-device link", b"a", None, "b"),
+            1,
+            "error: a -> b: Invalid cross-device link\n",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
+        (OSError("Caught OSError in worker 0.\nTraceback\nOSError: gone\n"), 1, "error: OSError: gone\n"),
+        (OSError(), 1, "error: OSError\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    assert fail(error) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_arguments_and_exit_code_pass_through() -> None:
+    assert program(lambda code, twice: code * 2 if twice else code)(3, twice=True) == 6
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+
+
+def test_one_process_of_a_machine_says_what_is_wrong_with_the_configuration(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert fail(ConfigError("run.max_epoch: not a number")) == 2
+    assert fail(UserError("image x: broken")) == 1
+    assert capsys.readouterr().err == "error: image x: broken\n"
+
+
+def test_a_reader_that_went_away_is_no_traceback(tmp_path: Path) -> None:
+    program = tmp_path / "lines.py"
+    program.write_text(
+        "import sys\nfrom bita.errors import program\n"
+        "@program\ndef main():\n    for _ in range(100_000): print('a caption')\n    return 0\nsys.exit(main())\n"
+    )
+    done = subprocess.run(
+        f"{sys.executable} {program} | head -n 1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "a caption\n", "")
