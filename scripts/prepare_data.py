@@ -22,8 +22,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bita.datasets.card import Report
 from bita.datasets.forms import COLUMNS, FORMS, generic_source
-from bita.datasets.prepare import Report, Source, prepare, published_source
+from bita.datasets.prepare import Source, prepare, published_source
 from bita.datasets.sources import PUBLISHED, SPLITS
 from bita.errors import UserError, program
 

@@ -96,15 +96,10 @@ def build_dataset(
         UserError: A file's content is wrong; it and the record are named.
     """
     processors = build_processors(name, cfg, image_size=image_size, prompt=prompt, prompt_joint=prompt_joint)
-    entry = cfg.build_info.annotations.get(split)
-    if entry is None:
-        declared = ", ".join(cfg.build_info.annotations) or "none"
-        raise ConfigError(
-            f"datasets.{name}: no split {split!r}; its build_info.annotations declares {declared}"
-        )
+    entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split, entry)
     if any(path.name.endswith(INDEX_SUFFIX) for path in files):
-        return _shards(name, cfg, split, files, processors, train=train, image_size=image_size)
+        return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
     _check_images(records, folder, files)
@@ -113,15 +108,8 @@ def build_dataset(
     references = None
     if entry.ground_truth is not None and not train:
         references = _references(name, split, _resolve(env, entry.ground_truth), records)
-    size = int(
-        getattr(processors.train_image if train else processors.eval_image, "image_size", image_size or 224)
-    )
-    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0] if train else 1.0
-    images = ImageFiles(
-        folder,
-        bands=tuple(cfg.bands) if cfg.bands is not None else None,
-        draft=draft_size(size, scale) if cfg.jpeg_draft else None,
-    )
+    bands = tuple(cfg.bands) if cfg.bands is not None else None
+    images = ImageFiles(folder, bands=bands, draft=_draft(cfg, processors, train=train))
     dataset = CaptionDataset(
         name,
         split,
@@ -134,7 +122,7 @@ def build_dataset(
         captions_per_image=cfg.captions_per_image if train else None,
     )
     if cfg.cache_images:
-        dataset.cache = _cache(dataset, math.ceil(size * TRAIN_MARGIN) if train else size, _resolve(env, ""))
+        dataset.cache = _cache(dataset, _resolve(env, ""))
     return dataset
 
 
@@ -146,17 +134,39 @@ def _shards(
     processors: Processors,
     *,
     train: bool,
-    image_size: int | None,
 ) -> CaptionDataset:
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
         raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
-    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0]
-    draft = draft_size(image_size or 224, scale) if cfg.jpeg_draft else None
+    draft = _draft(cfg, processors, train=train)
     dataset = ShardDataset(
         name, split, files[0], processors, captions_per_image=cfg.captions_per_image, draft=draft
     )
     return cast(CaptionDataset, dataset)
+
+
+def _declared_split(name: str, cfg: DatasetConfig, split: str) -> SplitConfig:
+    """Return the entry of a split, which must be declared."""
+    entry = cfg.build_info.annotations.get(split)
+    if entry is None:
+        declared = ", ".join(cfg.build_info.annotations) or "none"
+        raise ConfigError(
+            f"datasets.{name}: no split {split!r}; its build_info.annotations declares {declared}"
+        )
+    return entry
+
+
+def _size(processors: Processors, *, train: bool) -> int:
+    """Return the side in pixels of what the model sees."""
+    return int(getattr(processors.train_image if train else processors.eval_image, "image_size", 224))
+
+
+def _draft(cfg: DatasetConfig, processors: Processors, *, train: bool) -> tuple[int, int] | None:
+    """Return (width, height) below which JPEGs are not decoded, where the entry allows for decoding them smaller."""
+    if not cfg.jpeg_draft:
+        return None
+    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0] if train else 1.0
+    return draft_size(_size(processors, train=train), scale)
 
 
 def build_processors(
@@ -174,25 +184,10 @@ def build_processors(
         entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULT_PROCESSORS[kind, mode])
         if kind == "vis_processor" and image_size and entry.image_size not in (None, image_size):
             raise ConfigError(f"{where}.image_size: {entry.image_size} is not model.image_size, {image_size}")
-        if (kind, mode) == ("vis_processor", "eval") and entry.name == DEFAULT_PROCESSORS[kind, "train"]:
-            LOG.warning(
-                "%s.name: %s crops at random; %s is used", where, entry.name, DEFAULT_PROCESSORS[kind, mode]
-            )
-            entry = dataclasses.replace(
-                entry, name=DEFAULT_PROCESSORS[kind, mode], min_scale=None, max_scale=None
-            )
-        if (
-            (kind, mode) == ("text_processor", "train")
-            and prompt
-            and entry.prompt not in (None, prompt, f"{prompt} ")
-        ):
-            LOG.warning(
-                "%s.prompt: %r is not model.prompt, %r, whose tokens the loss skips",
-                where,
-                entry.prompt,
-                prompt,
-            )
-        return _build_processor(entry, common, where)
+        built = _build_processor(entry, common, where)
+        if (kind, mode) == ("vis_processor", "eval") and "generator" in inspect.signature(built).parameters:
+            raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
+        return built
 
     images = {"image_size": image_size} if image_size else {}
     texts = {"prompt": prompt, "joint": prompt_joint}
@@ -310,9 +305,11 @@ def _references(name: str, split: str, path: Path, records: Sequence[CaptionReco
     return {image_id: references[image_id] for image_id in ids}
 
 
-def _cache(dataset: CaptionDataset, size: int, root: Path) -> PixelCache:
+def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
     """Open the pixel cache in the dataset's folder (beside its images), or under ``root`` if that is read-only."""
     files = dataset.files
+    size = _size(dataset.processors, train=dataset.train)
+    size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size
     beside = files.folder.parent / "cache"
     where = beside if _writable(beside) else root / "cache" / dataset.name
     rule = f"bands {files.bands} draft {files.draft}"

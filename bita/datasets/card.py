@@ -1,15 +1,12 @@
-"""The dataset card: what a prepared dataset holds, in Markdown, the same bytes from run to run."""
+"""What a prepared dataset holds: as a report, and as its card in Markdown, the same bytes from run to run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from bita.datasets.sources import PUBLISHED, SPLITS
-
-if TYPE_CHECKING:
-    from bita.datasets.prepare import Report
 
 _ENTRY = """\
 datasets:
@@ -19,6 +16,30 @@ datasets:
 {splits}
       images: {{storage: {folder}/images}}
 """
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One usable image: its id, its file below the image folder, its captions without empty ones."""
+
+    image_id: int
+    image: str
+    split: str
+    captions: tuple[str, ...]
+    category: str | None
+
+
+@dataclass
+class Report:
+    """What one run of ``prepare`` kept, left out, and wrote."""
+
+    kept: list[PreparedImage]
+    left_out: list[tuple[str, str]]
+    """(record and image, reason) of every image that was left out."""
+    notes: list[str]
+    """Oddities of images that were kept."""
+    written: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
 
 
 def dataset_card(name: str, title: str, report: Report, checksums: Mapping[str, str]) -> str:

@@ -18,11 +18,11 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bita.datasets.archives import ImageFolder, find_file, find_images, open_source
-from bita.datasets.card import dataset_card
+from bita.datasets.card import PreparedImage, Report, dataset_card
 from bita.datasets.sources import PUBLISHED, SPLITS, SourceImage, has_words
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
@@ -39,30 +39,6 @@ class Source:
     images: Path
     files: tuple[Path, ...]
     """The annotation files."""
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """One usable image: its id, its file below the image folder, its captions without empty ones."""
-
-    image_id: int
-    image: str
-    split: str
-    captions: tuple[str, ...]
-    category: str | None
-
-
-@dataclass
-class Report:
-    """What one run of ``prepare`` kept, left out, and wrote."""
-
-    kept: list[PreparedImage]
-    left_out: list[tuple[str, str]]
-    """(record and image, reason) of every image that was left out."""
-    notes: list[str]
-    """Oddities of images that were kept."""
-    written: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
 
 
 def published_source(name: str, source: Path, out: Path) -> Source:

@@ -79,20 +79,19 @@ def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_pat
     assert list(build_datasets(cfg)) == ["test"]
 
 
-def test_a_random_crop_for_evaluation_is_replaced_with_a_warning(
+def test_an_evaluation_that_would_draw_at_random_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^datasets\.toy\.vis_processor\.eval\.name: bita_image_train draws at random"
+    ):
+        build(prepared(tmp_path, images=2), vis_processor={"eval": ProcessorConfig("bita_image_train")})
+
+
+def test_a_key_that_a_processor_does_not_take_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepared(tmp_path, images=2)
     with caplog.at_level(logging.WARNING):
-        dataset = build(
-            tmp_path,
-            "test",
-            train=False,
-            vis_processor={"eval": ProcessorConfig("bita_image_train", min_scale=0.5)},
-            text_processor={"train": ProcessorConfig("bita_caption", image_size=3)},
-        )
-    assert isinstance(dataset.processors.eval_image, EvalImageProcessor)
-    assert "datasets.toy.vis_processor.eval.name: bita_image_train crops at random" in caplog.text
+        build(tmp_path, text_processor={"train": ProcessorConfig("bita_caption", image_size=3)})
     assert "datasets.toy.text_processor.train.image_size: has no effect on bita_caption" in caplog.text
 
 
