@@ -44,6 +44,7 @@ AT_LEAST: dict[Keys, float] = {
     ("run", "validate_every"): 1,
     ("run", "log_freq"): 1,
     ("run", "keep_last"): 1,
+    ("run", "max_bad_fraction"): 0,
 }
 BELOW: dict[Keys, float] = {
     ("model", "label_smoothing"): 1,
@@ -193,6 +194,12 @@ def _check_fit(cfg: Config, places: Places) -> None:
     if cfg.model.itc_positives == "same_image" and len(cfg.datasets) > 1:
         problem = "image ids are unique within one dataset only; use same_caption, or one dataset"
         raise wrong(("model", "itc_positives"), places, problem)
+    cached = [name for name, entry in cfg.datasets.items() if entry.cache_images]
+    if cfg.run.on_bad_image == "skip" and cached:
+        problem = f"cached images are all opened at the start; set datasets.{cached[0]}.cache_images=false"
+        raise wrong(
+            ("run", "on_bad_image"), places, f"skip needs images that are read as they come: {problem}"
+        )
     size = cfg.model.bridge_size
     if size.hidden_size % size.heads:
         keys = ("model", "bridge_size", "heads")

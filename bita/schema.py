@@ -212,6 +212,10 @@ class RunConfig:
     save_every_minutes: float | None = None
     keep_last: int = 2
     """Checkpoints kept besides the best one."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What a broken or missing image is: the end, or a record that is left out, counted and listed."""
+    max_bad_fraction: float = 0.01
+    """With `skip`: stop when more than this share of a split's images was left out."""
     max_bad_steps: int = 10
     """Stop when the loss or gradient of so many steps in a row was not finite; 0: never."""
 

@@ -426,11 +426,18 @@ WRONG_VALUES = [
         "run.lr_sched=linear_warmup_step_lr",
         "run.lr_decay_rate (--options): linear_warmup_step_lr needs it, such as 0.9",
     ),
+    ("run.on_bad_image=ignore", "run.on_bad_image (--options): must be one of"),
+    ("run.max_bad_fraction=-1", "run.max_bad_fraction (--options): must be at least 0, not -1"),
     ("run.train_splits=[]", "run.train_splits (--options): names no split; set it, such as [train]"),
     ("run.evaluate=true", "model.init_from (my.yaml:1): is not set; name the run or checkpoint to evaluate"),
     ("run.output_dir=${run.nmae}", "run.output_dir (--options): Interpolation key 'run.nmae' not found"),
     ("run.output_dir=???", "run.output_dir (--options): Missing mandatory value: output_dir"),
 ]
+
+
+def test_cached_images_cannot_be_left_out_as_they_come(problem):
+    options = ("datasets.ucm_caption.cache_images=true", "run.on_bad_image=skip")
+    assert "set datasets.ucm_caption.cache_images=false" in problem(MINIMAL, *options)
 
 
 @pytest.mark.parametrize(("option", "expected"), UNKNOWN_KEYS + UNKNOWN_NAMES + WRONG_VALUES)

@@ -45,6 +45,7 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
         UserError: A file's content is wrong.
     """
     run = cfg.run
+    skip = run.on_bad_image == "skip"
     wanted = [*run.train_splits, *run.valid_splits, *run.test_splits]
     built: dict[str, list[CaptionDataset]] = {}
     for split in dict.fromkeys(run.test_splits if run.evaluate else wanted):
@@ -60,6 +61,7 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
                 image_size=cfg.model.image_size,
                 prompt=cfg.model.prompt,
                 prompt_joint=cfg.model.prompt_joint,
+                images_may_miss=skip,
             )
             for name, entry in cfg.datasets.items()
         ]
@@ -77,6 +79,7 @@ def build_dataset(
     image_size: int | None = None,
     prompt: str = "",
     prompt_joint: str = "space",
+    images_may_miss: bool = False,
 ) -> CaptionDataset:
     """Build one split of one dataset.
 
@@ -90,6 +93,7 @@ def build_dataset(
         image_size: The model's; processors without a size of their own take it, others must agree.
         prompt: The model's; text processors without one of their own take it.
         prompt_joint: What joins prompt and caption.
+        images_may_miss: Leave it to the reader to find that an image is not there.
 
     Raises:
         ConfigError: The split is not declared, or a file that the entry names is missing.
@@ -102,7 +106,8 @@ def build_dataset(
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
-    _check_images(records, folder, files)
+    if not images_may_miss:
+        _check_images(records, folder, files)
     if train:
         records = _with_words(records, name, split)
     references = None

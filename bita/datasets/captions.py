@@ -162,6 +162,16 @@ class CaptionDataset(Dataset[Sample]):
         records = [self.records[record] for record in drawn]
         return self.open(drawn[0]), [record.caption for record in records], records[0].image_id
 
+    @property
+    def image_count(self) -> int:
+        """Images of the split."""
+        return len(self.groups)
+
+    def where(self, index: int) -> str:
+        """Return the image file of item ``index``, for messages."""
+        record = index if self.captions_per_image is None else self.groups[index][0]
+        return str(self.files.folder / self.records[record].image)
+
     def open(self, record: int) -> Image.Image:
         """Open the image of a record, 8-bit RGB: decoded from its file, or a copy of the cached one."""
         if self.cache is not None:

@@ -8,6 +8,7 @@ position: not on ranks, workers, or the step at which a run was resumed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from bita.batch import Batch
 from bita.datasets.captions import CaptionDataset, seeded
-from bita.datasets.readers import EvalReader, Failure, TrainKey, TrainReader
+from bita.datasets.faults import BadRecord, Failure
+from bita.datasets.readers import EvalReader, TrainKey, TrainReader
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
 from bita.schema import RunConfig
@@ -100,13 +102,46 @@ def _near_order(total: int, chunk: int, generator: torch.Generator) -> Tensor:
     return torch.cat(windows)
 
 
-class TrainLoader:
+class Loader:
+    """Batches of one rank, and what went wrong while they were read.
+
+    Args:
+        reader: Reads them, in workers where there are any.
+        sampler: Yields what each batch is read from.
+        run: Reads num_workers, device.
+    """
+
+    def __init__(self, reader: TrainReader | EvalReader, sampler: Any, run: RunConfig) -> None:
+        self._reader = reader
+        self._loader = _data_loader(reader, sampler, reader.cached, run)
+        self._bad: list[BadRecord] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches; raises UserError for an image that does not open, unless it is left out."""
+        for item in self._loader:
+            if isinstance(item, Failure):
+                raise UserError(item.message)
+            batch, bad = item
+            self._bad += bad
+            yield batch
+
+    def take_bad(self) -> list[BadRecord]:
+        """Return the records that were left out since the last call."""
+        bad, self._bad = self._bad, []
+        return bad
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Inside it, a worker that dies is a UserError that names the record."""
+        return self._reader.whereabouts.watch()
+
+
+class TrainLoader(Loader):
     """Shuffled training batches of one rank; the last incomplete batch is dropped.
 
     Args:
         datasets: They are concatenated; with ratios, drawn from.
         run: Reads seed, batch_size_train (images a rank, where an image has several captions), num_workers,
-            train_dataset_ratios, device.
+            train_dataset_ratios, device, on_bad_image.
         rank: This process, from 0.
         world_size: Number of processes.
         device: Where cached images are augmented, and batches of them lie; None is the CPU.
@@ -134,24 +169,26 @@ class TrainLoader:
                 f"train splits: {sum(sizes)} records are less than one batch of {run.batch_size_train} on each of "
                 f"{world_size} processes; lower run.batch_size_train"
             )
-        reader = TrainReader(datasets, run.seed, device or torch.device("cpu"))
-        self._loader = _data_loader(reader, self.sampler, reader.cached, run)
+        reader = TrainReader(
+            datasets,
+            run.seed,
+            device or torch.device("cpu"),
+            skip=run.on_bad_image == "skip",
+            workers=run.num_workers,
+        )
+        super().__init__(reader, self.sampler, run)
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
         return len(self.sampler)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on."""
+        """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on; the rest is not read."""
         self.sampler.epoch = epoch
         self.sampler.start_step = start_step
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the chosen epoch from the chosen step on; what is skipped is not read."""
-        yield from _batches(self._loader)
 
-
-class EvalLoader:
+class EvalLoader(Loader):
     """Batches of one rank's share of a dataset's images: one record an image, every image on exactly one rank.
 
     ``batch["text"]`` holds each image's first caption. The processors are the eval ones, whatever the split.
@@ -163,16 +200,12 @@ class EvalLoader:
         records = [group[0] for group in dataset.groups][rank::world_size]
         size = run.batch_size_eval
         self._steps = [records[start : start + size] for start in range(0, len(records), size)]
-        reader = EvalReader(dataset)
-        self._loader = _data_loader(reader, self._steps, reader.cached, run)
+        reader = EvalReader(dataset, skip=run.on_bad_image == "skip", workers=run.num_workers)
+        super().__init__(reader, self._steps, run)
 
     def __len__(self) -> int:
         """Batches of this rank; the last one may be smaller."""
         return len(self._steps)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's batches in the dataset's order."""
-        yield from _batches(self._loader)
 
 
 def train_loader(
@@ -211,13 +244,6 @@ def _data_loader(
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, Failure):
-            raise UserError(batch.message)
-        yield batch
 
 
 def _ratios(

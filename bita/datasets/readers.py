@@ -8,14 +8,15 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from bita.batch import Batch
 from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.faults import BadRecord, Failure, Whereabouts
 from bita.datasets.shards import ShardDataset
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
@@ -24,52 +25,93 @@ TrainKey = tuple[int, int, int]
 """(place in the concatenation of the datasets, epoch, position in the epoch's order)."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What a worker hands over in place of a batch, so that its message stays one line."""
+Read = tuple[Batch, list[BadRecord]]
+"""A batch, and the records that were to be in it and did not open."""
 
-    message: str
+TRIES = 20
+"""So many records that do not open one after the other are no broken images, but a folder that is gone."""
+GREY = (124, 116, 104)
+"""CLIP's mean colour: what an evaluation sees in place of an image that does not open."""
 
 
-class TrainReader(Dataset[Batch | Failure]):
+class TrainReader(Dataset[Read | Failure]):
     """Training batches: each record's crop and drawn captions depend on (seed, epoch, position) alone.
 
     With every dataset cached, images are augmented as one batch on ``device``; otherwise one by one, from files.
+    Where ``skip`` says so, a record that does not open is replaced by another of its dataset, which depends on
+    (seed, epoch, position) too.
     """
 
     def __init__(
-        self, datasets: Sequence[CaptionDataset | ShardDataset], seed: int, device: torch.device
+        self,
+        datasets: Sequence[CaptionDataset | ShardDataset],
+        seed: int,
+        device: torch.device,
+        *,
+        skip: bool = False,
+        workers: int = 0,
     ) -> None:
         self.datasets = list(datasets)
         self.seed = seed
         self.device = device
+        self.skip = skip
+        self.whereabouts = Whereabouts(workers, self.name)
         self.offsets = list(itertools.accumulate((len(dataset) for dataset in datasets), initial=0))
         self.cached = all(
             dataset.cache is not None and isinstance(dataset.processors.train_image, TrainImageProcessor)
             for dataset in datasets
         )
 
-    def __getitem__(self, keys: Sequence[TrainKey]) -> Batch | Failure:
+    def __getitem__(self, keys: Sequence[TrainKey]) -> Read | Failure:
         """Return the batch of ``keys``; a broken image gives the message."""
         try:
             return self.read(keys)
         except UserError as error:
             return Failure(str(error))
 
-    def read(self, keys: Sequence[TrainKey]) -> Batch:
+    def read(self, keys: Sequence[TrainKey]) -> Read:
         """Return the batch of ``keys``; drawn captions of one image stand side by side, each with its own crop."""
         if self.cached:
-            return self._read_cached(keys)
+            return self._read_cached(keys), []
         images: list[Tensor] = []
         texts: list[str] = []
         ids: list[int] = []
+        bad: list[BadRecord] = []
         for key in keys:
+            self.whereabouts.note(key[0])
             dataset, _, index, generator = self._locate(key)
-            image, captions, image_id = dataset.drawn(index, generator)
+            (image, captions, image_id), generator = self._open(dataset, index, generator, key, bad)
             texts += [dataset.processors.train_text(caption) for caption in captions]
             ids += [image_id] * len(captions)
             images += [dataset.processors.train_image(image, generator) for _ in captions]
-        return {"image": torch.stack(images), "text": texts, "image_id": ids}
+        return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
+
+    def _open(
+        self,
+        dataset: CaptionDataset | ShardDataset,
+        index: int,
+        generator: torch.Generator,
+        key: TrainKey,
+        bad: list[BadRecord],
+    ) -> tuple[tuple[Image.Image, list[str], int], torch.Generator]:
+        """Return record ``index``, or where it does not open another one, with the generator of its draws."""
+        _, epoch, position = key
+        for attempt in range(1, TRIES + 1):
+            try:
+                return dataset.drawn(index, generator), generator
+            except UserError as error:
+                if not self.skip:
+                    raise
+                bad.append(BadRecord(dataset.name, dataset.split, index, dataset.where(index), str(error)))
+            generator = seeded(self.seed, epoch, position, attempt)
+            index = int(torch.randint(len(dataset), (), generator=generator))
+        raise UserError(f"{bad[-1].problem}; so do {TRIES - 1} others of {dataset.name} {dataset.split}")
+
+    def name(self, place: int) -> str:
+        """Return the name of a place in the concatenation of the datasets, for messages."""
+        number = bisect.bisect_right(self.offsets, place) - 1
+        dataset, index = self.datasets[number], place - self.offsets[number]
+        return f"{dataset.name} {dataset.split} record {index} ({dataset.where(index)})"
 
     def _locate(self, key: TrainKey) -> tuple[CaptionDataset | ShardDataset, int, int, torch.Generator]:
         """Return a key's dataset, that dataset's number, the index in it, and the generator of its draws."""
@@ -110,11 +152,16 @@ class TrainReader(Dataset[Batch | Failure]):
         return torch.cat(images)[order.to(self.device)]
 
 
-class EvalReader(Dataset[Batch | Failure]):
-    """Evaluation batches: a list of records to their images and captions, through the eval processors."""
+class EvalReader(Dataset[Read | Failure]):
+    """Evaluation batches: a list of records to their images and captions, through the eval processors.
 
-    def __init__(self, dataset: CaptionDataset) -> None:
+    Where ``skip`` says so, an image that does not open is a grey one: every image is still evaluated once.
+    """
+
+    def __init__(self, dataset: CaptionDataset, *, skip: bool = False, workers: int = 0) -> None:
         self.dataset = dataset
+        self.skip = skip
+        self.whereabouts = Whereabouts(workers, self.name)
         processor = dataset.processors.eval_image
         self.cached = (
             dataset.cache is not None
@@ -122,26 +169,46 @@ class EvalReader(Dataset[Batch | Failure]):
             and dataset.cache.size == processor.image_size
         )
 
-    def __getitem__(self, records: Sequence[int]) -> Batch | Failure:
+    def __getitem__(self, records: Sequence[int]) -> Read | Failure:
         """Return the batch of ``records``; a broken image gives the message."""
         try:
             return self.read(records)
         except UserError as error:
             return Failure(str(error))
 
-    def read(self, records: Sequence[int]) -> Batch:
+    def read(self, records: Sequence[int]) -> Read:
         """Return the batch of ``records``."""
         chosen = [self.dataset.records[record] for record in records]
         processors = self.dataset.processors
+        bad: list[BadRecord] = []
         if self.cached:
             assert isinstance(processors.eval_image, EvalImageProcessor)
             images = processors.eval_image.batch(self.dataset.cached_pixels(records))
         else:
-            images = torch.stack(
-                [processors.eval_image(self.dataset.files.open(record.image)) for record in chosen]
-            )
-        return {
+            images = torch.stack([processors.eval_image(self._open(record, bad)) for record in records])
+        batch: Batch = {
             "image": images,
             "text": [processors.eval_text(record.caption) for record in chosen],
             "image_id": [record.image_id for record in chosen],
         }
+        return batch, bad
+
+    def _open(self, record: int, bad: list[BadRecord]) -> Image.Image:
+        """Return a record's image, or a grey one."""
+        self.whereabouts.note(record)
+        try:
+            return self.dataset.files.open(self.dataset.records[record].image)
+        except UserError as error:
+            if not self.skip:
+                raise
+            bad.append(
+                BadRecord(self.dataset.name, self.dataset.split, record, self._where(record), str(error))
+            )
+            return Image.new("RGB", (64, 64), GREY)
+
+    def name(self, record: int) -> str:
+        """Return the name of a record, for messages."""
+        return f"{self.dataset.name} {self.dataset.split} record {record} ({self._where(record)})"
+
+    def _where(self, record: int) -> str:
+        return str(self.dataset.files.folder / self.dataset.records[record].image)

@@ -92,12 +92,21 @@ class ShardDataset:
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
         """Return image ``index`` (8-bit RGB), its drawn captions, and its id; errors name shard and record."""
         shard, image_start, image_size, text_start, text_size = self.offsets[index].tolist()
-        where = f"{self.files[shard]}: record {index}"
+        where = self.where(index)
         captions, image_id = parse_text(self._read(shard, text_start, text_size), index, where)
         order = torch.randperm(len(captions), generator=generator).tolist()
         chosen = [captions[order[k % len(order)]] for k in range(self.captions_per_image or 1)]
         image = decode_rgb(self._read(shard, image_start, image_size), where, draft=self.draft)
         return image, chosen, image_id
+
+    @property
+    def image_count(self) -> int:
+        """Images of the split."""
+        return len(self.offsets)
+
+    def where(self, index: int) -> str:
+        """Return the shard of item ``index`` and its number, for messages."""
+        return f"{self.files[self.offsets[index, 0]]}: record {index}"
 
     def _read(self, shard: int, start: int, size: int) -> bytes:
         """Read bytes of a shard; at most ``_OPEN_FILES`` stay open."""

@@ -22,6 +22,7 @@ from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.registry import schedules
 from bita.runners import checkpoint, seeding, validations
+from bita.runners.bad_records import BadRecords
 from bita.runners.checkpoint import Meta
 from bita.runners.files import write_json
 from bita.runners.interrupt import Interrupt, Wish
@@ -60,6 +61,7 @@ class EpochRunner:
         self.log = RunLog(run_dir.path)
         self.interrupt = Interrupt(self.run.save_every_minutes)
         self.validations = Validations(run_dir.path)
+        self.bad_records = BadRecords(run_dir.path, self.run, self.log.warn)
         self.epoch, self.step_in_epoch = 0, 0
         self.steps_per_epoch = 0
 
@@ -107,7 +109,8 @@ class EpochRunner:
         self.loader.set_epoch(self.epoch, self.step_in_epoch)
         self.log.restart_clock(self.step)
         batches = iter(self.loader)
-        with self.log.progress(self.title, self.steps_per_epoch, self.step_in_epoch) as bar:
+        progress = self.log.progress(self.title, self.steps_per_epoch, self.step_in_epoch)
+        with self.loader.watch(), progress as bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 size = min(self.run.accum_grad_iters, self.steps_per_epoch - self.step_in_epoch)
                 group = [to_device(batch, self.device) for batch in islice(batches, size)]
@@ -157,6 +160,7 @@ class EpochRunner:
 
     def report(self, bar: ProgressBar | None = None) -> None:
         """Fetch what the steps gave since the last report; log it; stop where too many of them were bad."""
+        self.bad_records.take(self.loader, self.datasets)
         window = self.watch.fetch()
         for bad in window.bad:
             self.log.warn(f"step {bad.step}: loss or gradient not finite, left out; images {bad.image_ids}")
@@ -288,8 +292,9 @@ class EpochRunner:
         def save(kind: str, value: Any) -> None:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
-        with self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
+        with loader.watch(), self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
+        self.bad_records.take(loader, self.datasets)
         self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)
         return result
 
