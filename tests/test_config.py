@@ -426,7 +426,10 @@ WRONG_VALUES = [
         "run.lr_sched=linear_warmup_step_lr",
         "run.lr_decay_rate (--options): linear_warmup_step_lr needs it, such as 0.9",
     ),
-    ("run.on_bad_image=ignore", "run.on_bad_image (--options): must be one of"),
+    (
+        "run.on_bad_image=ignore",
+        "run.on_bad_image (--options): unknown value 'ignore'; did you mean 'error'?",
+    ),
     ("run.max_bad_fraction=-1", "run.max_bad_fraction (--options): must be at least 0, not -1"),
     ("run.train_splits=[]", "run.train_splits (--options): names no split; set it, such as [train]"),
     ("run.evaluate=true", "model.init_from (my.yaml:1): is not set; name the run or checkpoint to evaluate"),

@@ -7,7 +7,8 @@ import sys
 from bita.distributed import is_main
 from bita.errors import UserError
 from bita.models.base import BitaModel
-from bita.models.weights import LoadReport, load_bert, load_checkpoint, load_vision, local_file
+from bita.models.downloads import local_file
+from bita.models.weights import LoadReport, load_bert, load_checkpoint, load_vision
 from bita.registry import models
 from bita.runners.checkpoint import resolve_checkpoint
 from bita.schema import ModelConfig

@@ -5,7 +5,6 @@ What is neither loaded, nor frozen and held by an external file, nor fresh by de
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bita.distributed import on_main
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.layouts import TRUNK, Renamed, rename, rename_vision
@@ -60,34 +58,6 @@ class LoadReport:
             parts.append(f"{PART_NAMES.get(part, part)} {self.loaded[part]}/{total}{note}")
         unused = f"; {len(self.unused)} not used ({_summary(self.unused)})" if self.unused else ""
         return f"weights from {self.source} [{self.layout}]: {', '.join(parts)}{unused}"
-
-
-def local_file(path_or_url: str) -> Path:
-    """A path as it is; what an http(s) address names, fetched once into torch's cache.
-
-    Raises:
-        UserError: the address cannot be reached, or is of another kind.
-    """
-    scheme, separator, rest = path_or_url.partition("://")
-    if not separator:
-        return Path(path_or_url)
-    if scheme not in ("http", "https"):
-        raise UserError(f"weights {path_or_url}: only paths and http(s) addresses are read")
-    digest = hashlib.sha256(path_or_url.encode()).hexdigest()[:12]
-    target = Path(torch.hub.get_dir()) / "bita" / f"{digest}-{rest.rsplit('/', 1)[-1]}"
-
-    def fetch() -> Path:
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(path_or_url, str(target))
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"weights {path_or_url}: cannot be fetched ({error}); download it and name the file"
-                ) from error
-        return target
-
-    return on_main(fetch)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

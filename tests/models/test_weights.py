@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import timm
@@ -20,7 +17,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.models.layouts import published
 from bita.models.vision import resize_positions
-from bita.models.weights import load_checkpoint, load_vision, local_file
+from bita.models.weights import load_checkpoint, load_vision
 from bita.schema import BridgeSize, ModelConfig
 
 PARITY = Path(__file__).parents[1] / "fixtures/parity"
@@ -207,24 +204,3 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_frozen_random_encoder_is_an_error() -> None:
     with pytest.raises(UserError, match="vit_weights"):
         build_model(small())
-
-
-def test_weights_come_from_an_address_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    (tmp_path / "served").mkdir()
-    save_file(stage_1().checkpoint_state(), tmp_path / "served/weights.safetensors")
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
-    )
-    Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        fetched = local_file(f"{address}/weights.safetensors")
-        assert fetched.read_bytes() == (tmp_path / "served/weights.safetensors").read_bytes()
-        with pytest.raises(UserError, match=r"absent\.pth: cannot be fetched"):
-            local_file(f"{address}/absent.pth")
-    finally:
-        server.shutdown()
-    assert local_file(f"{address}/weights.safetensors") == fetched  # no server any more: from the cache
-    with pytest.raises(UserError, match=r"only paths and http"):
-        local_file("ftp://example.org/weights.pth")
