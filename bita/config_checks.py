@@ -128,7 +128,8 @@ def _check_ranges(cfg: Config, places: Places) -> None:
         "max_positions",
         "cross_attention_every",
     ):
-        if getattr(cfg.model.bridge_size, name) < 1:
+        value = getattr(cfg.model.bridge_size, name)
+        if value is not None and value < 1:
             raise wrong(("model", "bridge_size", name), places, "must be at least 1")
     if not 0 <= cfg.model.bridge_size.dropout < 1:
         raise wrong(("model", "bridge_size", "dropout"), places, "must be from 0 to below 1")
@@ -200,6 +201,7 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(
             ("run", "on_bad_image"), places, f"skip needs images that are read as they come: {problem}"
         )
+    _check_losses(cfg, places)
     size = cfg.model.bridge_size
     if size.hidden_size % size.heads:
         keys = ("model", "bridge_size", "heads")
@@ -216,6 +218,23 @@ def _check_fit(cfg: Config, places: Places) -> None:
             prompt = ("datasets", name, "text_processor", "train", "prompt")
             problem = f"{text.prompt!r} is not model.prompt, {cfg.model.prompt!r}, whose tokens carry no loss"
             LOG.warning("%s", wrong(prompt, places, problem))
+
+
+def _check_losses(cfg: Config, places: Places) -> None:
+    """The losses of stage 1 that can be had with the bridge."""
+    keys, weights = ("model", "loss_weights"), cfg.model.loss_weights
+    for name in ("itc", "itm", "itg"):
+        if (getattr(weights, name) or 0) < 0:
+            raise wrong((*keys, name), places, "must be at least 0")
+    losses = weights.in_force(cfg.model.bridge)
+    if "itg" in losses and cfg.model.bridge == "ift":
+        problem = (
+            "captioning needs a causal mask, which the Fourier mix has not; set 0, or model.bridge=qformer"
+        )
+        raise wrong((*keys, "itg"), places, problem)
+    if not {"itc", "itm"} & losses.keys():
+        problem = "without itc and itm the queries' last layer learns nothing; set one of them above 0"
+        raise wrong(keys, places, problem)
 
 
 def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:

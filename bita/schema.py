@@ -20,8 +20,27 @@ class BridgeSize:
     intermediate_size: int = 3072
     dropout: float = 0.1
     max_positions: int = 512
-    cross_attention_every: int = 1
-    """Cross-attention in layers 0, n, 2n, …: 1 in BITA, 2 in BLIP-2."""
+    cross_attention_every: int | None = None
+    """Cross-attention in layers 0, n, 2n, …; None: 1 with the IFT, 2 with the Q-Former, as published."""
+
+
+@dataclass
+class LossWeights:
+    """What each loss of stage 1 counts; 0 leaves it out. None: 1 with the Q-Former, 0 with the IFT."""
+
+    itc: float = 1.0
+    """Image-text contrast."""
+    itm: float | None = None
+    """Image-text matching, against the hardest wrong partners."""
+    itg: float | None = None
+    """Image-grounded captioning; needs a causal mask, which the Fourier mix cannot have."""
+
+    def in_force(self, bridge: str) -> dict[str, float]:
+        """The losses that count with a bridge, and how much."""
+        default = float(bridge == "qformer")
+        wanted = {"itc": self.itc, "itm": self.itm, "itg": self.itg}
+        weights = {name: default if weight is None else weight for name, weight in wanted.items()}
+        return {name: weight for name, weight in weights.items() if weight}
 
 
 @dataclass
@@ -54,8 +73,10 @@ class ModelConfig:
     freeze_vit: bool = True
 
     # Bridge between image and language.
-    bridge: Literal["ift"] = "ift"
+    bridge: Literal["ift", "qformer"] = "ift"
     bridge_size: BridgeSize = field(default_factory=BridgeSize)
+    init_map: Literal["qformer_to_ift"] | None = None
+    """Lets an IFT start from a Q-Former's file: what both have is taken, self-attention is left out."""
     num_query_token: int = 32
     embed_dim: int = 256
     max_txt_len: int = 32
@@ -71,6 +92,8 @@ class ModelConfig:
     """Weight of a second contrast, of the mean image token with the mean word embedding. It starts an encoder that is
     trained from scratch, which learns little through fresh query tokens alone; published: none."""
     label_smoothing: float = 0.1
+    """Of the contrastive and the captioning loss."""
+    loss_weights: LossWeights = field(default_factory=LossWeights)
 
     # Language model.
     opt_model: str | None = "facebook/opt-2.7b"

@@ -238,9 +238,9 @@ def check_stage_1(record: Record) -> None:
         record.close("stage1_expected/ln_vision_out", tokens)
         record.close("stage1_expected/query_out", model.query_image(tokens))
         record.close("stage1_expected/image_feats", model.image_features(images))
-        record.close("stage1_expected/text_cls_maxlen", model.ift(text_ids=ids)[:, 0])
+        record.close("stage1_expected/text_cls_maxlen", model.bridge(text_ids=ids)[:, 0])
         longest = ids[:, : int((ids != model.tokenizer.pad_token_id).sum(dim=1).max())]
-        record.close("stage1_expected/text_embeds_longest", model.ift(text_ids=longest))
+        record.close("stage1_expected/text_embeds_longest", model.bridge(text_ids=longest))
         record.close("stage1_expected/multimodal_query", model.joint_features(tokens, longest))
         record.close("stage1_expected/itm_score", model.match_scores(images, ids))
     check_learning(record, model, "stage1", "loss_itc", {"image": images, "text": texts, "image_id": []})

@@ -373,7 +373,7 @@ UNKNOWN_NAMES = [
         "datasets.ucm_caption.synthetic={trian: 1}",
         "datasets.ucm_caption.synthetic.trian (--options): unknown key",
     ),
-    ("model.bridge=qformer2", "model.bridge (--options): unknown value 'qformer2'; did you mean 'ift'?"),
+    ("model.bridge=qformer2", "model.bridge (--options): unknown value 'qformer2'; did you mean 'qformer'?"),
     (
         "model.itc_positives=pairs",
         "model.itc_positives (--options): unknown value 'pairs'; did you mean 'pair'?",

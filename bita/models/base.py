@@ -1,4 +1,4 @@
-"""What both models share: vision encoder, query tokens, IFT; what is frozen; what a checkpoint holds."""
+"""What both models share: vision encoder, query tokens, bridge; what is frozen; what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from torch import Tensor, nn
 
 from bita.batch import Batch
 from bita.errors import UserError
+from bita.models.bridge import Bridge
 from bita.models.ift import IFT
+from bita.models.qformer import QFormer
 from bita.models.vision import VisionEncoder, build_vision_encoder
 from bita.schema import ModelConfig
 
+BRIDGES: dict[str, type[Bridge]] = {"ift": IFT, "qformer": QFormer}
+"""`model.bridge` → class; the name is also the part's name in checkpoints."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class BitaModel(nn.Module):
-    """An image encoder and query tokens that read it through the IFT.
+    """An image encoder and query tokens that read it through a bridge, the IFT or the Q-Former.
 
     Shapes: B images, N image tokens, C image width, Q query tokens, D hidden width.
 
@@ -33,9 +37,17 @@ class BitaModel(nn.Module):
         self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, cfg.bridge_size.hidden_size))
         nn.init.normal_(self.query_tokens, std=0.02)
-        self.ift = IFT(cfg.bridge_size, self.visual_encoder.width, vocab_size)
+        bridge = BRIDGES[cfg.bridge](cfg.bridge_size, self.visual_encoder.width, vocab_size)
+        self.add_module(cfg.bridge, bridge)
         if cfg.freeze_vit:
             self.visual_encoder.requires_grad_(False)
+
+    @property
+    def bridge(self) -> Bridge:
+        """The part that `model.bridge` names."""
+        bridge = self.get_submodule(self.cfg.bridge)
+        assert isinstance(bridge, Bridge)
+        return bridge
 
     def frozen_parts(self) -> list[nn.Module]:
         """Modules that stay in evaluation mode whatever `train()` says."""
@@ -63,14 +75,18 @@ class BitaModel(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C) float32, after `ln_vision`."""
+        return self.ln_vision(self.raw_tokens(images).float())
+
+    def raw_tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, C), before `ln_vision`, in the encoder's precision; no gradient where it is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.freeze_vit):
-            tokens = self.visual_encoder(images)
-        return self.ln_vision(tokens.float())
+            tokens: Tensor = self.visual_encoder(images)
+        return tokens
 
     def query_image(self, image_tokens: Tensor) -> Tensor:
         """What the query tokens read in (B, N, C): (B, Q, D)."""
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
-        output: Tensor = self.ift(queries, image_tokens)
+        output: Tensor = self.bridge(queries, image_tokens)
         return output
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

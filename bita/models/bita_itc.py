@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bita.batch import Batch
 from bita.distributed import gather_features, rank
 from bita.models.base import BitaModel
-from bita.models.ift import LAYER_NORM_EPS, init_bert
+from bita.models.bridge import LAYER_NORM_EPS, PAD_ID, init_bert
 from bita.models.tokenizers import load_tokenizer
 from bita.schema import ModelConfig
 
@@ -95,7 +95,7 @@ class BitaITC(BitaModel):
         text_ids = self.tokenize(batch["text"])
         output = self.contrast(self.project(tokens), self.text_features(text_ids), groups)
         if self.bootstrap is not None:
-            means = self.bootstrap(tokens, self.ift.word_embedding(text_ids), text_ids != 0)
+            means = self.bootstrap(tokens, self.bridge.word_embedding(text_ids), text_ids != PAD_ID)
             extra = self.contrast(means[0], means[1], groups)
             output["loss"] = output["loss"] + self.cfg.itc_bootstrap_weight * extra["loss"]
             output["bootstrap_loss"] = extra["loss"].detach()
@@ -119,7 +119,7 @@ class BitaITC(BitaModel):
 
     def text_features(self, text_ids: Tensor) -> Tensor:
         """(B, T) → (B, E), unit length."""
-        return F.normalize(self.text_proj(self.ift(text_ids=text_ids)[:, 0]), dim=-1)
+        return F.normalize(self.text_proj(self.bridge(text_ids=text_ids)[:, 0]), dim=-1)
 
     def contrast(self, images: Tensor, texts: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
         """Contrastive loss, both directions averaged, against the features of all processes.
@@ -158,7 +158,7 @@ class BitaITC(BitaModel):
     def joint_features(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
         """The queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
         queries = self.query_tokens.expand(len(text_ids), -1, -1)
-        output: Tensor = self.ift(queries, image_tokens, text_ids)
+        output: Tensor = self.bridge(queries, image_tokens, text_ids)
         return output[:, : queries.shape[1]]
 
     def _groups(self, batch: Batch) -> Tensor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from bita.errors import UserError
 Rules = list[tuple[str, str | None]]
 """(foreign prefix, our prefix) pairs, `{n}` standing for a layer's number; the first that fits counts."""
 
-# Published (BITA, BLIP-2, BERT) → ours, after the prefix `Fformer.` or `Qformer.`.
+# Published (BITA, BLIP-2, BERT) → ours, after the prefix `Fformer.` or `Qformer.`; with the latter, `ift.` becomes
+# `qformer.`.
 BRIDGE_RULES: Rules = [
     ("bert.embeddings.position_ids", None),
     ("cls.predictions.decoder.", None),
@@ -26,6 +27,11 @@ BRIDGE_RULES: Rules = [
     ("bert.embeddings.position_embeddings.", "ift.position_embedding."),
     ("bert.embeddings.LayerNorm.", "ift.embedding_norm."),
     ("bert.encoder.layer.{n}.fourier.output.LayerNorm.", "ift.layers.{n}.mix.norm."),
+    ("bert.encoder.layer.{n}.attention.self.query.", "ift.layers.{n}.attention.query."),
+    ("bert.encoder.layer.{n}.attention.self.key.", "ift.layers.{n}.attention.key."),
+    ("bert.encoder.layer.{n}.attention.self.value.", "ift.layers.{n}.attention.value."),
+    ("bert.encoder.layer.{n}.attention.output.dense.", "ift.layers.{n}.attention.output."),
+    ("bert.encoder.layer.{n}.attention.output.LayerNorm.", "ift.layers.{n}.attention.norm."),
     ("bert.encoder.layer.{n}.crossattention.self.query.", "ift.layers.{n}.cross.query."),
     ("bert.encoder.layer.{n}.crossattention.self.key.", "ift.layers.{n}.cross.key."),
     ("bert.encoder.layer.{n}.crossattention.self.value.", "ift.layers.{n}.cross.value."),
@@ -40,6 +46,23 @@ BRIDGE_RULES: Rules = [
     ("cls.predictions.transform.dense.", "mlm_head.dense."),
     ("cls.predictions.transform.LayerNorm.", "mlm_head.norm."),
     ("cls.predictions.bias", "mlm_head.bias"),
+]
+
+# BLIP-2 in transformers → BLIP-2 as published. Its vision encoder's names are not among them.
+HUGGING_FACE_BLIP_2_RULES: Rules = [
+    ("qformer.encoder.layer.{n}.attention.attention.", "Qformer.bert.encoder.layer.{n}.attention.self."),
+    (
+        "qformer.encoder.layer.{n}.crossattention.attention.",
+        "Qformer.bert.encoder.layer.{n}.crossattention.self.",
+    ),
+    ("qformer.encoder.", "Qformer.bert.encoder."),
+    ("qformer.layernorm.", "Qformer.bert.embeddings.LayerNorm."),
+    ("embeddings.", "Qformer.bert.embeddings."),
+    ("vision_model.post_layernorm.", "ln_vision."),
+    ("vision_projection.", "vision_proj."),
+    ("text_projection.", "text_proj."),
+    ("language_projection.", "opt_proj."),
+    ("language_model.", "opt_model."),
 ]
 
 # LAVIS's clip_vit_L.pth → timm's names; OpenAI's CLIP has the same under `visual.`.
@@ -80,7 +103,19 @@ def rename(tensors: dict[str, Tensor]) -> Renamed:
     layout = _layout_of(tensors)
     if layout == "ours":
         return Renamed(layout, dict(tensors), [])
-    return _rename_each(layout, tensors, _our_name)
+    if layout == "BLIP-2 in transformers":
+        tensors = {_apply(HUGGING_FACE_BLIP_2_RULES, name): tensor for name, tensor in tensors.items()}  # type: ignore[misc]
+    renamed = _rename_each(layout, tensors, _our_name)
+    return as_bridge(renamed, "qformer") if layout.startswith("BLIP-2") else renamed
+
+
+def as_bridge(renamed: Renamed, bridge: str) -> Renamed:
+    """The same with the bridge's tensors under the name of `bridge`, `ift` or `qformer`."""
+    tensors = {
+        f"{bridge}.{name.split('.', 1)[1]}" if name.startswith(("ift.", "qformer.")) else name: tensor
+        for name, tensor in renamed.tensors.items()
+    }
+    return replace(renamed, tensors=tensors)
 
 
 def rename_vision(tensors: dict[str, Tensor]) -> Renamed:
@@ -95,6 +130,8 @@ def rename_vision(tensors: dict[str, Tensor]) -> Renamed:
 def published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under the published names and shapes, tied copies and position ids included."""
     renamed = {}
+    bridge = "Qformer." if any(name.startswith("qformer.") for name in ours) else "Fformer."
+    ours = as_bridge(Renamed("ours", ours, []), "ift").tensors
     for name, tensor in ours.items():
         vision = name.startswith(TRUNK)
         rules = _inverse(CLIP_RULES) if vision else _inverse(BRIDGE_RULES)
@@ -102,7 +139,7 @@ def published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
         if vision:
             foreign = "visual_encoder." + foreign
         elif foreign != name:
-            foreign = "Fformer." + foreign
+            foreign = bridge + foreign
         if name.endswith(".cls_token"):
             tensor = tensor.flatten()
         elif name.endswith(".pos_embed"):
@@ -110,10 +147,10 @@ def published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed[foreign] = tensor
     positions = ours.get("ift.position_embedding.weight")
     if positions is not None:
-        renamed["Fformer.bert.embeddings.position_ids"] = torch.arange(len(positions))[None]
+        renamed[bridge + "bert.embeddings.position_ids"] = torch.arange(len(positions))[None]
     if "mlm_head.bias" in ours:
-        renamed["Fformer.cls.predictions.decoder.weight"] = ours["ift.word_embedding.weight"]
-        renamed["Fformer.cls.predictions.decoder.bias"] = ours["mlm_head.bias"]
+        renamed[bridge + "cls.predictions.decoder.weight"] = ours["ift.word_embedding.weight"]
+        renamed[bridge + "cls.predictions.decoder.bias"] = ours["mlm_head.bias"]
     return renamed
 
 
@@ -122,6 +159,8 @@ def _layout_of(tensors: dict[str, Tensor]) -> str:
         return "BITA as published"
     if any(name.startswith("Qformer.") for name in tensors):
         return "BLIP-2"
+    if any(name.startswith("qformer.encoder.") for name in tensors):
+        return "BLIP-2 in transformers"
     if any(name.startswith("bert.") for name in tensors):
         return "BERT"
     return "ours"

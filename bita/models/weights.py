@@ -18,13 +18,14 @@ from torch import Tensor
 
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
-from bita.models.layouts import TRUNK, Renamed, rename, rename_vision
+from bita.models.layouts import TRUNK, Renamed, as_bridge, rename, rename_vision
 from bita.models.tokenizers import not_there
 from bita.models.vision import resize_positions
 
 PART_NAMES = {
     "visual_encoder": "vision",
     "ift": "IFT",
+    "qformer": "Q-Former",
     "query_tokens": "queries",
     "opt_model": "language model",
 }
@@ -101,7 +102,7 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
         UserError: a shape differs, or a trained part would stay random without being fresh by design.
     """
     file = path / "model.safetensors" if path.is_dir() else path
-    renamed = rename(read_tensors(file))
+    renamed, mapped = _fit_bridge(rename(read_tensors(file)), model, path)
     report = _copy_in(model, renamed, str(path))
     from_stage_1 = any(name.startswith("text_proj.") for name in renamed.tensors)
     tied = model.tied_names()
@@ -115,15 +116,34 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             report.notes[part] = (
                 f"from {model.cfg.opt_model}" if model.cfg.opt_model else "fresh: trained along"
             )
-        elif renamed.layout == "BLIP-2" and (".mix." in name or ".cross." in name):
+        elif mapped and (".mix." in name or ".cross." in name):
             report.notes[part] = (
                 "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
             )
-        elif renamed.layout == "BLIP-2" and part in ("opt_proj", "itm_head", "mlm_head"):
+        elif renamed.layout.startswith("BLIP-2") and part in ("opt_proj", "itm_head", "mlm_head", "temp"):
             report.notes[part] = "fresh"
         else:
             raise UserError(_incomplete(model, path, part, name))
     return report
+
+
+def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
+    """A file's tensors for the model's bridge, and whether they were made for the other one.
+
+    Raises:
+        UserError: they were, and the configuration does not say that this is meant.
+    """
+    bridge = model.cfg.bridge
+    held = {part_of(name) for name in renamed.tensors} & {"ift", "qformer"}
+    if not held or bridge in held:
+        return renamed, False
+    if bridge == "ift" and model.cfg.init_map == "qformer_to_ift":
+        return as_bridge(renamed, bridge), True
+    other = held.pop()
+    hint = " (or model.init_map=qformer_to_ift to take what both have)" if bridge == "ift" else ""
+    raise UserError(
+        f"weights {path}: hold the {PART_NAMES[other]}, and model.bridge is {bridge}; set model.bridge={other}{hint}"
+    )
 
 
 def load_vision(model: BitaModel, path: Path) -> LoadReport:
@@ -150,12 +170,14 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     """
     from transformers import BertForMaskedLM
 
+    bridge = model.cfg.bridge
     try:
         renamed = rename(dict(BertForMaskedLM.from_pretrained(source).state_dict()))
+        renamed = as_bridge(renamed, bridge)
     except Exception as error:
         raise not_there("model.text_model", source, error) from error
     own = model.state_dict()
-    for name in ("ift.word_embedding.weight", "mlm_head.bias"):
+    for name in (f"{bridge}.word_embedding.weight", "mlm_head.bias"):
         if name in own and name in renamed.tensors:
             padded = own[name].clone()
             if padded.shape[1:] != renamed.tensors[name].shape[1:]:
@@ -163,12 +185,11 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
             padded[: len(renamed.tensors[name])] = renamed.tensors[name]
             renamed.tensors[name] = padded
     report = _copy_in(model, renamed, source)
-    if hasattr(model.ift, "word_embedding"):
-        model.ift.copy_text_ffn_to_queries()
-        report.notes["ift"] = (
-            "queries' feed-forward copied from the text's; cross-attention and Fourier norms fresh"
-        )
-    for part in set(report.total) - {"ift", "mlm_head"}:
+    if hasattr(model.bridge, "word_embedding"):
+        model.bridge.copy_text_ffn_to_queries()
+        fresh = "cross-attention and Fourier norms" if bridge == "ift" else "cross-attention"
+        report.notes[bridge] = f"queries' feed-forward copied from the text's; {fresh} fresh"
+    for part in set(report.total) - {bridge, "mlm_head"}:
         del report.total[part]
     return report
 
@@ -221,10 +242,12 @@ def _summary(names: Iterable[str]) -> str:
     for name in names:
         if any(piece in name for piece in TEXT_SIDE) or name.startswith(STAGE_1_ONLY):
             kinds["text side and contrastive head"] += 1
-        elif "attention.self" in name or "attention.output" in name:
+        elif ".attention." in name and name.startswith(("ift.", "qformer.")):
             kinds["self-attention"] += 1
         elif "visual_encoder" in name or name.startswith(TRUNK):
             kinds["further vision blocks"] += 1
+        elif name.startswith("vision_model."):
+            kinds["vision encoder by transformers' names"] += 1
         else:
             kinds[name] += 1
     return ", ".join(f"{kind}: {count}" for kind, count in kinds.items())
