@@ -188,6 +188,10 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(
             ("run", "task"), places, "captioning needs model.arch=bita_opt: bita_former writes no captions"
         )
+    if cfg.run.parallel == "fsdp" and cfg.model.arch == "bita_former":
+        raise wrong(
+            ("run", "parallel"), places, "fsdp cuts up the language model, and bita_former has none; use ddp"
+        )
     if cfg.run.evaluate and cfg.model.init_from is None:
         raise wrong(("model", "init_from"), places, "is not set; name the run or checkpoint to evaluate")
     if cfg.run.lr_sched == "linear_warmup_step_lr" and cfg.run.lr_decay_rate is None:

@@ -187,6 +187,8 @@ class RunConfig:
     output_dir: str = "output/run"
     name: str | None = None
     seed: int = 42
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: `ddp`, each with the whole model; `fsdp`, each with its share of the language model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is one; or `cpu`, `cuda`."""
     amp: bool = True

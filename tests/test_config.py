@@ -430,12 +430,19 @@ WRONG_VALUES = [
         "run.on_bad_image=ignore",
         "run.on_bad_image (--options): unknown value 'ignore'; did you mean 'error'?",
     ),
+    ("run.parallel=zero", "run.parallel (--options): unknown value 'zero'"),
     ("run.max_bad_fraction=-1", "run.max_bad_fraction (--options): must be at least 0, not -1"),
     ("run.train_splits=[]", "run.train_splits (--options): names no split; set it, such as [train]"),
     ("run.evaluate=true", "model.init_from (my.yaml:1): is not set; name the run or checkpoint to evaluate"),
     ("run.output_dir=${run.nmae}", "run.output_dir (--options): Interpolation key 'run.nmae' not found"),
     ("run.output_dir=???", "run.output_dir (--options): Missing mandatory value: output_dir"),
 ]
+
+
+def test_fsdp_needs_a_language_model_to_cut_up(problem):
+    text = MINIMAL.replace("bita_opt", "bita_former").replace("caption_opt2.7b", "pretrain_vitL")
+    options = ("run.task=image_text_pretrain", "run.parallel=fsdp")
+    assert problem(text, *options).startswith("run.parallel (--options): fsdp cuts up the language model")
 
 
 def test_cached_images_cannot_be_left_out_as_they_come(problem):

@@ -21,7 +21,7 @@ from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.registry import schedules
-from bita.runners import checkpoint, seeding, validations
+from bita.runners import checkpoint, parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
 from bita.runners.checkpoint import Meta
 from bita.runners.files import write_json
@@ -57,7 +57,7 @@ class EpochRunner:
     ) -> None:
         self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
         self.device = distributed.setup(cfg.run.device)
-        self.model = model.place(self.device)
+        self.model = parallel.place(model, self.device, cfg.run)
         self.log = RunLog(run_dir.path)
         self.interrupt = Interrupt(self.run.save_every_minutes)
         self.validations = Validations(run_dir.path)
@@ -190,17 +190,15 @@ class EpochRunner:
             best=self.validations.best_entry(),
             config=config_to_dict(self.cfg),
         )
-        if distributed.is_main():
-            parent = self.run_dir.checkpoints
-            try:
-                folder = save_state(parent, meta, self.model, self.stepper)
+        parent = self.run_dir.checkpoints
+        try:
+            folder = save_state(parent, meta, self.model, self.stepper)
+            if folder is not None:
                 checkpoint.point(parent, "last", folder)
                 checkpoint.prune(parent, self.run.keep_last, self.validations.names())
                 self.log.event("checkpoint", name=folder.name, step=self.step)
-            except OSError as error:
-                self.log.warn(
-                    f"checkpoint of step {self.step} not written ({error}); {self.last_checkpoint()}"
-                )
+        except OSError as error:
+            self.log.warn(f"checkpoint of step {self.step} not written ({error}); {self.last_checkpoint()}")
         self.interrupt.saved()
 
     def resume(self) -> None:
@@ -292,7 +290,8 @@ class EpochRunner:
         def save(kind: str, value: Any) -> None:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
-        with loader.watch(), self.log.progress(key, len(loader)) as bar, autocast(self.device, self.run.amp):
+        progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
+        with loader.watch(), parallel.whole(self.model), progress as bar, precision:
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)
         self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)

@@ -21,6 +21,7 @@ from bita.runners.checkpoint import (
     verify,
     write_checkpoint,
 )
+from bita.runners.parallel import collect, cut_like
 from bita.runners.run_dir import AUTO, RunDir, takes_up
 from bita.runners.stepper import Stepper
 from bita.schema import Config
@@ -43,8 +44,8 @@ EXACT_KEYS = (
 """Keys of `run` that must be what they were for a resumed run to equal the uninterrupted one."""
 
 
-def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path:
-    """Write a checkpoint of a run; on the main process.
+def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path | None:
+    """Write a checkpoint of a run, on the main process; every process must call it. The folder, on the main process.
 
     Raises:
         OSError: it could not be written; older checkpoints are untouched.
@@ -52,8 +53,10 @@ def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    weights = model.checkpoint_state()
-    trainer = stepper.state() | {"processes": distributed.world_size()}
+    weights, trainer = collect((model.checkpoint_state(), stepper.state()))
+    trainer["processes"] = distributed.world_size()
+    if not distributed.is_main():
+        return None
 
     def write_model(path: Path) -> None:
         try:
@@ -106,7 +109,11 @@ def load_weights(folder: Path, model: BitaModel) -> None:
     from safetensors.torch import load_file
 
     try:
-        model.load_checkpoint_state(load_file(folder / MODEL_FILE))
+        own = model.state_dict()
+        state = load_file(folder / MODEL_FILE)
+        model.load_checkpoint_state(
+            {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+        )
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
-from bita import distributed
 from bita.batch import Batch
+from bita.errors import ConfigError
 from bita.runners.optim import build_optimizer
+from bita.runners.parallel import cut_like, exchange, split, total_norm, wrap
 from bita.schema import RunConfig
 from bita.tasks.base import Task
 
@@ -36,18 +35,6 @@ def autocast(device: torch.device, amp: bool = True) -> AbstractContextManager[A
     """Autocast in that precision; does nothing where it is None."""
     dtype = amp_dtype(device, amp)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with gradients averaged over processes, where there are several."""
-    if distributed.world_size() == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
-    )
 
 
 class Stepper:
@@ -67,13 +54,18 @@ class Stepper:
         self.scaler = GradScaler(device.type, enabled=amp_dtype(device, run.amp) is torch.float16)
         self.rate = 0.0
         self.trained = [p for p in model.parameters() if p.requires_grad]
+        if self.scaler.is_enabled() and len(split(self.trained)) > 1:
+            raise ConfigError(
+                "run.parallel: fsdp trains a language model in bfloat16 or float32, and this GPU has no bfloat16; set "
+                "run.amp=false, or model.freeze_lm=true"
+            )
 
     def accumulate(self, batch: Batch, *, share: float, last: bool) -> dict[str, Tensor]:
         """Forward and backward of one batch, whose gradients count with `share`; the batch's scalars, detached.
 
         `last` says that `move` comes next: only then do processes exchange gradients.
         """
-        with contextlib.nullcontext() if last else self._no_sync():
+        with exchange(self.net, wanted=last):
             with autocast(self.device, self.run.amp):
                 output = self.task.train_step(self.net, batch)
             loss = output["loss"].float()
@@ -87,10 +79,10 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.trained if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(p.grad for p in self.trained if p.grad is not None)
         if self.run.clip_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.clip_grad_norm, norm)
+            for part in split(self.trained):
+                torch.nn.utils.clip_grads_with_norm_(part, self.run.clip_grad_norm, norm)
         if not self.scaler.is_enabled():
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
@@ -98,16 +90,20 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        if isinstance(self.net, DistributedDataParallel):
-            return self.net.no_sync()
-        return contextlib.nullcontext()
-
     def state(self) -> dict[str, Any]:
         """Optimizer and scaler, as plain data and tensors."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = dict(state["optimizer"])
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        optimizer["state"] = {
+            number: {
+                name: cut_like(value, weights[number]) if value.ndim else value
+                for name, value in entry.items()
+            }
+            for number, entry in optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])

@@ -90,6 +90,27 @@ def test_signal_to_one_process_stops_all_with_the_documented_code(tmp_path, toy,
     assert weights(out) == weights(whole)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_fsdp_equals_ddp_and_holds_half_of_the_decoder(tmp_path, toy, frozen):
+    """Weights after the run, with accumulation, clipping and validation; a stopped run goes on byte by byte."""
+    options = [*EXACT, f"model.freeze_lm={frozen}", "clip_grad_norm=0.5", "test_splits=['test']"]
+    toy(2, tmp_path / "ddp", *options)
+    toy(2, tmp_path / "fsdp", *options, "parallel=fsdp")
+    expected, found = (load_file_of(tmp_path / kind) for kind in ("ddp", "fsdp"))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+    for path in (tmp_path / "fsdp/held").iterdir():
+        held, total = map(int, path.read_text().split())
+        assert held <= 0.55 * total
+    scores = [json.loads((tmp_path / kind / "run/scores.json").read_text()) for kind in ("ddp", "fsdp")]
+    assert scores[0]["test"]["loss"] == pytest.approx(scores[1]["test"]["loss"], abs=1e-6)
+    with pytest.raises(ChildFailedError):
+        toy(2, tmp_path / "stopped", *options, "parallel=fsdp", fault="term@3@1")
+    toy(2, tmp_path / "stopped", *options, "parallel=fsdp", "resume=auto")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "fsdp")
+
+
 @pytest.mark.long
 def test_captions_and_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy):
     seen = []

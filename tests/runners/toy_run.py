@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.distributed.tensor import DTensor
 
 from bita import distributed
 from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
@@ -154,7 +155,19 @@ def toy_runner(cfg: Config, images: Path) -> EpochRunner:
         "val": [toy_dataset(images, "val", images=5)],
         "test": [toy_dataset(images, "test", images=3)],
     }
-    return EpochRunner(cfg, toy_model(cfg), task, datasets, open_run_dir(cfg))
+    runner = EpochRunner(cfg, toy_model(cfg), task, datasets, open_run_dir(cfg))
+    if cfg.run.parallel == "fsdp":
+        note_what_is_held(runner.model, Path(cfg.run.output_dir) / "held")
+    return runner
+
+
+def note_what_is_held(model: BitaModel, folder: Path) -> None:
+    """Write down how many bytes of the decoder this process holds, and how many it has in all."""
+    decoder = list(model.get_submodule("opt_model").parameters())
+    here = [p.to_local() if isinstance(p, DTensor) else p for p in decoder]
+    folder.mkdir(exist_ok=True)
+    numbers = (sum(p.numel() * p.element_size() for p in part) for part in (here, decoder))
+    (folder / str(distributed.rank())).write_text(" ".join(map(str, numbers)))
 
 
 @program
