@@ -19,6 +19,7 @@ from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
 from bita.models.tokenizers import TOKENIZER_FOLDER
+from bita.models.vision import image_input
 from bita.processors.rgb import open_rgb, to_rgb
 from bita.runners.checkpoint import META_FILE, read_meta, resolve_checkpoint
 from bita.runners.stepper import autocast
@@ -98,4 +99,6 @@ def _as_rgb(image: ImageLike) -> Image.Image:
 def _eval_processor(cfg: Config) -> Callable[[Image.Image], Tensor]:
     """The evaluation transform of the run's first dataset."""
     name, dataset = next(iter(cfg.datasets.items()))
-    return build_processors(name, dataset, image_size=cfg.model.image_size).eval_image
+    images = image_input(cfg.model)
+    processors = build_processors(name, dataset, image_size=images.size, normalise=(images.mean, images.std))
+    return processors.eval_image

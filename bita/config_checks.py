@@ -135,12 +135,17 @@ def _check_ranges(cfg: Config, places: Places) -> None:
         raise wrong(("model", "bridge_size", "dropout"), places, "must be from 0 to below 1")
     for keys, low in AT_LEAST.items():
         value = getattr(getattr(cfg, keys[0]), keys[1])
-        if value < low:
+        if value is not None and value < low:
             raise wrong(keys, places, f"must be at least {low:g}, not {value}")
     for keys, high in BELOW.items():
         value = getattr(getattr(cfg, keys[0]), keys[1])
         if value >= high:
             raise wrong(keys, places, f"must be below {high:g}, not {value}")
+    layers = cfg.model.vit_layers
+    if any(number < 1 for number in layers) or sorted(set(layers)) != layers:
+        raise wrong(
+            ("model", "vit_layers"), places, f"must be block numbers from 1 in rising order, not {layers}"
+        )
     if cfg.run.min_len > cfg.run.max_len:
         raise wrong(
             ("run", "min_len"), places, f"{cfg.run.min_len} is more than run.max_len, {cfg.run.max_len}"
@@ -259,9 +264,9 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
     if (
         model.vit_weights is not None
         and "://" not in model.vit_weights
-        and not Path(model.vit_weights).is_file()
+        and not Path(model.vit_weights).exists()
     ):
-        yield ("model", "vit_weights"), f"{model.vit_weights}: no such file"
+        yield ("model", "vit_weights"), f"{model.vit_weights}: no such file or folder"
     for key in LOCAL_FOLDERS.get(model.arch, ()):
         path = getattr(model, key)
         if path is not None and _is_local(path, cfg.env.cache_root) and not Path(path).is_dir():

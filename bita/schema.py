@@ -62,10 +62,14 @@ class ModelConfig:
     vit_depth: int | None = None
     """Blocks kept; None keeps what the encoder's name stands for (clip_L: 21)."""
     vit_weights: str | None = None
-    """File with the encoder's weights; None starts fresh."""
+    """File or folder with the encoder's weights, in any layout of docs/models.md; None starts fresh."""
     vit_args: dict[str, Any] = field(default_factory=dict)
     """Overrides handed to timm, such as embed_dim, num_heads, patch_size."""
-    image_size: int = 224
+    vit_layers: list[int] = field(default_factory=list)
+    """Numbers, from 1, of the blocks whose outputs are read together; empty: the last one's."""
+    vit_layers_merge: Literal["concat", "sum"] = "concat"
+    image_size: int | None = None
+    """Side in pixels; None is the encoder's own (`clip_L`: 224). Learned positions are resized for another one."""
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
     vit_precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"

@@ -31,7 +31,8 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
 from bita.models.layouts import published
-from bita.models.weights import load_checkpoint, read_tensors
+from bita.models.weight_files import read_tensors
+from bita.models.weights import load_checkpoint
 from bita.processors.text import CaptionProcessor
 from bita.registry import schedules
 from bita.runners.optim import BETA1, build_optimizer, decays

@@ -30,6 +30,8 @@ from bita.runners.files import write_text
 from bita.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 
 LOG = logging.getLogger(__name__)
+Normalise = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation of each channel."""
 GENERATED = "generated.json"
 """File beside a synthetic dataset that says what it was generated from."""
 
@@ -44,7 +46,9 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
         ConfigError: A dataset does not declare a split, or a file that it names is missing.
         UserError: A file's content is wrong.
     """
-    run = cfg.run
+    from bita.models.vision import image_input
+
+    run, images = cfg.run, image_input(cfg.model)
     skip = run.on_bad_image == "skip"
     wanted = [*run.train_splits, *run.valid_splits, *run.test_splits]
     built: dict[str, list[CaptionDataset]] = {}
@@ -58,7 +62,8 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
                 split,
                 train=train,
                 seed=run.seed,
-                image_size=cfg.model.image_size,
+                image_size=images.size,
+                normalise=(images.mean, images.std),
                 prompt=cfg.model.prompt,
                 prompt_joint=cfg.model.prompt_joint,
                 images_may_miss=skip,
@@ -77,6 +82,7 @@ def build_dataset(
     train: bool,
     seed: int,
     image_size: int | None = None,
+    normalise: Normalise | None = None,
     prompt: str = "",
     prompt_joint: str = "space",
     images_may_miss: bool = False,
@@ -91,6 +97,7 @@ def build_dataset(
         train: Whether it is trained on.
         seed: Seed of its random draws.
         image_size: The model's; processors without a size of their own take it, others must agree.
+        normalise: Channel means and deviations of the model's encoder, for processors without their own.
         prompt: The model's; text processors without one of their own take it.
         prompt_joint: What joins prompt and caption.
         images_may_miss: Leave it to the reader to find that an image is not there.
@@ -99,7 +106,9 @@ def build_dataset(
         ConfigError: The split is not declared, or a file that the entry names is missing.
         UserError: A file's content is wrong; it and the record are named.
     """
-    processors = build_processors(name, cfg, image_size=image_size, prompt=prompt, prompt_joint=prompt_joint)
+    processors = build_processors(
+        name, cfg, image_size=image_size, normalise=normalise, prompt=prompt, prompt_joint=prompt_joint
+    )
     entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split, entry)
     if any(path.name.endswith(INDEX_SUFFIX) for path in files):
@@ -179,6 +188,7 @@ def build_processors(
     cfg: DatasetConfig,
     *,
     image_size: int | None = None,
+    normalise: Normalise | None = None,
     prompt: str = "",
     prompt_joint: str = "space",
 ) -> Processors:
@@ -194,7 +204,9 @@ def build_processors(
             raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
         return built
 
-    images = {"image_size": image_size} if image_size else {}
+    images: dict[str, Any] = {"image_size": image_size} if image_size else {}
+    if normalise is not None:
+        images |= {"mean": normalise[0], "std": normalise[1]}
     texts = {"prompt": prompt, "joint": prompt_joint}
     return Processors(
         train_image=build("vis_processor", "train", images),

@@ -1,4 +1,4 @@
-"""Tensor names of the files in the wild, and ours: one table a layout.
+"""Tensor names of the files in the wild, and ours: one table a layout (docs/models.md lists the files).
 
 A layout is recognised by a name that only it has; its rules rewrite a foreign name into ours, or into None when
 the tensor has no place here (position ids, tied copies, CLIP's last projection), and backwards for export.
@@ -7,7 +7,7 @@ the tensor has no place here (position ids, tied copies, CLIP's last projection)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,13 +65,13 @@ HUGGING_FACE_BLIP_2_RULES: Rules = [
     ("language_model.", "opt_model."),
 ]
 
-# LAVIS's clip_vit_L.pth → timm's names; OpenAI's CLIP has the same under `visual.`.
+# CLIP as OpenAI, OpenCLIP and LAVIS name it → timm's names.
 CLIP_RULES: Rules = [
     ("class_embedding", "cls_token"),
     ("positional_embedding", "pos_embed"),
     ("conv1.", "patch_embed.proj."),
     ("ln_pre.", "norm_pre."),
-    ("ln_post.", None),
+    ("ln_post.", "norm."),
     ("proj", None),
     ("transformer.resblocks.{n}.ln_1.", "blocks.{n}.norm1."),
     ("transformer.resblocks.{n}.ln_2.", "blocks.{n}.norm2."),
@@ -81,20 +81,94 @@ CLIP_RULES: Rules = [
     ("transformer.resblocks.{n}.mlp.c_proj.", "blocks.{n}.mlp.fc2."),
 ]
 
+# Hugging Face's CLIP → timm's names; query, key and value are thirds of timm's `attn.qkv`.
+HUGGING_FACE_RULES: Rules = [
+    ("embeddings.position_ids", None),
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("pre_layrnorm.", "norm_pre."),
+    ("post_layernorm.", "norm."),
+    ("encoder.layers.{n}.layer_norm1.", "blocks.{n}.norm1."),
+    ("encoder.layers.{n}.layer_norm2.", "blocks.{n}.norm2."),
+    ("encoder.layers.{n}.self_attn.q_proj.", "blocks.{n}.attn.query."),
+    ("encoder.layers.{n}.self_attn.k_proj.", "blocks.{n}.attn.key."),
+    ("encoder.layers.{n}.self_attn.v_proj.", "blocks.{n}.attn.value."),
+    ("encoder.layers.{n}.self_attn.out_proj.", "blocks.{n}.attn.proj."),
+    ("encoder.layers.{n}.mlp.fc1.", "blocks.{n}.mlp.fc1."),
+    ("encoder.layers.{n}.mlp.fc2.", "blocks.{n}.mlp.fc2."),
+]
+
 TRUNK = "visual_encoder.trunk."
+THIRDS = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class VisionLayout:
+    """How a kind of file names a vision encoder's tensors.
+
+    Attributes:
+        name: for reports.
+        prefix: in front of the encoder's names; all other names of the file are other parts'.
+        mark: a name, after the prefix, that no other layout has.
+        rules: the encoder's names → timm's; none where they are timm's already.
+    """
+
+    name: str
+    prefix: str
+    mark: str
+    rules: Rules
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names is in this layout."""
+        return self.prefix + self.mark in names
+
+
+VISION_LAYOUTS = (
+    VisionLayout("CLIP, LAVIS", "", "conv1.weight", CLIP_RULES),
+    VisionLayout("CLIP, OpenAI or OpenCLIP", "visual.", "conv1.weight", CLIP_RULES),
+    VisionLayout("CLIP, OpenCLIP over timm", "visual.trunk.", "patch_embed.proj.weight", []),
+    VisionLayout("CLIP, Hugging Face vision model", "", "embeddings.class_embedding", HUGGING_FACE_RULES),
+    VisionLayout("CLIP, Hugging Face", "vision_model.", "embeddings.class_embedding", HUGGING_FACE_RULES),
+    VisionLayout("EVA-g, LAVIS or timm", "", "blocks.0.attn.q_bias", []),
+    VisionLayout("ours", TRUNK, "patch_embed.proj.weight", []),
+    VisionLayout("CLIP, in a whole model", "visual_encoder.", "conv1.weight", CLIP_RULES),
+    VisionLayout("EVA-g, in a whole model", "visual_encoder.", "blocks.0.attn.q_bias", []),
+)
+"""The first that fits counts; a file that none fits is in timm's own layout."""
+TIMM = VisionLayout("timm", "", "", [])
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A file's tensors under our names."""
+    """A file's tensors under our names, or, for a third of a fused `attn.qkv`, under its `attn.query` and so on."""
 
     layout: str
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     no_place: list[str]
     """Names, as in the file, of tensors that have no counterpart here."""
 
 
-def rename(tensors: dict[str, Tensor]) -> Renamed:
+class _Renaming(Mapping[str, Tensor]):
+    """A mapping read by other names, and no sooner than it is asked."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: dict[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, ours: str) -> Tensor:
+        tensor = self._tensors[self._names[ours]]
+        if ours.startswith(TRUNK) and ours.endswith((".cls_token", ".pos_embed")) and tensor.ndim < 3:
+            tensor = tensor.reshape(1, -1, tensor.shape[-1])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def rename(tensors: Mapping[str, Tensor]) -> Renamed:
     """A whole model's tensors → our names, whatever published layout they are in.
 
     Raises:
@@ -102,59 +176,98 @@ def rename(tensors: dict[str, Tensor]) -> Renamed:
     """
     layout = _layout_of(tensors)
     if layout == "ours":
-        return Renamed(layout, dict(tensors), [])
+        return Renamed(layout, tensors, [])
     if layout == "BLIP-2 in transformers":
-        tensors = {_apply(HUGGING_FACE_BLIP_2_RULES, name): tensor for name, tensor in tensors.items()}  # type: ignore[misc]
+        names = {str(_apply(HUGGING_FACE_BLIP_2_RULES, name)): name for name in tensors}
+        tensors = _Renaming(tensors, names)
     renamed = _rename_each(layout, tensors, _our_name)
     return as_bridge(renamed, "qformer") if layout.startswith("BLIP-2") else renamed
 
 
 def as_bridge(renamed: Renamed, bridge: str) -> Renamed:
     """The same with the bridge's tensors under the name of `bridge`, `ift` or `qformer`."""
-    tensors = {
-        f"{bridge}.{name.split('.', 1)[1]}" if name.startswith(("ift.", "qformer.")) else name: tensor
-        for name, tensor in renamed.tensors.items()
+    names = {
+        f"{bridge}.{name.split('.', 1)[1]}" if name.startswith(("ift.", "qformer.")) else name: name
+        for name in renamed.tensors
     }
-    return replace(renamed, tensors=tensors)
+    return replace(renamed, tensors=_Renaming(renamed.tensors, names))
 
 
-def rename_vision(tensors: dict[str, Tensor]) -> Renamed:
-    """A vision encoder's tensors (LAVIS's or OpenAI's CLIP, or timm's own names) → our names."""
-    if any(name.startswith("visual.") for name in tensors):  # OpenAI: text side beside
-        tensors = {n.removeprefix("visual."): t for n, t in tensors.items() if n.startswith("visual.")}
-    if "positional_embedding" in tensors:
-        return _rename_each("CLIP", tensors, lambda name: _our_name("visual_encoder." + name))
-    return _rename_each("timm", tensors, lambda name: TRUNK + name)
+def rename_vision(tensors: Mapping[str, Tensor]) -> Renamed:
+    """A vision encoder's tensors, in any layout of `VISION_LAYOUTS` or in timm's own, → our names.
+
+    Raises:
+        UserError: two tensors would get one name.
+    """
+    layout = next((layout for layout in VISION_LAYOUTS if layout.fits(tensors)), TIMM)
+
+    def our_name(name: str) -> str | None:
+        if not name.startswith(layout.prefix):
+            return None
+        ours = _apply(layout.rules, name.removeprefix(layout.prefix))
+        return None if ours is None else TRUNK + ours
+
+    renamed = _rename_each(layout.name, tensors, our_name)
+    return replace(renamed, no_place=[name for name in renamed.no_place if name.startswith(layout.prefix)])
 
 
-def published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the published names and shapes, tied copies and position ids included."""
-    renamed = {}
+def vision_names(ours: Mapping[str, Tensor], layout: VisionLayout) -> dict[str, Tensor]:
+    """Our vision encoder's tensors under a layout's names and in its shapes: the way back of `rename_vision`."""
+    rules = _inverse(layout.rules)
+    split = any(after and ".attn.query." in after for _, after in layout.rules)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        if not name.startswith(TRUNK):
+            continue
+        own = name.removeprefix(TRUNK)
+        if own == "cls_token" and layout.rules:
+            tensor = tensor.flatten()
+        elif own == "pos_embed" and layout.rules:
+            tensor = tensor.squeeze(0)
+        pieces = {own: tensor}
+        if split and ".attn.qkv." in own:
+            thirds = zip(THIRDS, tensor.chunk(3), strict=True)
+            pieces = {own.replace(".qkv.", f".{third}."): piece for third, piece in thirds}
+        for piece_name, piece in pieces.items():
+            renamed[layout.prefix + (_apply(rules, piece_name) or piece_name)] = piece
+    return renamed
+
+
+def third_of(name: str) -> tuple[str, int] | None:
+    """The name of the fused tensor that holds query, key or value, and which third it is; None for other names."""
+    for index, third in enumerate(THIRDS):
+        if f".attn.{third}." in name:
+            return name.replace(f".{third}.", ".qkv."), index
+    return None
+
+
+def published(ours: Mapping[str, Tensor], *, max_positions: int | None = None) -> dict[str, Tensor]:
+    """Our tensors under the published names and shapes, tied copies and position ids included.
+
+    Args:
+        ours: name → tensor; a language model's tensors are called the same in both.
+        max_positions: length of the position ids, which stages 2 and 3 carry too, though without the embedding.
+    """
     bridge = "Qformer." if any(name.startswith("qformer.") for name in ours) else "Fformer."
     ours = as_bridge(Renamed("ours", ours, []), "ift").tensors
+    is_clip = f"{TRUNK}norm_pre.weight" in ours
+    renamed = vision_names(ours, VisionLayout("", "visual_encoder.", "", CLIP_RULES if is_clip else []))
+    rules = _inverse(BRIDGE_RULES)
     for name, tensor in ours.items():
-        vision = name.startswith(TRUNK)
-        rules = _inverse(CLIP_RULES) if vision else _inverse(BRIDGE_RULES)
-        foreign = _apply(rules, name.removeprefix(TRUNK)) or name
-        if vision:
-            foreign = "visual_encoder." + foreign
-        elif foreign != name:
-            foreign = bridge + foreign
-        if name.endswith(".cls_token"):
-            tensor = tensor.flatten()
-        elif name.endswith(".pos_embed"):
-            tensor = tensor.squeeze(0)
-        renamed[foreign] = tensor
+        if not name.startswith(TRUNK):
+            foreign = _apply(rules, name) or name
+            renamed[foreign if foreign == name else bridge + foreign] = tensor
     positions = ours.get("ift.position_embedding.weight")
-    if positions is not None:
-        renamed[bridge + "bert.embeddings.position_ids"] = torch.arange(len(positions))[None]
+    length = max_positions if positions is None else len(positions)
+    if length is not None:
+        renamed[bridge + "bert.embeddings.position_ids"] = torch.arange(length)[None]
     if "mlm_head.bias" in ours:
         renamed[bridge + "cls.predictions.decoder.weight"] = ours["ift.word_embedding.weight"]
         renamed[bridge + "cls.predictions.decoder.bias"] = ours["mlm_head.bias"]
     return renamed
 
 
-def _layout_of(tensors: dict[str, Tensor]) -> str:
+def _layout_of(tensors: Iterable[str]) -> str:
     if any(name.startswith("Fformer.") for name in tensors):
         return "BITA as published"
     if any(name.startswith("Qformer.") for name in tensors):
@@ -166,20 +279,20 @@ def _layout_of(tensors: dict[str, Tensor]) -> str:
     return "ours"
 
 
-def _rename_each(layout: str, tensors: dict[str, Tensor], our_name: Callable[[str], str | None]) -> Renamed:
-    renamed: dict[str, Tensor] = {}
+def _rename_each(
+    layout: str, tensors: Mapping[str, Tensor], our_name: Callable[[str], str | None]
+) -> Renamed:
+    names: dict[str, str] = {}
     no_place = []
-    for name, tensor in tensors.items():
+    for name in tensors:
         ours = our_name(name)
         if ours is None:
             no_place.append(name)
-            continue
-        if ours in renamed:
-            raise UserError(f"weights: {name} and another tensor would both be {ours}")
-        if ours.endswith((".cls_token", ".pos_embed")) and tensor.ndim < 3:
-            tensor = tensor.reshape(1, -1, tensor.shape[-1])
-        renamed[ours] = tensor
-    return Renamed(layout, renamed, no_place)
+        elif ours in names:
+            raise UserError(f"weights: {name} and {names[ours]} would both be {ours}")
+        else:
+            names[ours] = name
+    return Renamed(layout, _Renaming(tensors, names), no_place)
 
 
 def _our_name(name: str) -> str | None:

@@ -7,38 +7,67 @@ a convolutional one included (its feature map is read row by row).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from bita.errors import ConfigError
+from bita.processors.image import CLIP_MEAN, CLIP_STD
 from bita.schema import ModelConfig
 
 
 class _Known(NamedTuple):
     timm_name: str
     depth: int
+    align_corners: bool
+    """How its positions are resized for another image size."""
 
 
 KNOWN = {
-    "clip_L": _Known("vit_large_patch14_clip_quickgelu_224", depth=21),
-    "eva_clip_g": _Known("eva_giant_patch14_224", depth=39),
+    "clip_L": _Known("vit_large_patch14_clip_quickgelu_224", depth=21, align_corners=True),
+    "eva_clip_g": _Known("eva_giant_patch14_224", depth=39, align_corners=False),
 }
+KNOWN_SIZE = 224
+
+
+class ImageInput(NamedTuple):
+    """What an encoder was pretrained to read: side in pixels, and mean and deviation of each channel."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class VisionEncoder(nn.Module):
-    """A timm trunk whose last feature map is the output.
+    """A timm trunk whose last feature map is the output, or the outputs of several of its blocks.
+
+    Args:
+        trunk: the network.
+        layers: numbers, from 1, of the blocks whose outputs are taken; none takes the trunk's own output.
+        merge: `concat` puts the blocks' channels side by side, `sum` adds them.
+        align_corners: how positions are resized for another image size; None is timm's own way.
 
     Attributes:
         width: channels C of a token.
     """
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        layers: Sequence[int] = (),
+        merge: str = "concat",
+        align_corners: bool | None = None,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.width = int(trunk.num_features)  # type: ignore[arg-type]
+        self.layers, self.merge, self.align_corners = tuple(layers), merge, align_corners
+        copies = len(self.layers) if self.layers and merge == "concat" else 1
+        self.width = copies * int(trunk.num_features)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,6 +76,8 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C); a class token, where there is one, comes first."""
+        if self.layers:
+            return self._blocks_output(images.to(self.dtype))
         features: Tensor = self.trunk.forward_features(images.to(self.dtype))  # type: ignore[operator]
         if features.ndim == 3:
             return features
@@ -54,38 +85,106 @@ class VisionEncoder(nn.Module):
             return features.flatten(1, 2)
         return features.flatten(2).transpose(1, 2)
 
+    def _blocks_output(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, C), the chosen blocks' tokens merged, without a final norm."""
+        outputs = self.trunk.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=[number - 1 for number in self.layers],
+            return_prefix_tokens=True,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
+        return torch.cat(tokens, dim=-1) if self.merge == "concat" else torch.stack(tokens).sum(dim=0)
+
+    def fit_positions(self, positions: Tensor) -> Tensor:
+        """Learned positions (1, prefix + g², C) of another image size, resized to this trunk's grid."""
+        trunk: Any = self.trunk
+        rows, patches = trunk.pos_embed.shape[1], trunk.patch_embed.num_patches
+        prefix = rows - patches  # the class token's row, where it has one
+        if self.align_corners is not None:
+            return resize_positions(positions, rows, align_corners=self.align_corners, prefix=prefix)
+        resized: Tensor = resample_abs_pos_embed(
+            positions, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix
+        )
+        return resized
+
+
+def image_input(cfg: ModelConfig) -> ImageInput:
+    """What the encoder of a configuration reads; `model.image_size` has the last word on the size.
+
+    Raises:
+        ConfigError: timm does not know the name.
+    """
+    if cfg.vit_model in KNOWN:
+        return ImageInput(cfg.image_size or KNOWN_SIZE, CLIP_MEAN, CLIP_STD)
+    name = cfg.vit_model.removeprefix("timm:")
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        raise ConfigError(f"model.vit_model: timm has no {name}; timm.list_models() lists what it has")
+    size = cfg.image_size or known.input_size[-1]
+    return ImageInput(size, tuple(map(float, known.mean)), tuple(map(float, known.std)))
+
 
 def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
     """Build `cfg.vit_model` with fresh weights; weights come later, from a file (`bita.models.weights`).
 
     Raises:
-        ConfigError: timm does not know the name, or not the arguments in `vit_args`.
+        ConfigError: timm does not know the name, or not the arguments in `vit_args`; `vit_layers` do not fit.
     """
+    known = KNOWN.get(cfg.vit_model)
+    trunk = _build_trunk(cfg, known)
+    for unused in ("fc_norm", "attn_pool"):  # only heads read them
+        if isinstance(getattr(trunk, unused, None), nn.Module):
+            setattr(trunk, unused, nn.Identity())
+    if known is not None or cfg.vit_layers:
+        trunk.norm = nn.Identity()
+    if cfg.vit_layers:
+        _cut_after(trunk, cfg)
+    if not hasattr(trunk, "blocks"):  # a convolutional trunk is fastest so, on CPUs and GPUs
+        trunk.to(memory_format=torch.channels_last)
+    if cfg.use_grad_checkpoint:
+        checkpoint_blocks(trunk)
+    align_corners = None if known is None else known.align_corners
+    return VisionEncoder(
+        trunk, layers=cfg.vit_layers, merge=cfg.vit_layers_merge, align_corners=align_corners
+    )
+
+
+def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
+    """The timm model that a configuration names, for images of its size."""
+    size = image_input(cfg).size
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0} | dict(cfg.vit_args)
-    if cfg.vit_model in KNOWN:
-        name, depth = KNOWN[cfg.vit_model]
-        arguments |= {"img_size": cfg.image_size, "depth": depth if cfg.vit_depth is None else cfg.vit_depth}
-    else:
-        name = cfg.vit_model.removeprefix("timm:")
-        if cfg.vit_depth is not None:
-            arguments["depth"] = cfg.vit_depth
+    if known is not None:
+        arguments |= {"img_size": size, "depth": known.depth}
+    if cfg.vit_depth is not None:
+        arguments["depth"] = cfg.vit_depth
     if cfg.drop_path_rate:
         arguments["drop_path_rate"] = cfg.drop_path_rate
+    name = cfg.vit_model.removeprefix("timm:") if known is None else known.timm_name
     try:
         trunk = timm.create_model(name, **arguments)
+        if known is None and hasattr(trunk, "set_input_size") and "img_size" not in cfg.vit_args:
+            trunk.set_input_size(img_size=(size, size))
     except Exception as error:  # timm raises whatever its parts raise
         where = f"model.vit_model={cfg.vit_model}, model.vit_args={dict(cfg.vit_args)}"
         raise ConfigError(
             f"{where}: timm cannot build it: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
-    if cfg.vit_model in KNOWN:
-        trunk.norm = nn.Identity()
-        trunk.fc_norm = nn.Identity()
-    elif not hasattr(trunk, "blocks"):  # a convolutional trunk is fastest so, on CPUs and GPUs
-        trunk.to(memory_format=torch.channels_last)
-    if cfg.use_grad_checkpoint:
-        checkpoint_blocks(trunk)
-    return VisionEncoder(trunk)
+    return trunk
+
+
+def _cut_after(trunk: Any, cfg: ModelConfig) -> None:
+    """Drop the blocks after the last one that `vit_layers` names."""
+    if not hasattr(trunk, "blocks") or not hasattr(trunk, "forward_intermediates"):
+        raise ConfigError(f"model.vit_layers: {cfg.vit_model} has no blocks to choose from; set it to []")
+    depth = len(trunk.blocks)
+    if max(cfg.vit_layers) > depth:
+        raise ConfigError(
+            f"model.vit_layers: {max(cfg.vit_layers)} is past the last block, {depth} (model.vit_depth)"
+        )
+    trunk.blocks = trunk.blocks[: max(cfg.vit_layers)]
 
 
 def checkpoint_blocks(trunk: nn.Module) -> None:
@@ -98,12 +197,12 @@ def checkpoint_blocks(trunk: nn.Module) -> None:
         checkpoint_wrapper(block)  # patches the block in place: parameter names stay
 
 
-def resize_positions(positions: Tensor, tokens: int, *, align_corners: bool) -> Tensor:
-    """Bicubically resize learned positions (1, 1+g², C) to (1, tokens, C); the class token's row stays."""
+def resize_positions(positions: Tensor, tokens: int, *, align_corners: bool, prefix: int = 1) -> Tensor:
+    """Bicubically resize learned positions (1, prefix + g², C) to (1, tokens, C); the prefix's rows stay."""
     if positions.shape[1] == tokens:
         return positions
-    old, new = round((positions.shape[1] - 1) ** 0.5), round((tokens - 1) ** 0.5)
-    grid = positions[:, 1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    old, new = round((positions.shape[1] - prefix) ** 0.5), round((tokens - prefix) ** 0.5)
+    grid = positions[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=align_corners)
     resized = grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
-    return torch.cat([positions[:, :1], resized], dim=1)
+    return torch.cat([positions[:, :prefix], resized], dim=1)

@@ -5,22 +5,20 @@ What is neither loaded, nor frozen and held by an external file, nor fresh by de
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
-from bita.models.layouts import TRUNK, Renamed, as_bridge, rename, rename_vision
+from bita.models.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
 from bita.models.tokenizers import not_there
-from bita.models.vision import resize_positions
+from bita.models.weight_files import WeightFile
 
 PART_NAMES = {
     "visual_encoder": "vision",
@@ -37,15 +35,27 @@ TEXT_SIDE = (
     "text_proj.",
     "vision_proj.",
 )
+VOCABULARY = ("word_embedding.weight", "mlm_head.bias", "embed_tokens.weight", "lm_head.weight", "wte.weight")
+DEPTHS = {
+    re.compile(rf"{re.escape(TRUNK)}blocks\.(\d+)\."): "vit_depth",
+    re.compile(r"(?:ift|qformer)\.layers\.(\d+)\."): "bridge_size.layers",
+}
+"""Names that carry a layer's number, and the key of how many there are."""
 STAGE_1_ONLY = ("temp", "itm_head.", "bootstrap.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
 @dataclass
 class LoadReport:
-    """What a load did, part by part."""
+    """What a load did, part by part.
+
+    Attributes:
+        names: our names of the tensors that came whole from the file.
+        unused: names of its tensors that found no place.
+    """
 
     source: str
     layout: str
+    names: set[str] = field(default_factory=set)
     loaded: Counter[str] = field(default_factory=Counter)
     total: Counter[str] = field(default_factory=Counter)
     notes: dict[str, str] = field(default_factory=dict)
@@ -61,52 +71,22 @@ class LoadReport:
         return f"weights from {self.source} [{self.layout}]: {', '.join(parts)}{unused}"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth file that holds nothing but data.
-
-    Raises:
-        UserError: the file is missing, damaged, or would run code.
-    """
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights {path}: refused, since it holds more than tensors and loading it could run code; "
-            "ask its author for a .safetensors file"
-        ) from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weights {path}: not a readable checkpoint ({reason}); fetch it again") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"weights {path}: holds no tensors under 'model', 'state_dict' or at its top level")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
 def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
-    """Load a run's checkpoint, or a published one, into a model.
+    """Load a run's checkpoint, an exported folder, or a published file, into a model.
 
     Args:
         model: takes the weights in place.
-        path: a file; a folder of a checkpoint of ours holds `model.safetensors`.
+        path: a file, or a folder of one (a checkpoint of ours holds `model.safetensors`).
 
     Raises:
         UserError: a shape differs, or a trained part would stay random without being fresh by design.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
-    renamed, mapped = _fit_bridge(rename(read_tensors(file)), model, path)
-    report = _copy_in(model, renamed, str(path))
+    renamed, mapped = _fit_bridge(rename(WeightFile(path)), model, path)
+    _check_depths(model, renamed, str(path))
+    report = _check(model, renamed, str(path))
     from_stage_1 = any(name.startswith("text_proj.") for name in renamed.tensors)
     tied = model.tied_names()
-    for name in sorted(set(model.state_dict()) - set(renamed.tensors) - tied):
+    for name in sorted(set(model.state_dict()) - report.names - tied):
         part = part_of(name)
         if part in model.external:
             report.notes[part] = f"from {model.external[part]}, not in file"
@@ -124,6 +104,7 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             report.notes[part] = "fresh"
         else:
             raise UserError(_incomplete(model, path, part, name))
+    _copy_in(model, renamed)
     return report
 
 
@@ -147,16 +128,26 @@ def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed
 
 
 def load_vision(model: BitaModel, path: Path) -> LoadReport:
-    """Load the vision encoder alone; as many blocks as the model keeps are taken, from the first."""
-    renamed = rename_vision(read_tensors(path))
+    """Load the vision encoder alone; as many blocks as the model keeps are taken, from the first.
+
+    Args:
+        model: takes the weights in place.
+        path: a file, an index of shards, or a folder, in any layout of `bita.models.layouts.VISION_LAYOUTS`.
+
+    Raises:
+        UserError: a tensor is missing or has another shape: another encoder's file, or one with fewer blocks.
+    """
+    renamed = rename_vision(WeightFile(path))
+    _check_depths(model, renamed, f"model.vit_weights {path}")
+    report = _check(model, renamed, str(path))
     expected = {name for name in model.state_dict() if name.startswith(TRUNK)}
-    missing = expected - set(renamed.tensors)
+    missing = expected - report.names
     if missing:
         raise UserError(
-            f"model.vit_weights {path}: {len(missing)} of {len(expected)} tensors of {model.cfg.vit_model} are not "
-            f"in it, e.g. {min(missing).removeprefix(TRUNK)}; is it another encoder's file, or one with fewer blocks?"
+            f"model.vit_weights {path} [{renamed.layout}]: {len(missing)} of {len(expected)} tensors of "
+            f"{model.cfg.vit_model} are not in it, e.g. {min(missing).removeprefix(TRUNK)}; is it another encoder's?"
         )
-    report = _copy_in(model, renamed, str(path))
+    _copy_in(model, renamed)
     report.total = Counter({"visual_encoder": report.total["visual_encoder"]})
     if model.cfg.freeze_vit:
         model.external["visual_encoder"] = str(path)
@@ -172,19 +163,20 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
 
     bridge = model.cfg.bridge
     try:
-        renamed = rename(dict(BertForMaskedLM.from_pretrained(source).state_dict()))
-        renamed = as_bridge(renamed, bridge)
+        renamed = as_bridge(rename(dict(BertForMaskedLM.from_pretrained(source).state_dict())), bridge)
     except Exception as error:
         raise not_there("model.text_model", source, error) from error
+    where = f"model.text_model {source}"
+    _check_depths(model, renamed, where)
     own = model.state_dict()
-    for name in (f"{bridge}.word_embedding.weight", "mlm_head.bias"):
-        if name in own and name in renamed.tensors:
-            padded = own[name].clone()
-            if padded.shape[1:] != renamed.tensors[name].shape[1:]:
-                continue  # another width: refused below, with both shapes
-            padded[: len(renamed.tensors[name])] = renamed.tensors[name]
-            renamed.tensors[name] = padded
-    report = _copy_in(model, renamed, source)
+    padded = {
+        name: _with_dec(renamed.tensors[name], own[name], where)
+        for name in (f"{bridge}.word_embedding.weight", "mlm_head.bias")
+        if name in own and name in renamed.tensors
+    }
+    renamed = replace(renamed, tensors=dict(renamed.tensors) | padded)
+    report = _check(model, renamed, source)
+    _copy_in(model, renamed)
     if hasattr(model.bridge, "word_embedding"):
         model.bridge.copy_text_ffn_to_queries()
         fresh = "cross-attention and Fourier norms" if bridge == "ift" else "cross-attention"
@@ -194,31 +186,114 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     return report
 
 
-@torch.no_grad()
-def _copy_in(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
-    """Copy every tensor that has a place, checking shapes first, so that a refusal changes nothing."""
+def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
+    """A tensor with a row for each word, with our fresh row for [DEC] where it has none."""
+    if len(theirs) == len(ours) or theirs.shape[1:] != ours.shape[1:]:
+        return theirs  # complete, or of another width: refused with both shapes
+    if len(theirs) != len(ours) - 1:
+        raise UserError(
+            f"{where}: a vocabulary of {len(theirs)} words, and the tokenizer has {len(ours)} with [DEC]; "
+            "model.text_tokenizer must be that model's"
+        )
+    return torch.cat([theirs, ours[-1:]])
+
+
+def _check(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
+    """What a load would do; every tensor that has a place must fit it and be finite. Nothing is changed."""
     own, tied = model.state_dict(), model.tied_names()
     report = LoadReport(source, renamed.layout)
     report.total.update(part_of(name) for name in own if name not in tied)
     report.unused = [name for name in renamed.no_place if not _is_copy(name)]
-    copies: list[tuple[str, Tensor]] = []
+    thirds: Counter[str] = Counter()
     for name, tensor in renamed.tensors.items():
-        if name not in own:
+        target = _target(own, name)
+        if target is None:
             report.unused.append(name)
             continue
-        if name.endswith(".pos_embed") and tensor.shape[-1] == own[name].shape[-1]:
-            clip = model.cfg.vit_model == "clip_L"
-            tensor = resize_positions(tensor, own[name].shape[1], align_corners=clip)
-        if own[name].shape != tensor.shape:
+        tensor = _fitted(model, name, tensor, target)
+        if target.shape != tensor.shape:
+            raise UserError(_misfit(model, source, name, tensor, target))
+        if not _is_finite(tensor):
             raise UserError(
-                f"weights {source}: {name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} in the model; "
-                "use the configuration that the file was trained with"
+                f"weights {source}: {name} holds infinite values or NaN ({str(tensor.dtype).removeprefix('torch.')}); "
+                "the file is damaged or its training diverged, use another"
             )
-        copies.append((name, tensor))
-    for name, tensor in copies:
-        own[name].copy_(tensor)
-        report.loaded[part_of(name)] += name not in tied
+        fused = None if name in own else third_of(name)
+        if fused is not None:
+            name = fused[0]
+            thirds[name] += 1
+        if fused is None or thirds[name] == len(THIRDS):
+            report.names.add(name)
+            report.loaded[part_of(name)] += name not in tied
     return report
+
+
+@torch.no_grad()
+def _copy_in(model: BitaModel, renamed: Renamed) -> None:
+    """Copy every tensor that has a place, after `_check`."""
+    own = model.state_dict()
+    for name, tensor in renamed.tensors.items():
+        target = _target(own, name)
+        if target is not None:
+            target.copy_(_fitted(model, name, tensor, target))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() and tensor.numel()) or bool(
+        torch.stack(tensor.aminmax()).isfinite().all()
+    )
+
+
+def _target(own: dict[str, Tensor], name: str) -> Tensor | None:
+    """Where a tensor goes: one of the model's, or a third of a fused one; None when it has no place."""
+    if name in own:
+        return own[name]
+    third = third_of(name)
+    if third is None or third[0] not in own:
+        return None
+    return own[third[0]].chunk(len(THIRDS))[third[1]]
+
+
+def _fitted(model: BitaModel, name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """Positions of the vision encoder, resized for another image size; else the tensor as it is."""
+    if (
+        not name.endswith(".pos_embed")
+        or tensor.shape == target.shape
+        or tensor.shape[-1] != target.shape[-1]
+    ):
+        return tensor
+    return model.visual_encoder.fit_positions(tensor)
+
+
+def _check_depths(model: BitaModel, renamed: Renamed, where: str) -> None:
+    """Refuse a file with fewer layers than the model has, and one whose IFT is deeper: cut, it is another model."""
+    for pattern, key in DEPTHS.items():
+        there, here = (
+            1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
+            for names in (renamed.tensors, model.state_dict())
+        )
+        if not there or there == here or (there > here and key == "vit_depth"):
+            continue
+        part = "vision" if key == "vit_depth" else PART_NAMES[model.cfg.bridge]
+        if there < here:
+            raise UserError(
+                f"{where}: {part} is not complete in it: it holds {there} blocks, and model.{key} asks for {here}"
+            )
+        raise UserError(f"{where}: its {part} has {there} layers; set model.{key}={there}, it is {here}")
+
+
+def _misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Tensor) -> str:
+    """Why a tensor does not fit: vocabulary, width, or something else."""
+    shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
+    if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
+        kind = "vocabulary"
+        hint = f"it has {len(tensor)} words there and {len(target)} here: name the tokenizer that it was trained with"
+    elif name.startswith(TRUNK):
+        kind = "vision encoder"
+        hint = f"model.vit_model={model.cfg.vit_model} is another width or patch size: name the encoder of this file"
+    else:
+        kind, hint = "sizes", "use the configuration that the file was trained with"
+    return f"weights {source}: other {kind}: {shapes}; {hint}"
 
 
 def _is_copy(name: str) -> bool:
@@ -245,7 +320,7 @@ def _summary(names: Iterable[str]) -> str:
         elif ".attention." in name and name.startswith(("ift.", "qformer.")):
             kinds["self-attention"] += 1
         elif "visual_encoder" in name or name.startswith(TRUNK):
-            kinds["further vision blocks"] += 1
+            kinds["vision past the last kept block"] += 1
         elif name.startswith("vision_model."):
             kinds["vision encoder by transformers' names"] += 1
         else:
