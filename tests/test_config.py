@@ -373,6 +373,19 @@ UNKNOWN_NAMES = [
         "datasets.ucm_caption.synthetic={trian: 1}",
         "datasets.ucm_caption.synthetic.trian (--options): unknown key",
     ),
+    (
+        "model.loss_weights.itg=1",
+        "model.loss_weights.itg (--options): captioning needs a causal mask, which the Fourier mix has not; set 0, or",
+    ),
+    (
+        "model.loss_weights.itc=0",
+        "model.loss_weights (--options): without itc and itm the queries' last layer learns nothing",
+    ),
+    ("model.loss_weights.itm=-1", "model.loss_weights.itm (--options): must be at least 0"),
+    (
+        "model.init_map=qformer",
+        "model.init_map (--options): unknown value 'qformer'; did you mean 'qformer_to_ift'?",
+    ),
     ("model.bridge=qformer2", "model.bridge (--options): unknown value 'qformer2'; did you mean 'qformer'?"),
     (
         "model.itc_positives=pairs",

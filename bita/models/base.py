@@ -85,9 +85,12 @@ class BitaModel(nn.Module):
 
     def query_image(self, image_tokens: Tensor) -> Tensor:
         """What the query tokens read in (B, N, C): (B, Q, D)."""
-        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
-        output: Tensor = self.bridge(queries, image_tokens)
+        output: Tensor = self.bridge(self._queries(len(image_tokens)), image_tokens)
         return output
+
+    def _queries(self, count: int) -> Tensor:
+        """The query tokens, once for each of `count` images: (count, Q, D)."""
+        return self.query_tokens.expand(count, -1, -1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """A batch's `loss` (with gradient) and other scalars (without)."""

@@ -1,12 +1,15 @@
-"""Stage 1: query tokens and captions are aligned by contrast (BITA, section III-B; BLIP-2's contrastive loss).
+"""Stage 1: query tokens and captions are aligned (BITA, section III-B; BLIP-2, Li et al. 2023, section 3.2).
 
+By contrast (ITC); and, where `model.loss_weights` asks for them, by telling pairs from hard negatives (ITM) and by
+writing the caption word by word (ITG, the Q-Former only).
 Shapes: B images and captions of this process, W processes, Q query tokens, D hidden width, E embedding width,
-T = `max_txt_len`.
+T = `max_txt_len`, N image tokens, C image width.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.distributed import gather_features, rank
+from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel
-from bita.models.bridge import LAYER_NORM_EPS, PAD_ID, init_bert
+from bita.models.bridge import PAD_ID
+from bita.models.heads import BootstrapHead, MaskedLanguageHead
+from bita.models.qformer import QFormer
 from bita.models.tokenizers import load_tokenizer
 from bita.schema import ModelConfig
 
@@ -24,36 +29,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class MaskedLanguageHead(nn.Module):
-    """BERT's word predictor, carried along in published checkpoints; its output weights are the word embedding."""
-
-    def __init__(self, width: int, vocab_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.apply(init_bert)
+IGNORED = -100
+"""The label of what carries no loss."""
 
 
-class BootstrapHead(nn.Module):
-    """Mean image token and mean word embedding, side by side: the shortest way from a caption to the encoder."""
+@dataclass(frozen=True)
+class Comparison:
+    """The pairs of this process against those of all.
 
-    def __init__(self, image_width: int, text_width: int, embed_dim: int) -> None:
-        super().__init__()
-        self.image_proj = nn.Linear(image_width, embed_dim)
-        self.text_proj = nn.Sequential(
-            nn.LayerNorm(text_width),
-            nn.Linear(text_width, 2 * embed_dim),
-            nn.GELU(),
-            nn.Linear(2 * embed_dim, embed_dim),
-        )
+    Attributes:
+        to_text: (B, W·B) similarity of this process's images and all texts, over the temperature.
+        to_image: (B, W·B) the same of its texts and all images.
+        own: (B,) column of each row's own partner.
+        right: (B, W·B) True where a column is right for a row.
+    """
 
-    def forward(self, image_tokens: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, C), word embeddings (B, T, D), which of them count (B, T) → (B, 1, E), (B, E), unit length."""
-        weights = present.float()[..., None]
-        mean = (words * weights).sum(dim=1) / weights.sum(dim=1)
-        image = F.normalize(self.image_proj(image_tokens.mean(dim=1, keepdim=True)), dim=-1)
-        return image, F.normalize(self.text_proj(mean), dim=-1)
+    to_text: Tensor
+    to_image: Tensor
+    own: Tensor
+    right: Tensor
 
 
 class BitaITC(BitaModel):
@@ -69,6 +63,7 @@ class BitaITC(BitaModel):
         super().__init__(cfg, vocab_size=vocab_size)
         width = cfg.bridge_size.hidden_size
         self.tokenizer = tokenizer
+        self.dec_id = vocab_size - 1 if tokenizer is None else int(tokenizer.bos_token_id)
         self.vision_proj = nn.Linear(width, cfg.embed_dim)
         self.text_proj = nn.Linear(width, cfg.embed_dim)
         self.temp = nn.Parameter(torch.tensor(0.07))
@@ -77,8 +72,14 @@ class BitaITC(BitaModel):
         self.bootstrap = None
         if cfg.itc_bootstrap_weight:
             self.bootstrap = BootstrapHead(self.visual_encoder.width, width, cfg.embed_dim)
-        self.itm_head.requires_grad_(False)  # in published checkpoints, without a loss here
-        self.mlm_head.requires_grad_(False)
+        self.losses = cfg.loss_weights.in_force(cfg.bridge)
+        for part in (self.vision_proj, self.text_proj):
+            part.requires_grad_("itc" in self.losses)
+        self.temp.requires_grad_("itc" in self.losses or self.bootstrap is not None)
+        self.itm_head.requires_grad_(
+            "itm" in self.losses
+        )  # both are in published checkpoints of the IFT, unused
+        self.mlm_head.requires_grad_("itg" in self.losses)
 
     @classmethod
     def from_config(cls, cfg: ModelConfig, load_weights: bool = True) -> Self:
@@ -90,32 +91,53 @@ class BitaITC(BitaModel):
         return cls(cfg, load_tokenizer("model.text_tokenizer", cfg.text_tokenizer, load_weights, dec=True))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The contrastive loss of a batch, and the shares of images and captions that found their partner."""
-        tokens, groups = self.encode_image(batch["image"]), self._groups(batch)
-        text_ids = self.tokenize(batch["text"])
-        output = self.contrast(self.project(tokens), self.text_features(text_ids), groups)
+        """The weighted sum of a batch's losses, each of them, and the shares that came right."""
+        raw, groups = self.raw_tokens(batch["image"]), self._groups(batch)
+        tokens, ids = self.ln_vision(raw.float()), self._encode(batch["text"])
+        text_ids = ids.to(self.device, non_blocking=True)
+        output: dict[str, Tensor] = {}
+        pairs = self._partners(len(text_ids), groups)
+        seen: list[Tensor] = []
+        if "itg" in self.losses:
+            queries, seen = self._bridge_that_writes().read(self._queries(len(tokens)), tokens)
+        elif "itc" in self.losses:
+            queries = self.query_image(tokens)
+        if "itc" in self.losses:
+            images = self._image_features_of(queries)
+            pairs = self.compare(images, self.text_features(text_ids), groups)
+            output |= self._contrast(pairs, groups)
+        if "itm" in self.losses:
+            output |= self.match(raw, tokens, text_ids, pairs)
+        if "itg" in self.losses:
+            output["itg_loss"] = self.caption_loss(ids, seen)
+        loss = torch.stack([weight * output[f"{name}_loss"] for name, weight in self.losses.items()]).sum()
         if self.bootstrap is not None:
             means = self.bootstrap(tokens, self.bridge.word_embedding(text_ids), text_ids != PAD_ID)
-            extra = self.contrast(means[0], means[1], groups)
-            output["loss"] = output["loss"] + self.cfg.itc_bootstrap_weight * extra["loss"]
-            output["bootstrap_loss"] = extra["loss"].detach()
-        return output
+            output["bootstrap_loss"] = self.contrast(means[0], means[1], groups)["loss"]
+            loss = loss + self.cfg.itc_bootstrap_weight * output["bootstrap_loss"]
+        return {"loss": loss} | {name: value.detach() for name, value in output.items()}
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """B captions → ids (B, T) on the model's device, always padded to T, since padding takes part."""
-        assert self.tokenizer is not None, "this model was built without a tokenizer"
-        ids: Tensor = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.cfg.max_txt_len, return_tensors="pt"
-        ).input_ids
-        return ids.to(self.device, non_blocking=True)
+        """B captions → ids (B, T) on the model's device, always padded to T, since padding takes part in the IFT."""
+        return self._encode(texts).to(self.device, non_blocking=True)
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, Q, E), unit length."""
         return self.project(self.encode_image(images))
 
+    def evaluate_batch(self, batch: Batch) -> tuple[Tensor, tuple[float, int] | None]:
+        """Features (B, Q, E) of a batch's images and, where it is trained, the caption loss and its number of words."""
+        tokens = self.encode_image(batch["image"])
+        if "itg" not in self.losses:
+            return self.project(tokens), None
+        ids = self._encode(batch["text"])
+        queries, seen = self._bridge_that_writes().read(self._queries(len(tokens)), tokens)
+        words = int((ids[:, 1:] != PAD_ID).sum())
+        return self._image_features_of(queries), (float(self.caption_loss(ids, seen)), words)
+
     def project(self, image_tokens: Tensor) -> Tensor:
         """(B, N, C) → (B, Q, E), unit length."""
-        return F.normalize(self.vision_proj(self.query_image(image_tokens)), dim=-1)
+        return self._image_features_of(self.query_image(image_tokens))
 
     def text_features(self, text_ids: Tensor) -> Tensor:
         """(B, T) → (B, E), unit length."""
@@ -129,25 +151,64 @@ class BitaITC(BitaModel):
             texts: (B, E).
             groups: (B,) int64; pairs with equal numbers are right answers for each other. None: only its own.
         """
+        output = self._contrast(self.compare(images, texts, groups), groups)
+        return {"loss": output.pop("itc_loss")} | output
+
+    def compare(self, images: Tensor, texts: Tensor, groups: Tensor | None = None) -> Comparison:
+        """This process's features (B, Q, E) and (B, E) against those of all processes."""
         all_images = gather_features(images, with_grad=self.cfg.itc_gather_grad)
         all_texts = gather_features(texts, with_grad=self.cfg.itc_gather_grad)
-        to_text = similarity(images, all_texts) / self.temp
-        to_image = similarity(all_images, texts).T / self.temp
-        first = rank() * len(texts) if len(all_texts) > len(texts) else 0
-        own = first + torch.arange(len(texts), device=texts.device)
-        if groups is None:
-            target: Tensor = own
-        else:
-            same = (groups[:, None] == gather_features(groups, with_grad=False)[None, :]).float()
-            target = same / same.sum(dim=1, keepdim=True)
-        smoothing = self.cfg.label_smoothing
-        loss = F.cross_entropy(to_text, target, label_smoothing=smoothing)
-        loss = (loss + F.cross_entropy(to_image, target, label_smoothing=smoothing)) / 2
+        pairs = self._partners(len(texts), groups)
+        return replace(
+            pairs,
+            to_text=similarity(images, all_texts) / self.temp,
+            to_image=similarity(all_images, texts).T / self.temp,
+        )
+
+    def match(self, raw: Tensor, tokens: Tensor, text_ids: Tensor, pairs: Comparison) -> dict[str, Tensor]:
+        """Matching loss of each pair, of its image with a wrong text, and of its text with a wrong image.
+
+        Wrong partners come from all processes, the more similar the likelier; what counts as right for a pair
+        (`itc_positives`) is never one. A pair for which the batch holds none goes without.
+
+        Args:
+            raw: (B, N, C), before `ln_vision`: half the traffic between processes where the encoder is in 16 bit.
+            tokens: (B, N, C), after it.
+            text_ids: (B, T).
+            pairs: similarities to draw by.
+        """
+        text, has_text = draw_negatives(pairs.to_text, pairs.right, sample=self.training)
+        image, has_image = draw_negatives(pairs.to_image, pairs.right, sample=self.training)
+        wrong_texts = gather_features(text_ids)[text]
+        wrong_images = gather_features(raw, with_grad=not self.cfg.freeze_vit)[image]
+        joint = self.joint_features(
+            torch.cat([tokens, tokens, self.ln_vision(wrong_images.float())]),
+            torch.cat([text_ids, wrong_texts, text_ids]),
+        )
+        logits = self.itm_head(joint).mean(dim=1).float()
+        has_wrong = torch.cat([has_text, has_image])
+        labels = torch.cat([has_text.new_ones(len(tokens)).long(), torch.where(has_wrong, 0, IGNORED)])
         return {
-            "loss": loss,
-            "image_to_text": (to_text.argmax(dim=1) == own).float().mean().detach(),
-            "text_to_image": (to_image.argmax(dim=1) == own).float().mean().detach(),
+            "itm_loss": F.cross_entropy(logits, labels, ignore_index=IGNORED),
+            "itm_right": (logits.argmax(dim=1) == labels).sum() / (labels != IGNORED).sum(),
         }
+
+    def caption_loss(self, ids: Tensor, seen: list[Tensor]) -> Tensor:
+        """Mean cross-entropy of the captions' words, [DEC] in front, each after the queries and the words before it.
+
+        Args:
+            ids: (B, T), on the CPU, so that the words to predict are found without waiting for the device.
+            seen: what `QFormer.read` gave.
+        """
+        rows, columns = (ids[:, 1:] != PAD_ID).nonzero(as_tuple=True)
+        targets = ids[rows, columns + 1].to(self.device, non_blocking=True)
+        rows, columns = (places.to(self.device, non_blocking=True) for places in (rows, columns))
+        inputs = ids.clone()
+        inputs[:, 0] = self.dec_id
+        bridge = self._bridge_that_writes()
+        hidden = bridge.write(inputs.to(self.device, non_blocking=True), seen)
+        logits = self.mlm_head(hidden[rows, columns], bridge.word_embedding.weight)
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.cfg.label_smoothing)
 
     def match_scores(self, images: Tensor, text_ids: Tensor) -> Tensor:
         """Image-text matching logits (B,): the mean over queries of `itm_head`'s second logit on the joint pass."""
@@ -157,9 +218,49 @@ class BitaITC(BitaModel):
 
     def joint_features(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
         """The queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
-        queries = self.query_tokens.expand(len(text_ids), -1, -1)
+        queries = self._queries(len(text_ids))
         output: Tensor = self.bridge(queries, image_tokens, text_ids)
         return output[:, : queries.shape[1]]
+
+    def _contrast(self, pairs: Comparison, groups: Tensor | None) -> dict[str, Tensor]:
+        target = pairs.own
+        if groups is not None:
+            target = pairs.right / pairs.right.sum(dim=1, keepdim=True)
+        smoothing = self.cfg.label_smoothing
+        loss = F.cross_entropy(pairs.to_text, target, label_smoothing=smoothing)
+        loss = (loss + F.cross_entropy(pairs.to_image, target, label_smoothing=smoothing)) / 2
+        return {
+            "itc_loss": loss,
+            "image_to_text": (pairs.to_text.argmax(dim=1) == pairs.own).float().mean().detach(),
+            "text_to_image": (pairs.to_image.argmax(dim=1) == pairs.own).float().mean().detach(),
+        }
+
+    def _partners(self, count: int, groups: Tensor | None) -> Comparison:
+        """Who belongs to whom, for `count` pairs on each process; all similarities zero."""
+        columns = torch.arange(count * world_size(), device=self.device)
+        own = columns[rank() * count :][:count]
+        if groups is None:
+            right = own[:, None] == columns[None, :]
+        else:
+            right = groups[:, None] == gather_features(groups)[None, :]
+        nothing = torch.zeros(right.shape, device=self.device)
+        return Comparison(nothing, nothing, own, right)
+
+    def _image_features_of(self, queries: Tensor) -> Tensor:
+        return F.normalize(self.vision_proj(queries), dim=-1)
+
+    def _bridge_that_writes(self) -> QFormer:
+        bridge = self.bridge
+        assert isinstance(bridge, QFormer), "loss_weights.itg needs bridge=qformer"
+        return bridge
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        """B captions → ids (B, T), on the CPU."""
+        assert self.tokenizer is not None, "this model was built without a tokenizer"
+        ids: Tensor = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.cfg.max_txt_len, return_tensors="pt"
+        ).input_ids
+        return ids
 
     def _groups(self, batch: Batch) -> Tensor | None:
         if self.cfg.itc_positives == "same_caption":
@@ -178,3 +279,21 @@ def similarity(images: Tensor, texts: Tensor) -> Tensor:
     """(A, Q, E), (B, E) → (A, B): the best of an image's queries for each text, as one matrix product."""
     scores = images.flatten(0, 1) @ texts.T
     return scores.unflatten(0, images.shape[:2]).amax(dim=1)
+
+
+@torch.no_grad()
+def draw_negatives(scores: Tensor, right: Tensor, *, sample: bool) -> tuple[Tensor, Tensor]:
+    """A wrong partner for each row, drawn by its softmax over all columns, plus a little for every column.
+
+    Args:
+        scores: (B, M) similarities over the temperature.
+        right: (B, M) True where a column must not be drawn.
+        sample: False takes the likeliest.
+
+    Returns:
+        (B,) columns, and (B,) whether the row had any to draw from; the column means nothing where it had none.
+    """
+    weights = (scores.float().softmax(dim=1) + 1e-4).masked_fill(right, 0.0)
+    if sample:  # the first of exponential clocks, as torch.multinomial draws too, which waits for the device
+        weights = weights / torch.empty_like(weights).exponential_()
+    return weights.argmax(dim=1), ~right.all(dim=1)

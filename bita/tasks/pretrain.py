@@ -31,9 +31,10 @@ class PretrainTask(Task):
     ) -> Evaluation:
         """The mean loss of a split, and for the contrastive model retrieval in both directions.
 
-        Neither depends on the number of processes. There are no predictions to save.
+        Neither depends on the number of processes, except where matching is trained without contrast. Else the
+        matching loss is left out, since its hard negatives are those of a batch. There are no predictions to save.
         """
-        if isinstance(model, BitaITC):
+        if isinstance(model, BitaITC) and "itc" in model.losses:
             scores = self._contrastive(model, dataset, batches)
         elif isinstance(model, BitaLM):
             scores = {"loss": _caption_loss(model, batches)}
@@ -46,9 +47,11 @@ class PretrainTask(Task):
     ) -> dict[str, float]:
         """Features are made by all processes; the main one compares them."""
         images: dict[int, Tensor] = {}
+        written: list[tuple[float, int]] = []
         for batch in batches:
-            features = model.image_features(batch["image"]).cpu()
-            images.update(zip(batch["image_id"], features, strict=True))
+            features, loss = model.evaluate_batch(batch)
+            images.update(zip(batch["image_id"], features.cpu(), strict=True))
+            written += [loss] if loss is not None else []
         captions = [
             (image_id, dataset.processors.eval_text(text))
             for image_id in sorted(dataset.references)
@@ -74,7 +77,11 @@ class PretrainTask(Task):
             with distributed.alone():
                 return {"loss": self._loss(model, image_features, ids, text_features, owners)} | recall
 
-        return distributed.on_main(compare)
+        scores = distributed.on_main(compare)
+        if "itg" not in model.losses:
+            return scores
+        scores |= {"itc_loss": scores["loss"], "itg_loss": _weighted_mean(written)}
+        return scores | {"loss": sum(model.losses[name] * scores[f"{name}_loss"] for name in ("itc", "itg"))}
 
     def _loss(self, model: BitaITC, images: Tensor, ids: Tensor, texts: Tensor, owners: Tensor) -> float:
         """Contrastive loss of each image with its first caption, in batches of `run.batch_size_eval` by id."""

@@ -24,9 +24,11 @@ from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
+from bita.models.weights import load_checkpoint
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 from bita.processors.text import CaptionProcessor
 from bita.runners import seeding
+from bita.runners.checkpoint import resolve_checkpoint
 from bita.runners.epoch_runner import EpochRunner
 from bita.runners.run_dir import open_run_dir
 from bita.schema import BridgeSize, Config, ModelConfig, RunConfig
@@ -116,7 +118,10 @@ def toy_model(cfg: Config) -> BitaModel:
     """The model with fresh weights and the fixture's tokenizers."""
     seeding.seed_process(cfg.run.seed)
     arch = BitaITC if cfg.model.arch == "bita_former" else BitaLM
-    return arch.from_config(cfg.model, load_weights=False)
+    model = arch.from_config(cfg.model, load_weights=False)
+    if cfg.model.init_from is not None:
+        load_checkpoint(model, resolve_checkpoint(cfg.model.init_from))
+    return model
 
 
 class Faulty:
