@@ -7,7 +7,8 @@ depends on the generator's seed alone. Letters: B images, H rows, W columns, S =
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,21 +160,33 @@ class TrainImageProcessor(_Normalise):
 
     def batch(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Augment cached pixels (B, H, W, 3) uint8 on their own device; returns (B, 3, S, S) float32."""
-        size = self.image_size
+        size, on_cpu = self.image_size, pixels.device.type == "cpu"
         draws = [self.draw(pixels.shape[2], pixels.shape[1], generator) for generator in generators]
-        out = torch.empty((len(draws), 3, size, size), dtype=torch.float32, device=pixels.device)
-        for image, draw, target in zip(pixels.permute(0, 3, 1, 2), draws, out, strict=True):
-            crop = image[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
-            crop = crop if crop.device.type == "cpu" else crop.float()
-            resized = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
-            target.copy_(_turn(resized, draw))
-        return self._finish(out.clamp_(0, 255).div_(255), draws)
+        kind = torch.uint8 if on_cpu else torch.float32
+        out = torch.empty((len(draws), 3, size, size), dtype=kind, device=pixels.device)
+        with _one_thread() if on_cpu else nullcontext():
+            for image, draw, target in zip(pixels.permute(0, 3, 1, 2), draws, out, strict=True):
+                crop = image[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+                resized = F.interpolate(crop.to(kind), (size, size), mode="bicubic", antialias=True)[0]
+                target.copy_(_turn(resized, draw))
+        return self._finish(out.float().clamp_(0, 255).div_(255), draws)
 
     def _finish(self, images: Tensor, draws: Sequence[Augmentation]) -> Tensor:
         """Jitter the colours of images (B, 3, S, S) in 0..1, if asked for, and normalise them."""
         if self.color_jitter:
             images = _jitter(images, torch.tensor([draw.jitter for draw in draws], device=images.device))
         return self.normalise_(images)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small operations on one thread: torch's threads cost more than they give, many times more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:
