@@ -10,7 +10,7 @@ from bita import registry
 from bita.config_layers import Keys, Places
 from bita.config_types import unknown, wrong
 from bita.errors import ConfigError, UserError
-from bita.runners.checkpoint import resolve_checkpoint
+from bita.runners.checkpoint import resolve_checkpoint, unfinished
 from bita.schema import Config
 
 LOG = logging.getLogger(__name__)
@@ -254,6 +254,9 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
             continue
         try:
             resolve_checkpoint(path)
+            note = unfinished(path) if keys[1] == "init_from" else None
+            if note is not None:
+                LOG.warning("model.init_from: %s", note)
         except UserError as error:
             hint = (
                 f" (or write {AUTO})"

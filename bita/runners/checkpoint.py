@@ -188,9 +188,53 @@ def prune(parent: Path, keep_last: int, keep: set[str]) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def copy_checkpoint(folder: Path, parent: Path) -> None:
+    """Put a checkpoint of another run among those of this one, as hard links where the disk is the same.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: it cannot be written.
+    """
+    verify(folder)
+    if (parent / folder.name).exists():
+        return
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(parent)
+    temporary = parent / f"{TEMPORARY}{folder.name}"
+    shutil.copytree(folder, temporary, copy_function=_link_or_copy)
+    temporary.rename(parent / folder.name)
+    sync_folder(parent)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+        sync(Path(target))
+
+
 def point(parent: Path, name: str, checkpoint: Path) -> None:
     """Make the link `name` (`best` or `last`) lead to a checkpoint beside it."""
     link(parent / name, checkpoint.name)
+
+
+def unfinished(path: str | Path) -> str | None:
+    """One line where `path` names a run that has not ended, so that a checkpoint on its way is all there is."""
+    start = Path(path)
+    if start.is_file() or (start / META_FILE).is_file():
+        return None
+    checkpoint = resolve_checkpoint(start)
+    run = checkpoint.parents[1]
+    try:
+        ended = "finished" in json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if ended:
+        return None
+    meta = read_meta(checkpoint)
+    epochs = meta.config.get("run", {}).get("max_epoch", "?")
+    return f"{run} is not finished; {checkpoint.name} is taken, of {epochs} epochs"
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

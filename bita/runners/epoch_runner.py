@@ -207,15 +207,11 @@ class EpochRunner:
         if folder is None:
             return
         meta = load_state(folder, self.cfg, self.model, self.stepper, self.log.warn)
-        self.epoch, self.step_in_epoch = meta.epoch, meta.step_in_epoch
-        if meta.steps_per_epoch != self.steps_per_epoch:
-            if not meta.epoch_done:
-                raise UserError(
-                    f"run.resume {folder}: it lies inside an epoch of {meta.steps_per_epoch} steps, and an epoch "
-                    f"has {self.steps_per_epoch} now; use the same data, batch size and number of processes"
-                )
-            self.step_in_epoch = self.steps_per_epoch
-        self.validations.load(until=self.epoch if meta.epoch_done else self.epoch - 1)
+        self.epoch = meta.epoch
+        self.step_in_epoch = meta.step_in_epoch * self.steps_per_epoch // meta.steps_per_epoch
+        validated = self.epoch if meta.epoch_done else self.epoch - 1
+        self.validations.take_over(folder, validated, self.log.warn)
+        self.validations.load(until=validated)
         self.log.say(f"resumed from {folder}")
         self.log.event("resumed", checkpoint=str(folder), step=self.step)
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 from bita import distributed
 from bita.config import config_to_yaml
 from bita.errors import UserError
+from bita.runners import resume
 from bita.runners.files import link, write_json, write_text
 from bita.schema import Config
 
@@ -121,6 +122,7 @@ def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
         return None
     lock = _lock(path, wait=LOCK_WAIT if named else 0.0)
     if lock is not None:
+        resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
         return path, lock
     if named:
         raise UserError(f"run.name {path}: another process is training there; stop it or choose another name")

@@ -22,26 +22,10 @@ from bita.runners.checkpoint import (
     write_checkpoint,
 )
 from bita.runners.parallel import collect, cut_like
+from bita.runners.resume import since_checkpoint
 from bita.runners.run_dir import AUTO, RunDir, takes_up
 from bita.runners.stepper import Stepper
 from bita.schema import Config
-
-EXACT_KEYS = (
-    "seed",
-    "batch_size_train",
-    "accum_grad_iters",
-    "max_epoch",
-    "lr_sched",
-    "init_lr",
-    "min_lr",
-    "warmup_lr",
-    "warmup_steps",
-    "weight_decay",
-    "beta2",
-    "clip_grad_norm",
-    "train_splits",
-)
-"""Keys of `run` that must be what they were for a resumed run to equal the uninterrupted one."""
 
 
 def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path | None:
@@ -95,7 +79,10 @@ def load_state(
         raise UserError(
             f"run.resume {folder}: its optimizer is of another model; use model.init_from"
         ) from error
-    for difference in differences(meta, cfg, trainer["processes"]):
+    different = since_checkpoint(meta.config, cfg)
+    if trainer["processes"] != distributed.world_size():
+        different.append(f"number of processes ({trainer['processes']} then, {distributed.world_size()} now)")
+    for difference in different:
         warn(f"resumed with another {difference}: the result will not equal an uninterrupted run's")
     return meta
 
@@ -135,14 +122,6 @@ def read_trainer(path: Path) -> dict[str, Any]:
             f"{path}: not readable ({str(error).splitlines()[0]}); use another checkpoint"
         ) from error
     return content
-
-
-def differences(meta: Meta, cfg: Config, processes: int) -> list[str]:
-    """What of the run is not as it was when the checkpoint was written: 'run.seed (1 then, 2 now)'."""
-    before: dict[str, Any] = meta.config.get("run", {})
-    pairs = [(f"run.{key}", before.get(key), getattr(cfg.run, key)) for key in EXACT_KEYS if key in before]
-    pairs.append(("number of processes", processes, distributed.world_size()))
-    return [f"{name} ({then} then, {now} now)" for name, then, now in pairs if then != now]
 
 
 def find_resume(cfg: Config, run_dir: RunDir, warn: Callable[[str], None]) -> Path | None:

@@ -95,9 +95,16 @@ class Stepper:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: it is of other weights.
+        """
         optimizer = dict(state["optimizer"])
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, entry in optimizer["state"].items():
+            if any(value.ndim and value.shape != weights[number].shape for value in entry.values()):
+                raise ValueError("the weights have other shapes")
         optimizer["state"] = {
             number: {
                 name: cut_like(value, weights[number]) if value.ndim else value

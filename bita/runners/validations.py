@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bita import distributed
-from bita.runners.checkpoint import META_FILE, point
+from bita.errors import UserError
+from bita.runners.checkpoint import META_FILE, copy_checkpoint, point
+from bita.runners.files import write_json
 
 FILE = "validation.json"
 
@@ -31,15 +34,35 @@ class Validations:
 
     def load(self, until: int) -> None:
         """Read the file, leaving out epochs after `until`, which a resumed run trains again."""
-
-        def read() -> dict[int, dict[str, Any]]:
-            path = self.folder / FILE
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            return {int(epoch) - 1: entry for epoch, entry in content.items() if int(epoch) - 1 <= until}
-
-        self.entries = distributed.on_main(read)
+        entries = distributed.on_main(self._read)
+        self.entries = {epoch: entry for epoch, entry in entries.items() if epoch <= until}
         if distributed.is_main():
             self.point_to_best()
+
+    def take_over(self, checkpoint: Path, until: int, warn: Callable[[str], None]) -> None:
+        """Make another run's validations up to epoch `until` this run's, with its best checkpoint so far.
+
+        Does nothing where `checkpoint`, which this run goes on from, is its own. Every process calls it.
+        """
+
+        def act() -> None:
+            run = checkpoint.parents[1]
+            if run == self.folder.resolve() or (self.folder / FILE).exists():
+                return
+            other = Validations(run)
+            other.entries = {epoch: entry for epoch, entry in other._read().items() if epoch <= until}
+            best = other.best()
+            try:
+                if best is not None:
+                    copy_checkpoint(other._checkpoint(best), self.folder / "checkpoints")
+                if other.entries:
+                    write_json(self.folder / FILE, other.as_json())
+            except (OSError, UserError) as error:
+                warn(
+                    f"the best epoch so far of {run} could not be taken over ({error}); the best counts from here"
+                )
+
+        distributed.on_main(act)
 
     def add(self, epoch: int, quality: float | None, scores: dict[str, dict[str, float]]) -> None:
         """Keep what an epoch came to."""
@@ -71,6 +94,11 @@ class Validations:
         """The best epoch's checkpoint; the main process decides."""
         epoch = distributed.on_main(self.best)
         return None if epoch is None else self._checkpoint(epoch)
+
+    def _read(self) -> dict[int, dict[str, Any]]:
+        path = self.folder / FILE
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {int(epoch) - 1: entry for epoch, entry in content.items()}
 
     def _checkpoint(self, epoch: int) -> Path:
         return self.folder / "checkpoints" / f"epoch_{epoch + 1:04d}"

@@ -15,6 +15,7 @@ from bita.runners.checkpoint import (
     point,
     prune,
     resolve_checkpoint,
+    unfinished,
     verify,
     write_checkpoint,
 )
@@ -123,6 +124,19 @@ def test_resolve_finds_best_then_last_from_every_level(tmp_path):
     assert resolve_checkpoint(second) == second
     weights = second / "model.safetensors"
     assert resolve_checkpoint(str(weights)) == weights
+
+
+def test_run_that_has_not_ended_is_said_to_be_so(tmp_path):
+    write(tmp_path / "run_a/checkpoints", 1)
+    assert unfinished(tmp_path / "run_a") is None  # nothing is known about it
+    (tmp_path / "run_a/run.json").write_text("{}")
+    assert (
+        unfinished(tmp_path / "run_a")
+        == f"{tmp_path}/run_a is not finished; epoch_0002 is taken, of ? epochs"
+    )
+    assert unfinished(tmp_path / "run_a/checkpoints/epoch_0002") is None  # asked for by name
+    (tmp_path / "run_a/run.json").write_text('{"finished": "2026-01-01"}')
+    assert unfinished(tmp_path / "run_a") is None
 
 
 @pytest.mark.parametrize(

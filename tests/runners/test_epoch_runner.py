@@ -158,6 +158,36 @@ def test_resume_with_another_seed_warns(tmp_path, images, capsys):
     assert "run.max_epoch (1 then, 2 now)" in out
 
 
+def test_going_on_in_a_new_folder_keeps_the_best_so_far(tmp_path, images):
+    options = {"keep_last": 1, "valid_splits": ["val"], "init_lr": 0.0, "warmup_lr": 0.0}
+    first = toy_runner(toy_config(tmp_path / "first", name="run", max_epoch=3, **options), images)
+    first.train()  # nothing is learnt, so the first epoch stays the best
+    last = first.run_dir.checkpoints / "last"
+    second = toy_runner(toy_config(tmp_path / "second", resume=str(last), max_epoch=5, **options), images)
+    second.train()
+    checkpoints = second.run_dir.checkpoints
+    assert (checkpoints / "best").resolve() == (checkpoints / "epoch_0001").resolve()
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best", "epoch_0001", "epoch_0005", "last"]
+    validated = [
+        json.loads((runner.run_dir.path / "validation.json").read_text()) for runner in (first, second)
+    ]
+    assert list(validated[1]) == ["1", "2", "3", "4", "5"]
+    assert validated[0].items() <= validated[1].items()
+
+
+def test_another_batch_size_goes_on_at_the_same_share_of_the_epoch(tmp_path, images, capsys):
+    options = {"name": "run", "save_every_steps": 2}
+    first = toy_runner(toy_config(tmp_path / "first", **options), images)
+    interrupt_after(first, 4)  # of 6 steps of 2
+    with pytest.raises(StopHere):
+        first.train()
+    cfg = toy_config(tmp_path / "second", batch_size_train=4, resume=str(first.run_dir.path), **options)
+    second = toy_runner(cfg, images)
+    second.prepare()
+    assert (second.epoch, second.step_in_epoch, second.steps_per_epoch) == (0, 2, 3)
+    assert "run.batch_size_train (2 then, 4 now)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_where_it_stands_and_asks_to_be_started_again(tmp_path, images, number):
     options = {"name": "run", "max_epoch": 1}

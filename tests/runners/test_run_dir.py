@@ -92,6 +92,24 @@ def test_torchrun_restart_takes_up_the_run_without_being_asked(tmp_path, monkeyp
     assert open_run_dir(toy_config(tmp_path)).path.resolve() == first.path.resolve()
 
 
+def test_auto_goes_on_with_harmless_changes_and_refuses_the_others(tmp_path):
+    open_run_dir(toy_config(tmp_path, name="mine", init_lr=1e-5)).lock.close()
+    before = (tmp_path / "mine/config.yaml").read_bytes()
+    for change in ({"seed": 7}, {"batch_size_train": 3}, {"model__num_query_token": 5}):
+        ((key, value),) = change.items()
+        with pytest.raises(
+            UserError, match=rf"mine was started with another \w+\.{key.split('__')[-1]}"
+        ) as caught:
+            open_run_dir(toy_config(tmp_path, name="mine", resume="auto", **({"init_lr": 1e-5} | change)))
+        assert f"{value} now" in str(caught.value)
+        assert f"run.resume={tmp_path}/mine" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "mine/config.yaml").read_bytes() == before
+    changes = {"num_workers": 1, "log_freq": 1, "valid_splits": ["val"], "max_epoch": 9, "keep_last": 5}
+    again = open_run_dir(toy_config(tmp_path, name="mine", resume="auto", init_lr=1e-5, **changes))
+    assert again.path == (tmp_path / "mine").resolve()
+
+
 def test_run_in_use_is_left_alone(tmp_path, other_process, monkeypatch):
     monkeypatch.setattr(run_dir_module, "LOCK_WAIT", 0.5)
     first = open_run_dir(toy_config(tmp_path, name="mine"))

@@ -1,0 +1,113 @@
+"""Whether a run may go on from what an earlier one left: which keys may have changed since.
+
+`run.resume: auto` promises the result of the uninterrupted run, so a key that would change it is refused. Going on
+from a checkpoint by its path is a decision, and differences are only warned about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bita.config import config_to_dict, config_to_yaml
+from bita.errors import UserError
+from bita.schema import Config
+
+MAY_DIFFER = (
+    # where things are
+    "env.*",
+    "imports",
+    "run.output_dir",
+    "run.name",
+    "run.device",
+    "datasets.*.build_info.*",
+    "datasets.*.dataset_card",
+    "datasets.*.data_type",
+    # what the checkpoint replaces
+    "model.init_from",
+    "model.pretrained",
+    "model.finetuned",
+    "model.load_*",
+    "model.vit_weights",
+    "model.text_model",
+    "model.opt_model",
+    "model.*_tokenizer",
+    # how the run is kept, watched and restarted
+    "run.resume*",
+    "run.num_workers",
+    "run.deterministic",
+    "run.log_freq",
+    "run.save_every_*",
+    "run.keep_last",
+    "run.max_bad_*",
+    "run.on_bad_image",
+    "run.world_size",
+    "run.dist*",
+    # evaluation
+    "run.evaluate",
+    "run.valid_splits",
+    "run.test_splits",
+    "run.validate_every",
+    "run.batch_size_eval",
+    "run.use_*",
+    "run.num_beams",
+    "run.num_captions",
+    "run.max_len",
+    "run.min_len",
+    "run.*_penalty",
+    "run.top_p",
+    "run.temperature",
+    "run.report_metric",
+)
+"""Keys whose change leaves the trained weights what they would have been, or that only say where files are."""
+MAY_GROW = ("run.max_epoch",)
+"""Keys that may change on purpose, with a warning: a schedule over more epochs is another schedule."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key → (value then, value now), for the keys that decide a step; keys that were not there then are passed over."""
+    then, current = dict(_flat(before)), dict(_flat(now))
+    return {
+        key: (value, current.get(key))
+        for key, value in then.items()
+        if value != current.get(key) and not any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def in_words(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Differences as 'run.seed (42 then, 7 now)'."""
+    return [f"{key} ({then} then, {now} now)" for key, (then, now) in found.items()]
+
+
+def since_checkpoint(before: Mapping[str, Any], cfg: Config) -> list[str]:
+    """What differs from the configuration that a checkpoint holds, in words."""
+    return in_words(differences(before, json.loads(json.dumps(config_to_dict(cfg)))))
+
+
+def refuse_another_run(folder: Path, config: Path, cfg: Config) -> None:
+    """Raise UserError where the run in `folder`, with the file `config`, cannot be gone on with as `cfg` says."""
+    try:
+        before = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    found = differences(before or {}, yaml.safe_load(config_to_yaml(cfg)))
+    refused = in_words({key: pair for key, pair in found.items() if key not in MAY_GROW})
+    if refused:
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise UserError(
+            f"run.resume=auto: {folder} was started with another {', '.join(refused[:3])}{more}; undo that, or start a "
+            f"new run with run.resume=null, or go on all the same in a new folder with run.resume={folder}"
+        )
