@@ -1,0 +1,33 @@
+"""Fixtures that tests of the models share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from tests.models.clip_files import BLOCKS, HEADS, PATCH, SIZE, WIDTH
+
+
+@pytest.fixture(scope="session")
+def clip() -> CLIPVisionModel:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        image_size=SIZE,
+        patch_size=PATCH,
+        hidden_act="quick_gelu",
+    )
+    model = CLIPVisionModel(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
