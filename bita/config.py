@@ -30,20 +30,24 @@ from bita.schema import Config, EnvConfig, ModelConfig, ProjectFile, RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-MODEL_TYPES: dict[str, dict[str, str]] = {
+MODEL_TYPES: dict[str, dict[str, str | tuple[str, ...]]] = {
     "bita_former": {
         "pretrain": "bita_pretrain.yaml",
         "pretrain_vitL": "bita_pretrain_vitL.yaml",
+        "pretrain_qformer_vitL": ("bita_pretrain_vitL.yaml", "bita_qformer.yaml"),
         "pretrain_tiny": "bita_pretrain_tiny.yaml",
     },
     "bita_opt": {
         "pretrain_opt2.7b": "bita_pretrain_opt2.7b.yaml",
         "caption_opt2.7b": "bita_caption_opt2.7b.yaml",
         "caption_rsicd_opt2.7b": "bita_caption_opt2.7b.yaml",
+        "pretrain_qformer_opt2.7b": ("bita_pretrain_opt2.7b.yaml", "bita_qformer.yaml"),
+        "caption_qformer_opt2.7b": ("bita_caption_opt2.7b.yaml", "bita_qformer.yaml"),
         "caption_tiny": "bita_caption_tiny.yaml",
     },
 }
-"""arch → model_type → file in configs/models/bita; a model_type may also be the path of a YAML file."""
+"""arch → model_type → file in configs/models/bita, or several, later ones win; a model_type may also be the path of a
+YAML file."""
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bool = True) -> Config:
@@ -172,7 +176,9 @@ def _model_defaults(given: Layer) -> Layer:
         return Layer()
     if kind not in known:
         raise unknown(("model", "model_type"), f"type of {arch}", kind, known, given.places)
-    return read_layer(CONFIGS / "models/bita" / known[kind], shipped=True)
+    files = known[kind]
+    files = (files,) if isinstance(files, str) else files
+    return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in files))
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:

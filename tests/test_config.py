@@ -115,8 +115,25 @@ def test_published_recipes():
     assert (train.name, train.min_scale, train.max_scale) == ("bita_image_train", 0.5, 1.0)
 
 
+def test_the_qformers_recipes_differ_from_the_ifts_in_the_bridge_alone():
+    for name in ("train/pretrain_stage1", "train/pretrain_stage2", "train/caption_ft", "eval/caption_eval"):
+        ours, theirs = (
+            config_to_dict(load_config(CONFIGS / f"projects/bita/{name}{kind}.yaml", need_files=False))
+            for kind in ("", "_qformer")
+        )
+        differing = {
+            f"{part}.{key}"
+            for part in ("model", "run")
+            for key in ours[part]
+            if ours[part][key] != theirs[part][key]
+        }
+        allowed = {"model.model_type", "model.bridge", "model.init_from", "run.output_dir"}
+        assert {"model.bridge", "run.output_dir"} < differing <= allowed
+        assert ours["datasets"] == theirs["datasets"]
+
+
 def test_each_stage_starts_from_the_one_before():
-    for kind in ("", "_tiny"):
+    for kind in ("", "_qformer", "_tiny"):
         stages = {
             name: load_config(CONFIGS / f"projects/bita/{name}{kind}.yaml", need_files=False)
             for name in (

@@ -44,6 +44,12 @@ STAGE_2 = {
     "opt_proj": 768 * 2560 + 2560,
     "opt_model": 2_651_596_800,  # OPT-2.7B as its owner counts it
 }
+SELF_ATTENTION = 4 * LINEAR_768 + 2 * 768
+QFORMER_QUERY_SIDE = 2 * 768 + 12 * (SELF_ATTENTION + FFN) + 6 * CROSS  # every second layer reads the image
+QFORMER_STAGE_1 = {n: v for n, v in STAGE_1.items() if n != "ift"} | {
+    "qformer": QFORMER_QUERY_SIDE + TEXT_EMBEDDINGS + 12 * FFN
+}
+QFORMER_STAGE_2 = {n: v for n, v in STAGE_2.items() if n != "ift"} | {"qformer": QFORMER_QUERY_SIDE}
 
 
 def build(project: str, *options: str) -> BitaModel:
@@ -60,16 +66,36 @@ def counts(model: BitaModel) -> dict[str, int]:
     return found
 
 
+HEADS_WITHOUT_LOSS = {"itm_head", "mlm_head"}
+
+
 @pytest.mark.parametrize(
-    ("project", "expected"),
-    [("train/pretrain_stage1", STAGE_1), ("train/pretrain_stage2", STAGE_2), ("train/caption_ft", STAGE_2)],
+    ("project", "expected", "idle"),
+    [
+        ("train/pretrain_stage1", STAGE_1, HEADS_WITHOUT_LOSS),
+        ("train/pretrain_stage2", STAGE_2, set()),
+        ("train/caption_ft", STAGE_2, set()),
+        ("train/pretrain_stage1_qformer", QFORMER_STAGE_1, set()),
+        ("train/pretrain_stage2_qformer", QFORMER_STAGE_2, set()),
+        ("train/caption_ft_qformer", QFORMER_STAGE_2, set()),
+        ("eval/caption_eval_qformer", QFORMER_STAGE_2, set()),
+    ],
 )
-def test_full_size_models_have_the_published_sizes(project: str, expected: dict[str, int]) -> None:
-    model = build(project)
+def test_full_size_models_have_the_published_sizes(
+    project: str, expected: dict[str, int], idle: set[str]
+) -> None:
+    model = build(project, "run.evaluate=false", "run.train_splits=[train]")
     assert counts(model) == expected
     trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == set(expected) - {"visual_encoder", "opt_model", "itm_head", "mlm_head"}
+    assert trained == set(expected) - {"visual_encoder", "opt_model"} - idle
     assert all(p.device.type == "meta" for p in model.parameters())
+
+
+def test_the_bridge_is_one_key() -> None:
+    model = build("train/pretrain_stage1", "model.bridge=qformer")
+    assert counts(model) == QFORMER_STAGE_1
+    assert model.qformer.layers[0].cross is not None
+    assert model.qformer.layers[1].cross is None
 
 
 def test_depth_of_the_vision_encoder_is_a_key() -> None:
