@@ -15,4 +15,4 @@ class Batch(TypedDict):
     text: list[str]
     """B processed captions ("" where a split has none)."""
     image_id: list[int]
-    """B ids, unique within the dataset."""
+    """B ids, unique within the dataset; in training, where datasets mix, unique over all of them."""

@@ -201,9 +201,6 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(("model", "init_from"), places, "is not set; name the run or checkpoint to evaluate")
     if cfg.run.lr_sched == "linear_warmup_step_lr" and cfg.run.lr_decay_rate is None:
         raise wrong(("run", "lr_decay_rate"), places, "linear_warmup_step_lr needs it, such as 0.9")
-    if cfg.model.itc_positives == "same_image" and len(cfg.datasets) > 1:
-        problem = "image ids are unique within one dataset only; use same_caption, or one dataset"
-        raise wrong(("model", "itc_positives"), places, problem)
     cached = [name for name, entry in cfg.datasets.items() if entry.cache_images]
     if cfg.run.on_bad_image == "skip" and cached:
         problem = f"cached images are all opened at the start; set datasets.{cached[0]}.cache_images=false"

@@ -90,7 +90,8 @@ class ModelConfig:
     text_vocab_size: int = 30523
     """Rows of the word embedding, the added [DEC] token included."""
     itc_positives: Literal["pair", "same_caption", "same_image"] = "pair"
-    """Which captions of a batch count as right for an image: `pair`, `same_caption`, `same_image`."""
+    """Which captions of a batch count as right for an image: only its own (`pair`, published), every equal one
+    (`same_caption`), or all of the same image (`same_image`, for `captions_per_image`)."""
     itc_gather_grad: bool = False
     itc_bootstrap_weight: float = 0.0
     """Weight of a second contrast, of the mean image token with the mean word embedding. It starts an encoder that is

@@ -25,6 +25,9 @@ TrainKey = tuple[int, int, int]
 """(place in the concatenation of the datasets, epoch, position in the epoch's order)."""
 
 
+IDS_OF_A_DATASET = 10**12
+"""Training batches tell images of several datasets apart: the k-th dataset's ids, from 0, are k times this higher."""
+
 Read = tuple[Batch, list[BadRecord]]
 """A batch, and the records that were to be in it and did not open."""
 
@@ -79,10 +82,10 @@ class TrainReader(Dataset[Read | Failure]):
         bad: list[BadRecord] = []
         for key in keys:
             self.whereabouts.note(key[0])
-            dataset, _, index, generator = self._locate(key)
+            dataset, number, index, generator = self._locate(key)
             (image, captions, image_id), generator = self._open(dataset, index, generator, key, bad)
             texts += [dataset.processors.train_text(caption) for caption in captions]
-            ids += [image_id] * len(captions)
+            ids += [number * IDS_OF_A_DATASET + image_id] * len(captions)
             images += [dataset.processors.train_image(image, generator) for _ in captions]
         return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
 
@@ -129,7 +132,7 @@ class TrainReader(Dataset[Read | Failure]):
             assert isinstance(dataset, CaptionDataset)
             for record in dataset.draw(index, generator):
                 texts.append(dataset.processors.train_text(dataset.records[record].caption))
-                ids.append(dataset.records[record].image_id)
+                ids.append(number * IDS_OF_A_DATASET + dataset.records[record].image_id)
                 picked.append((number, record, generator))
         return {"image": self._augment(picked), "text": texts, "image_id": ids}
 

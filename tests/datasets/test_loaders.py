@@ -195,6 +195,18 @@ def test_pictures_belong_to_their_texts_when_cached_datasets_are_joined(tmp_path
     assert (left["image"] - right["image"]).abs().mean((1, 2, 3)).max() < 0.4
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_of_several_datasets_are_told_apart(tmp_path: Path, cached: bool) -> None:
+    """Both have an image 0; with `model.itc_positives: same_image` they must not count as one."""
+    names = ("a", "b")
+    datasets = [
+        build(prepared(tmp_path / name), name=name, captions_per_image=5, cache_images=cached)
+        for name in names
+    ]
+    batch = next(iter(train_loader(datasets, run(batch_size_train=24))))
+    assert Counter(batch["image_id"]) == dict.fromkeys([*range(12), *range(10**12, 10**12 + 12)], 5)
+
+
 def test_ratios_are_met_and_no_record_repeats_before_its_dataset_is_through(tmp_path: Path) -> None:
     datasets = [build(prepared(tmp_path / "a", images=400, captions=5), name="a")]
     datasets.append(build(prepared(tmp_path / "b", images=40), name="b"))

@@ -66,6 +66,22 @@ def test_equal_captions_are_not_counted_as_wrong() -> None:
     assert torch.allclose(loss, by_hand / 2, atol=1e-6)
 
 
+def test_captions_of_one_image_are_not_counted_as_wrong() -> None:
+    """With `same_image` the ids decide; by hand, with the target written out."""
+    given: Batch = {**batch(TEXTS), "image_id": [7, 7, 1, 2]}
+    model = stage_1(itc_positives="same_image", label_smoothing=0.0).eval()
+    with torch.no_grad():
+        loss = model(given)["loss"]
+        images = model.image_features(given["image"])
+        texts = model.text_features(model.tokenize(given["text"]))
+    scores = (images @ texts.T).amax(dim=1) / model.temp.detach()
+    target = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    rows, columns = scores.log_softmax(1), scores.T.log_softmax(1)
+    by_hand = -((target * rows).sum(1).mean() + (target * columns).sum(1).mean()) / 2
+    assert float(loss) == pytest.approx(float(by_hand), abs=1e-5)
+    assert float(loss) != pytest.approx(-float(rows.diag().mean() + columns.diag().mean()) / 2, abs=1e-4)
+
+
 def test_the_gathered_side_is_constant_unless_asked() -> None:
     images = torch.nn.functional.normalize(torch.randn(3, 2, 8), dim=-1)
     texts = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
