@@ -22,15 +22,20 @@ def main() -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or a checkpoint in it")
     parser.add_argument("--beams", type=int, help="beams of the search (default: as in the run)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--num-captions", type=int, default=1, help="captions an image, tabs between them")
+    parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
     args = parser.parse_args()
-    settings = {} if args.beams is None else {"num_beams": args.beams}
+    settings = {"num_captions": args.num_captions}
+    if args.beams is not None:
+        settings["num_beams"] = args.beams
     for image in args.images:
         if not image.is_file():
             raise UserError(f"image {image}: no such file")
     import bita
 
-    for caption in bita.load(args.checkpoint, args.device).stream(args.images, **settings):
-        print(caption, flush=True)
+    captioner = bita.load(args.checkpoint, args.device, args.quantize)
+    for captions in captioner.candidates(args.images, **settings):
+        print(*captions, sep="\t", flush=True)
     return 0
 
 

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from bita.captioner import Captioner
 
 
-def load(run: str | Path, device: str = "auto") -> Captioner:
+def load(run: str | Path, device: str = "auto", quantize: str = "none") -> Captioner:
     """Load a captioning model from a run, its output folder (then its latest run), or a checkpoint in it.
+
+    Args:
+        run: its folder.
+        device: `auto`, `cpu` or `cuda`.
+        quantize: `int8` or `int4` keep the language model's weights in 8 bit (torchao) or 4 bit (bitsandbytes).
 
     Raises:
         UserError: there is no checkpoint of a captioning model.
     """
     from bita.captioner import Captioner
 
-    return Captioner.load(run, device)
+    return Captioner.load(run, device, quantize)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ from bita.models.vision import image_input
 from bita.processors.rgb import open_rgb, to_rgb
 from bita.runners.checkpoint import META_FILE, read_meta, resolve_checkpoint
 from bita.runners.stepper import autocast
+from bita.schema import Quantization
 
 if TYPE_CHECKING:
     from bita.schema import Config
@@ -45,12 +46,13 @@ class Captioner:
                 f"{cfg.model.init_from}: is a stage-1 checkpoint, which aligns but does not write captions"
             )
         self.model = model.place(setup(device)).eval()
+        self.model.merge_lora()
         self.settings = GenerationSettings.from_run(cfg.run)
         self.amp = cfg.run.amp
         self._processor = _eval_processor(cfg)
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto") -> Self:
+    def load(cls, run: str | Path, device: str = "auto", quantize: str = "none") -> Self:
         """See `bita.load`."""
         checkpoint = resolve_checkpoint(run)
         folder = checkpoint.parent if checkpoint.is_file() else checkpoint
@@ -60,6 +62,9 @@ class Captioner:
             )
         cfg = config_from_dict(read_meta(folder).config)
         cfg.model.init_from = str(checkpoint)
+        if quantize not in get_args(Quantization):
+            raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
+        cfg.model.lm_quantize = quantize  # type: ignore[assignment]
         kept = folder.resolve().parent.parent / TOKENIZER_FOLDER
         if kept.is_dir():
             cfg.model.opt_tokenizer = str(kept)
@@ -84,12 +89,25 @@ class Captioner:
 
     def stream(self, images: Sequence[ImageLike], *, batch_size: int = 16, **settings: Any) -> Iterator[str]:
         """Like `caption`, one text after the other as they are ready."""
+        if "num_captions" in settings:
+            raise UserError("num_captions: one caption an image is written here; candidates() gives several")
+        for captions in self.candidates(images, batch_size=batch_size, num_captions=1, **settings):
+            yield captions[0]
+
+    def candidates(
+        self, images: Sequence[ImageLike], *, batch_size: int = 16, **settings: Any
+    ) -> Iterator[list[str]]:
+        """`num_captions` captions for each image, best first; drawn ones (`use_nucleus_sampling`) have no order.
+
+        Raises:
+            UserError: an image cannot be read, or `num_captions` is more than `num_beams`.
+        """
         chosen = replace(self.settings, **settings)
         for start in range(0, len(images), batch_size):
             batch = [self._processor(_as_rgb(image)) for image in images[start : start + batch_size]]
             with autocast(self.model.device, self.amp):
                 written = self.model.generate(torch.stack(batch).to(self.model.device), chosen)
-            yield from (captions[0] for captions in written)
+            yield from written
 
 
 def _as_rgb(image: ImageLike) -> Image.Image:

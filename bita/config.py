@@ -39,7 +39,9 @@ MODEL_TYPES: dict[str, dict[str, str | tuple[str, ...]]] = {
     },
     "bita_opt": {
         "pretrain_opt2.7b": "bita_pretrain_opt2.7b.yaml",
+        "pretrain_opt6.7b": "bita_pretrain_opt6.7b.yaml",
         "caption_opt2.7b": "bita_caption_opt2.7b.yaml",
+        "caption_opt6.7b": "bita_caption_opt6.7b.yaml",
         "caption_rsicd_opt2.7b": "bita_caption_opt2.7b.yaml",
         "pretrain_qformer_opt2.7b": ("bita_pretrain_opt2.7b.yaml", "bita_qformer.yaml"),
         "caption_qformer_opt2.7b": ("bita_caption_opt2.7b.yaml", "bita_qformer.yaml"),
@@ -65,6 +67,7 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     given = merge(*own)
     _check_given(given, path)
     model = _model_defaults(given)
+    _drop_other_sizes(model, given)
     datasets = _dataset_defaults(given)
     preprocess = merge(model.part("preprocess"), given.part("preprocess"))
     layers = [_schema_defaults(), model.part("model").under("model")]
@@ -179,6 +182,15 @@ def _model_defaults(given: Layer) -> Layer:
     files = known[kind]
     files = (files,) if isinstance(files, str) else files
     return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in files))
+
+
+def _drop_other_sizes(model: Layer, given: Layer) -> None:
+    """Sizes of another type of language model than the one asked for would only mix with its own."""
+    sizes = model.part("model", "opt_config").content
+    wanted = given.part("model", "opt_config").content
+    family = wanted.get("model_type") if isinstance(wanted, dict) else None
+    if family is not None and isinstance(sizes, dict) and sizes.get("model_type") != family:
+        model.content["model"]["opt_config"] = {}
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:

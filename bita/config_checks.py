@@ -199,6 +199,13 @@ def _check_fit(cfg: Config, places: Places) -> None:
         )
     if cfg.run.evaluate and cfg.model.init_from is None:
         raise wrong(("model", "init_from"), places, "is not set; name the run or checkpoint to evaluate")
+    if cfg.model.lora is not None and not cfg.model.freeze_lm:
+        raise wrong(("model", "lora"), places, "is for a frozen language model; set model.freeze_lm=true")
+    if cfg.model.lora is not None and cfg.model.lora.r < 1:
+        raise wrong(("model", "lora", "r"), places, f"must be at least 1, not {cfg.model.lora.r}")
+    if cfg.model.lm_quantize != "none" and not cfg.run.evaluate:
+        problem = "8 and 4 bit are for evaluation and captioning; train without"
+        raise wrong(("model", "lm_quantize"), places, problem)
     if cfg.run.lr_sched == "linear_warmup_step_lr" and cfg.run.lr_decay_rate is None:
         raise wrong(("run", "lr_decay_rate"), places, "linear_warmup_step_lr needs it, such as 0.9")
     cached = [name for name, entry in cfg.datasets.items() if entry.cache_images]
@@ -269,13 +276,15 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
         yield ("model", "vit_weights"), f"{model.vit_weights}: no such file or folder"
     for key in LOCAL_FOLDERS.get(model.arch, ()):
         path = getattr(model, key)
-        if path is not None and _is_local(path, cfg.env.cache_root) and not Path(path).is_dir():
+        if path is None or not _is_local(path, cfg.env.cache_root) or Path(path).is_dir():
+            continue
+        if not (path.endswith(".gguf") and Path(path).is_file()):
             yield ("model", key), f"{path}: no such folder"
 
 
 def _is_local(path: str, cache_root: str) -> bool:
     """Whether this can only be a path: names of the hub have at most one slash, and none in front."""
-    return path.startswith(("/", ".", "~", f"{cache_root}/")) or path.count("/") > 1
+    return path.startswith(("/", ".", "~", f"{cache_root}/")) or path.count("/") > 1 or path.endswith(".gguf")
 
 
 def check_imports(modules: object, places: Places) -> list[str]:

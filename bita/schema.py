@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Quantization = Literal["none", "int8", "int4"]
+
 
 @dataclass
 class BridgeSize:
@@ -41,6 +43,19 @@ class LossWeights:
         wanted = {"itc": self.itc, "itm": self.itm, "itg": self.itg}
         weights = {name: default if weight is None else weight for name, weight in wanted.items()}
         return {name: weight for name, weight in weights.items() if weight}
+
+
+@dataclass
+class LoraSize:
+    """Low-rank weights beside the frozen language model's (LoRA, arXiv 2106.09685, through `peft`)."""
+
+    r: int = 16
+    """Rank."""
+    alpha: float = 32.0
+    """Their product counts with alpha / r."""
+    dropout: float = 0.05
+    target_modules: list[str] | None = None
+    """Endings of the names of linear layers, such as [q_proj, v_proj]; None: those that peft has for the family."""
 
 
 @dataclass
@@ -102,14 +117,19 @@ class ModelConfig:
 
     # Language model.
     opt_model: str | None = "facebook/opt-2.7b"
-    """Folder or hub name of a causal language model; None builds `opt_config` with fresh weights."""
+    """Folder, .gguf file or hub name of any causal language model; None builds `opt_config` with fresh weights."""
     opt_config: dict[str, Any] = field(default_factory=dict)
-    """Sizes used when `opt_model` is None or when no weights are loaded (transformers' OPTConfig keys)."""
+    """Sizes used when `opt_model` is None or when no weights are loaded: keys of transformers' configuration of that
+    `model_type`. Another model_type than the defaults' replaces their sizes, all of them."""
     opt_tokenizer: str | None = None
     """Folder or hub name of the tokenizer; None takes `opt_model`."""
     freeze_lm: bool = True
     lm_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """`auto`: 16 bit on a GPU when frozen, else float32; or `fp32`, `fp16`, `bf16`."""
+    """`auto`: 16 bit on a GPU when frozen, else float32; or `fp32`, `fp16`, `bf16`, on a CPU too."""
+    lm_quantize: Quantization = "none"
+    """For evaluation and captioning: the language model's linear layers in 8 bit (torchao) or 4 bit (bitsandbytes)."""
+    lora: LoraSize | None = None
+    """Weights of the frozen language model's own that learn; None: it learns nothing, as published."""
     prompt: str = ""
     prompt_joint: Literal["space", "glued"] = "space"
     """What joins prompt and caption in training: `space`, or `glued` for weights trained that way."""

@@ -1,9 +1,10 @@
-"""Make the two tokenizers of a small model from training captions: word pieces for stage 1, byte pairs for stage 2.
+"""Make the tokenizers of a small model from training captions: word pieces for stage 1, byte pairs for stage 2.
 
-    .venv/bin/python scripts/make_tokenizers.py OUT ANNOTATIONS.json…
+    .venv/bin/python scripts/make_tokenizers.py OUT ANNOTATIONS.json… [--families llama qwen gpt2]
 
-writes OUT/bert and OUT/opt, folders that transformers reads like those of BERT and OPT. The captions are cleaned as in
-training. Use the training split only; words that it does not have are spelt in pieces.
+writes OUT/bert and OUT/opt, folders that transformers reads like those of BERT and OPT, and one for each further family
+of language models, with the special tokens of that family. The captions are cleaned as in training. Use the training
+split only; words that it does not have are spelt in pieces.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from tokenizers import AddedToken, BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 
 from bita.errors import UserError, program
 from bita.processors.text import clean_caption
@@ -29,6 +31,12 @@ OPT_CONFIG = {
     "unk_token": "</s>",
     "pad_token": "<pad>",
 }
+FAMILIES: dict[str, dict[str, str]] = {
+    "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+    "qwen": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+}
+"""Family → its special tokens; Llama's tokenizer puts its begin token in front of every text, the others nothing."""
 
 
 def read_captions(paths: list[Path]) -> list[str]:
@@ -66,11 +74,7 @@ def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
 
 def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train byte pairs and write them as OPT's tokenizer; returns how many there are."""
-    tokenizer = ByteLevelBPETokenizer()
-    texts = [text for caption in captions for text in (caption, " " + caption)]  # first, or after a prompt
-    tokenizer.train_from_iterator(
-        iter(texts), vocab_size=vocabulary, min_frequency=2, special_tokens=OPT_SPECIAL
-    )
+    tokenizer = byte_pairs(captions, vocabulary, OPT_SPECIAL)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(out))
     (out / "tokenizer_config.json").write_text(json.dumps(OPT_CONFIG))
@@ -78,6 +82,32 @@ def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
 
 
 @program
+def byte_pairs(
+    captions: list[str], vocabulary: int, special: list[str | AddedToken]
+) -> ByteLevelBPETokenizer:
+    """Byte pairs of captions, as they stand first or after a prompt."""
+    tokenizer = ByteLevelBPETokenizer()
+    texts = [text for caption in captions for text in (caption, " " + caption)]
+    tokenizer.train_from_iterator(iter(texts), vocab_size=vocabulary, min_frequency=2, special_tokens=special)
+    return tokenizer
+
+
+def make_family(captions: list[str], family: str, out: Path, vocabulary: int) -> int:
+    """Train byte pairs and write them with the special tokens of a family; returns how many there are."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = FAMILIES[family]
+    trained = byte_pairs(captions, vocabulary, list(dict.fromkeys(special.values())))
+    if family == "llama":
+        begin = special["bos_token"]
+        trained.post_processor = TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, trained.token_to_id(begin))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **special)
+    tokenizer.save_pretrained(out)
+    return len(tokenizer)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -86,12 +116,20 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("annotations", type=Path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
+    parser.add_argument(
+        "--families", nargs="*", default=[], choices=sorted(FAMILIES), help="further decoders"
+    )
     args = parser.parse_args()
     captions = read_captions(args.annotations)
     bert = make_bert(captions, args.out / "bert", args.vocabulary)
     opt = make_opt(captions, args.out / "opt", args.vocabulary)
+    others = [
+        f", {family} {make_family(captions, family, args.out / family, args.vocabulary)}"
+        for family in args.families
+    ]
     print(
-        f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt} byte pairs"
+        f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt}{''.join(others)} "
+        "byte pairs"
     )
     return 0
 

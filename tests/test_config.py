@@ -238,6 +238,18 @@ def test_a_model_type_can_be_a_file_of_ones_own(project):
     assert (cfg.model.num_query_token, cfg.model.opt_config) == (3, {"hidden_size": 8})
 
 
+def test_another_kind_of_language_model_brings_all_its_sizes(project):
+    sizes = "model.opt_config={model_type: llama, hidden_size: 8}"
+    assert project(MINIMAL, sizes).model.opt_config == {"model_type": "llama", "hidden_size": 8}
+    assert project(MINIMAL, "model.opt_config.hidden_size=8").model.opt_config["ffn_dim"] == 10240
+
+
+def test_lora_is_off_or_has_defaults(project):
+    assert project(MINIMAL).model.lora is None
+    lora = project(MINIMAL, "model.lora={r: 4}").model.lora
+    assert (lora.r, lora.alpha, lora.target_modules) == (4, 32.0, None)
+
+
 def test_processors_take_the_models_defaults_but_not_of_another_name(project):
     text = MINIMAL + "preprocess: {vis_processor: {train: {min_scale: 0.3, mean: [0, 0, 0]}}}\n"
     train = project(text).datasets["ucm_caption"].vis_processor["train"]
@@ -443,6 +455,12 @@ WRONG_VALUES = [
         "datasets.ucm_caption (--options): wanted keys such as dataset_card, not a whole number, 5",
     ),
     ("model.opt_config=[1]", "model.opt_config (--options): wanted keys with values, not a list"),
+    ("model.lora={rank: 4}", "model.lora.rank (--options): unknown key; did you mean 'model.lora.r'?"),
+    ("model.lora={r: 0}", "model.lora.r (--options): must be at least 1, not 0"),
+    (
+        "model.lm_quantize=int8",
+        "model.lm_quantize (--options): 8 and 4 bit are for evaluation and captioning",
+    ),
     ("model.arch=5", "model.arch (--options): is missing; name it in my.yaml or in --options"),
     ("env.dataset_configs=sets", "env.dataset_configs (--options): wanted a list of folders"),
     ("env.dataset_configs=[sets]", "env.dataset_configs (--options): sets: no such folder"),

@@ -66,10 +66,10 @@ class BitaModel(nn.Module):
         return self.query_tokens.device
 
     def place(self, device: torch.device) -> Self:
-        """Move to a device; frozen parts take their configured 16-bit precision there (never on a CPU)."""
+        """Move to a device; frozen parts take their configured 16-bit precision there (on a CPU: bf16 when asked)."""
         self.to(device)
-        if device.type != "cpu" and self.cfg.freeze_vit:
-            precision = self.cfg.vit_precision
+        precision = self.cfg.vit_precision
+        if self.cfg.freeze_vit and (device.type != "cpu" or precision == "bf16"):
             self.visual_encoder.to(PRECISIONS[sixteen_bit(device) if precision == "auto" else precision])
         return self
 
@@ -135,5 +135,5 @@ def sixteen_bit(device: torch.device) -> str:
 
 
 def part_of(name: str) -> str:
-    """The part a tensor belongs to: the first piece of its name."""
-    return name.split(".", 1)[0]
+    """The part a tensor belongs to: the first piece of its name; but LoRA's weights are a part of their own."""
+    return "lora" if ".lora_" in name else name.split(".", 1)[0]

@@ -5,24 +5,33 @@ Shapes: B images, Q query tokens, T text tokens, H width of the language model, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.errors import ConfigError
+from bita.models.adapters import add_lora, lora_modules, merge_lora
 from bita.models.base import PRECISIONS, BitaModel, sixteen_bit
+from bita.models.decoder import (
+    IGNORED,
+    CachedDecoder,
+    CaptionTokens,
+    cast_weights,
+    check_sizes,
+    fresh_language_model,
+    load_language_model,
+    logits_at,
+)
 from bita.models.generation import GenerationSettings, generate
-from bita.models.tokenizers import load_tokenizer, not_there
+from bita.models.quantize import quantize
+from bita.models.tokenizers import load_tokenizer
 from bita.schema import ModelConfig
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-
-IGNORED = -100
-"""The label of a position that carries no loss."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BitaLM(BitaModel):
@@ -48,6 +57,8 @@ class BitaLM(BitaModel):
         )
         if cfg.freeze_lm:
             self.opt_model.requires_grad_(False)
+        if cfg.lora is not None:
+            add_lora(self.opt_model, cfg.lora)
 
     @classmethod
     def from_config(cls, cfg: ModelConfig, load_weights: bool = True) -> Self:
@@ -58,29 +69,51 @@ class BitaLM(BitaModel):
             load_weights: False builds the language model from `opt_config`, with random weights.
 
         Raises:
-            ConfigError: language model or tokenizer are not there, or no sizes are given.
+            ConfigError: language model or tokenizer are not there, or sizes are missing or unknown.
         """
+        check_sizes(cfg.opt_config)
         tokenizer = load_tokenizer("model.opt_tokenizer", cfg.opt_tokenizer or cfg.opt_model, load_weights)
+        dtype = PRECISIONS[cfg.lm_precision] if cfg.freeze_lm and cfg.lm_precision != "auto" else None
         if load_weights and cfg.opt_model is not None:
-            model = cls(cfg, load_language_model(cfg.opt_model), tokenizer)
+            model = cls(cfg, load_language_model(cfg.opt_model, dtype), tokenizer)
             if cfg.freeze_lm:
                 model.external["opt_model"] = cfg.opt_model
             return model
         vocabulary = {} if tokenizer is None else {"vocab_size": len(tokenizer)}
-        return cls(cfg, fresh_language_model(dict(cfg.opt_config) | vocabulary), tokenizer)
+        return cls(cfg, fresh_language_model(dict(cfg.opt_config) | vocabulary, dtype), tokenizer)
+
+    @cached_property
+    def tokens(self) -> CaptionTokens:
+        """How captions are written in the language model's tokens."""
+        assert self.tokenizer is not None, "this model was built without a tokenizer"
+        rows = self.opt_model.get_input_embeddings().num_embeddings
+        return CaptionTokens.of(self.tokenizer, self.opt_model.config.model_type, rows)
 
     def frozen_parts(self) -> list[nn.Module]:
         """The vision encoder and the language model, as configured."""
         return super().frozen_parts() + ([self.opt_model] if self.cfg.freeze_lm else [])
 
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what is trained, LoRA's dropout included; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in lora_modules(self.opt_model):
+            module.lora_dropout.train(mode)  # type: ignore[union-attr]
+        return self
+
     def place(self, device: torch.device) -> Self:
-        """Move to a device; frozen parts take 16 bit there."""
-        super().place(device)
+        """Bring the language model to its precision, 8 or 4 bit included, then all to a device."""
         precision: str = self.cfg.lm_precision
         if precision == "auto":
             precision = sixteen_bit(device) if self.cfg.freeze_lm else "fp32"
-        self.opt_model.to(PRECISIONS[precision])
-        return self
+        cast_weights(self.opt_model, PRECISIONS[precision])
+        if self.cfg.lm_quantize != "none":
+            self.merge_lora()
+            quantize(self.opt_model, self.cfg.lm_quantize, device)
+        return super().place(device)
+
+    def merge_lora(self) -> None:
+        """Add LoRA's weights to those that they stand beside and take them out: the same model, as fast as without."""
+        merge_lora(self.opt_model)
 
     def tied_names(self) -> set[str]:
         """The output head, where it shares the input embedding's weights."""
@@ -92,28 +125,16 @@ class BitaLM(BitaModel):
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropy of the captions' tokens, each ended by a line break."""
+        """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`)."""
         ids, labels = self.tokenize(batch["text"])
         return {"loss": self.caption_loss(self.prefix(batch["image"]), ids, labels)}
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """B texts (the prompt on them already) → ids and labels (B, T), on the CPU, padded on the right.
 
-        Labels are `IGNORED` on padding and on the tokens of the prompt, when there is one.
+        Labels are `IGNORED` on padding and on the tokens of the prompt, when there is one (`CaptionTokens.batch`).
         """
-        assert self.tokenizer is not None, "this model was built without a tokenizer"
-        encoded = self.tokenizer(
-            [text + "\n" for text in texts],
-            padding="longest",
-            padding_side="right",
-            truncation=True,
-            max_length=self.cfg.max_txt_len,
-            return_tensors="pt",
-        )
-        labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED)
-        if self.cfg.prompt:
-            labels[:, : len(self.tokenizer(self.cfg.prompt).input_ids)] = IGNORED
-        return encoded.input_ids, labels
+        return self.tokens.batch(texts, self.cfg.prompt, self.cfg.max_txt_len)
 
     def prefix(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, Q, H): what the language model reads in place of words."""
@@ -132,9 +153,7 @@ class BitaLM(BitaModel):
         rows, columns = rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
         words = self.opt_model.get_input_embeddings()(ids.to(device, non_blocking=True))
         inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
-        hidden = self._transformer()(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        before = hidden[rows, queries + columns - 1]
-        logits: Tensor = self.opt_model.get_output_embeddings()(before)
+        logits = logits_at(self.opt_model, inputs, rows, queries + columns - 1)
         return F.cross_entropy(logits.float(), targets)
 
     @torch.inference_mode()
@@ -142,13 +161,11 @@ class BitaLM(BitaModel):
         self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
     ) -> list[list[list[int]]]:
         """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams."""
-        assert self.tokenizer is not None, "this model was built without a tokenizer"
-        prompt = torch.tensor(self.tokenizer(self.cfg.prompt).input_ids, device=self.device)
+        prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.opt_model.get_input_embeddings()(prompt).expand(len(images), -1, -1)
         inputs = torch.cat([self.prefix(images).to(words.dtype), words], dim=1)
-        decoder = CachedDecoder(self._transformer(), self.opt_model.get_output_embeddings(), inputs)
-        stop_id = self.tokenizer("\n", add_special_tokens=False).input_ids[0]
-        return generate(decoder, len(images), stop_id, settings, generator)
+        decoder = CachedDecoder(self.opt_model, inputs)
+        return generate(decoder, len(images), self.tokens.stop, settings, generator)
 
     def generate(
         self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
@@ -159,70 +176,4 @@ class BitaLM(BitaModel):
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Token ids → text, stripped at both ends."""
-        assert self.tokenizer is not None, "this model was built without a tokenizer"
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def _transformer(self) -> Any:
-        """The language model without its output head."""
-        return self.opt_model.base_model
-
-
-def load_language_model(source: str) -> PreTrainedModel:
-    """A causal language model from a local folder, or by its name on the hub where that can be reached.
-
-    Raises:
-        ConfigError: it is not there, or transformers cannot read it.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    except Exception as error:
-        raise not_there("model.opt_model", source, error) from error
-
-
-def fresh_language_model(sizes: dict[str, Any]) -> PreTrainedModel:
-    """A causal language model with random weights; `sizes` are keys of its configuration, `model_type` among them.
-
-    Raises:
-        ConfigError: no sizes, or an unknown model type.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if not sizes:
-        raise ConfigError(
-            "model.opt_config: needs the sizes of the language model when model.opt_model is not read"
-        )
-    try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**{"model_type": "opt"} | dict(sizes)))
-    except Exception as error:
-        raise ConfigError(
-            f"model.opt_config: transformers cannot build it: {str(error).splitlines()[0]}"
-        ) from error
-
-
-class CachedDecoder:
-    """A causal language model that keeps the keys and values of what it has read (a `generation.Decoder`)."""
-
-    def __init__(self, transformer: Any, head: nn.Module, inputs: Tensor) -> None:
-        self.transformer, self.head, self.inputs = transformer, head, inputs
-        self.cache: Cache | None = None
-
-    def start(self, rows_per_image: int) -> Tensor:
-        """Read (B, S, H) once, then repeat each image's keys and values; logits (B·rows_per_image, V)."""
-        output = self.transformer(inputs_embeds=self.inputs, use_cache=True)
-        self.cache = output.past_key_values
-        self.cache.batch_repeat_interleave(rows_per_image)
-        logits: Tensor = self.head(output.last_hidden_state[:, -1])
-        return logits.repeat_interleave(rows_per_image, dim=0)
-
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Keep `rows` of the cache, read one token on each; logits (rows, V)."""
-        assert self.cache is not None
-        self.cache.batch_select_indices(rows)
-        output = self.transformer(input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True)
-        logits: Tensor = self.head(output.last_hidden_state[:, -1])
-        return logits
+        return self.tokens.decode(ids)

@@ -22,22 +22,27 @@ def load_tokenizer(
 
     Args:
         key: the configuration key that names it, for messages.
-        source: a local folder, or a name on the hub.
-        required: False gives None unless `source` is a local folder.
+        source: a local folder, a .gguf file, or a name on the hub.
+        required: False gives None unless `source` is a local folder or file.
         dec: add the [DEC] token that stage 1's vocabulary ends with.
 
     Raises:
         ConfigError: it is not there.
     """
-    local = source is not None and Path(source).is_dir()
+    local = source is not None and Path(source).exists()
     if not required and not local:
         return None
     if source is None:
         raise ConfigError(f"{key}: names no tokenizer; give a folder")
     from transformers import AutoTokenizer
 
+    where: tuple[str, dict[str, str]] = source, {}
+    if source.endswith(".gguf"):
+        where = str(Path(source).parent), {"gguf_file": Path(source).name}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where[0], local_files_only=local, **where[1]
+        )
     except Exception as error:
         raise not_there(key, source, error) from error
     if dec:

@@ -26,6 +26,7 @@ PART_NAMES = {
     "qformer": "Q-Former",
     "query_tokens": "queries",
     "opt_model": "language model",
+    "lora": "LoRA",
 }
 TEXT_SIDE = (
     ".word_embedding.",
@@ -84,12 +85,20 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
     renamed, mapped = _fit_bridge(rename(WeightFile(path)), model, path)
     _check_depths(model, renamed, str(path))
     report = _check(model, renamed, str(path))
+    lora = [name for name in report.unused if name.endswith(".lora_A.weight")]
+    if lora:
+        raise UserError(
+            f"weights {path}: its language model has LoRA weights of rank {len(renamed.tensors[lora[0]])} and this one "
+            "has none; set model.lora as in the run that wrote it"
+        )
     from_stage_1 = any(name.startswith("text_proj.") for name in renamed.tensors)
     tied = model.tied_names()
     for name in sorted(set(model.state_dict()) - report.names - tied):
         part = part_of(name)
         if part in model.external:
             report.notes[part] = f"from {model.external[part]}, not in file"
+        elif part == "lora":
+            report.notes[part] = "fresh, without effect before training"
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
         elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:

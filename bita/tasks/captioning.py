@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,11 @@ DECIDING = ("CIDEr", "Bleu_4")
 
 
 class CaptioningTask(Task):
-    """Trains on the caption loss; evaluates by generating one caption an image (`run.num_beams` and its kin)."""
+    """Trains on the caption loss; evaluates by generating captions (`run.num_beams` and its kin).
+
+    With `run.num_captions` above 1 all of an image's captions are in the results, under `candidates`, best first; the
+    first is its caption and is scored.
+    """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
@@ -33,7 +36,7 @@ class CaptioningTask(Task):
             from bita.metrics.java import find_java
 
             find_java()  # missing Java is better found now than after the first epoch
-        self.settings = replace(GenerationSettings.from_run(cfg.run), num_captions=1)
+        self.settings = GenerationSettings.from_run(cfg.run)
 
     def evaluate(
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
@@ -42,6 +45,7 @@ class CaptioningTask(Task):
         assert isinstance(model, BitaLM), "captions need arch bita_opt"
         own = [
             {"image_id": image_id, "caption": captions[0]}
+            | ({"candidates": captions} if self.settings.num_captions > 1 else {})
             for batch in batches
             for image_id, captions in zip(
                 batch["image_id"], model.generate(batch["image"], self.settings), strict=True

@@ -12,7 +12,8 @@ from bita import distributed
 from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, similarity
-from bita.models.bita_lm import IGNORED, BitaLM
+from bita.models.bita_lm import BitaLM
+from bita.models.decoder import IGNORED
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from bita.batch import Batch
 from bita.models.bita_itc import BitaITC, caption_number
-from bita.models.bita_lm import IGNORED, BitaLM
+from bita.models.bita_lm import BitaLM
+from bita.models.decoder import IGNORED
 from bita.models.generation import GenerationSettings
 from bita.models.weights import load_checkpoint
 from tests.models.test_weights import PARITY, small, stage_1, stage_2

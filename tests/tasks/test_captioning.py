@@ -32,6 +32,12 @@ def test_one_caption_an_image_ordered_by_id(evaluated):
     assert all(isinstance(entry["caption"], str) for entry in saved[""])
 
 
+def test_all_of_num_captions_are_saved_and_the_first_is_scored(evaluated):
+    _, saved = evaluated
+    assert all(len(entry["candidates"]) == 2 for entry in saved[""])
+    assert all(entry["candidates"][0] == entry["caption"] for entry in saved[""])
+
+
 def test_best_is_by_cider_and_bleu_4(evaluated):
     result, saved = evaluated
     assert result.quality == result.scores["CIDEr"] + result.scores["Bleu_4"]
