@@ -81,7 +81,6 @@ def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-@program
 def byte_pairs(
     captions: list[str], vocabulary: int, special: list[str | AddedToken]
 ) -> ByteLevelBPETokenizer:
@@ -108,6 +107,7 @@ def make_family(captions: list[str], family: str, out: Path, vocabulary: int) ->
     return len(tokenizer)
 
 
+@program
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(

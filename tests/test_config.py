@@ -360,8 +360,8 @@ UNKNOWN_KEYS = [
 UNKNOWN_NAMES = [
     ("model.arch=bita_op", "model.arch (--options): unknown model arch 'bita_op'; did you mean 'bita_opt'?"),
     (
-        "model.model_type=caption_opt",
-        "model.model_type (--options): unknown type of bita_opt 'caption_opt'; did you mean 'caption_opt2.7b'?",
+        "model.model_type=caption_opt2",
+        "model.model_type (--options): unknown type of bita_opt 'caption_opt2'; did you mean 'caption_opt2.7b'?",
     ),
     (
         "datasets=[umc_caption]",

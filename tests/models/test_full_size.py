@@ -50,6 +50,7 @@ QFORMER_STAGE_1 = {n: v for n, v in STAGE_1.items() if n != "ift"} | {
     "qformer": QFORMER_QUERY_SIDE + TEXT_EMBEDDINGS + 12 * FFN
 }
 QFORMER_STAGE_2 = {n: v for n, v in STAGE_2.items() if n != "ift"} | {"qformer": QFORMER_QUERY_SIDE}
+STAGE_2_LARGER = STAGE_2 | {"opt_proj": 768 * 4096 + 4096, "opt_model": 6_658_473_984}  # OPT-6.7B, likewise
 
 
 def build(project: str, *options: str) -> BitaModel:
@@ -79,6 +80,7 @@ HEADS_WITHOUT_LOSS = {"itm_head", "mlm_head"}
         ("train/pretrain_stage2_qformer", QFORMER_STAGE_2, set()),
         ("train/caption_ft_qformer", QFORMER_STAGE_2, set()),
         ("eval/caption_eval_qformer", QFORMER_STAGE_2, set()),
+        ("train/pretrain_stage2_opt6.7b", STAGE_2_LARGER, set()),
     ],
 )
 def test_full_size_models_have_the_published_sizes(
