@@ -76,11 +76,15 @@ def _device(device: str) -> torch.device:
 def _meet() -> tuple[Any, int, int]:
     """A store that only the processes of this start share, this process's rank, and how many there are.
 
-    torchrun keeps one store for all restarts, in which the addresses of dead processes lie: who reads before they
-    are overwritten waits for a process that is gone. So rank 0 chooses a fresh name, and hands it to each of the
-    others in answer to a question that nobody asked before.
+    torchrun keeps one store for all restarts (torch 2.11, issue 135712 of PyTorch), where the addresses of dead
+    processes lie under the names that the next ones use: who reads before they are overwritten waits for a process that
+    is gone. Nothing that torchrun hands out tells one start from the next on every machine; TORCHELASTIC_RESTART_COUNT
+    is counted by each machine for itself. So rank 0 chooses a fresh name, and hands it to each of the others in answer
+    to a question that nobody asked before.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store, rank, world_size  # rank 0 has just made it
     name = secrets.token_hex(8)
     if rank > 0:
         store.set(f"bita/question/{rank}", name)

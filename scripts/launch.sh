@@ -1,7 +1,13 @@
 # Sourced by the stage scripts: start a program on every GPU of this machine, or on its CPU.
 #
 #   MODEL=tiny   take the small configuration beside the full one
-#   NPROC=n      processes to start (default: the number of GPUs, at least 1)
+#   NPROC=n      processes to start on this machine (default: the number of GPUs, at least 1)
+#   MAX_RESTARTS=n   how often torchrun starts them again when one of them ends (default 3)
+#
+# On several machines, start the same command on each, with
+#   NNODES=n     how many machines; "2:4" waits for two and takes up to four, and goes on when one leaves or joins
+#   RDZV_ENDPOINT=host:port   one of the machines, and a free port there
+#   RDZV_ID=name     the same on all; another one for another run (default bita)
 #
 # shellcheck shell=bash
 set -euo pipefail
@@ -25,12 +31,25 @@ launch() {
             processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
         fi
     fi
-    if [ "$processes" -gt 1 ]; then
-        "$python" -m torch.distributed.run --standalone --nproc-per-node="$processes" \
-            "$program" --cfg-path "$config" "$@"
-    else
+    if [ "$processes" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
         "$python" "$program" --cfg-path "$config" "$@"
+        return
     fi
+    local meet=(--standalone) problem
+    if [ "${NNODES:-1}" != 1 ]; then
+        if [ -z "${RDZV_ENDPOINT:-}" ]; then
+            echo "error: NNODES=$NNODES: set RDZV_ENDPOINT=host:port, the same on every machine" >&2
+            exit 2
+        fi
+        meet=(--nnodes="$NNODES" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="${RDZV_ID:-bita}")
+    fi
+    # A mistake in the configuration is not worth a restart.
+    problem=$("$python" "$program" --cfg-path "$config" "$@" --print-config 2>&1 >/dev/null) || {
+        echo "$problem" >&2
+        exit 2
+    }
+    "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$processes" \
+        --max-restarts="${MAX_RESTARTS:-3}" "$program" --cfg-path "$config" "$@"
 }
 
 # step TEXT: say what comes next.

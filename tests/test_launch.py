@@ -1,0 +1,108 @@
+"""The shell scripts that start runs: what they call, and what they do with a signal. Nothing is trained here."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def stub(folder: Path, name: str, text: str) -> Path:
+    """A program of that name, first in the path of what is started."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Calls `launch` with a python that only notes how it was called; the calls, or the process where it failed."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/launch.sh").write_text((ROOT / "scripts/launch.sh").read_text())
+    project = tmp_path / "configs/projects/bita/train/stage.yaml"
+    project.parent.mkdir(parents=True)
+    project.write_text("")
+    calls = tmp_path / "calls"
+    python = f'echo "$*" >> {calls}\nif [[ "$*" == *wrong* ]]; then echo "error: wrong" >&2; exit 2; fi'
+    stub(tmp_path / "bin", "python", python)
+
+    def call(*arguments: str, **environment: str) -> list[str] | subprocess.CompletedProcess[str]:
+        variables = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", **environment}
+        command = 'source scripts/launch.sh; launch train.py train/stage "$@"'
+        answer = subprocess.run(
+            ["bash", "-c", command, "-", *arguments],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return calls.read_text().splitlines() if answer.returncode == 0 else answer
+
+    return call
+
+
+def test_one_process_needs_no_torchrun(launch):
+    config = "configs/projects/bita/train/stage.yaml"
+    assert launch("--options", "a=1", NPROC="1") == [f"train.py --cfg-path {config} --options a=1"]
+
+
+def test_several_processes_are_started_again_by_torchrun(launch):
+    check, run = launch(NPROC="4", MAX_RESTARTS="7")
+    assert check.endswith("--print-config")
+    assert "torch.distributed.run --standalone --nproc-per-node=4 --max-restarts=7 train.py" in run
+
+
+def test_several_machines_meet_at_the_endpoint(launch):
+    _, run = launch(NPROC="1", NNODES="2:4", RDZV_ENDPOINT="node1:29500", RDZV_ID="mine")
+    wanted = "--nnodes=2:4 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 --rdzv-id=mine --nproc-per-node=1"
+    assert wanted in run
+    failed = launch(NPROC="1", NNODES="2")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr == "error: NNODES=2: set RDZV_ENDPOINT=host:port, the same on every machine\n"
+
+
+def test_a_mistake_in_the_configuration_is_said_once_and_not_restarted(launch, tmp_path):
+    failed = launch("--options", "wrong=1", NPROC="2")
+    assert (failed.returncode, failed.stderr) == (2, "error: wrong\n")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_slurm_job_hands_the_signal_on_waits_for_the_save_and_queues_again(tmp_path):
+    programs = tmp_path / "bin"
+    stub(
+        programs,
+        "scontrol",
+        f'if [ "$1" = requeue ]; then echo "$2" > {tmp_path}/requeued; else echo node7; fi',
+    )
+    stub(programs, "srun", 'exec "$@"')
+    training = stub(
+        tmp_path,
+        "training.sh",
+        f'trap "sleep 0.3; echo saved > {tmp_path}/saved; exit 75" TERM\n'
+        f'echo "$NNODES $RDZV_ENDPOINT $RDZV_ID $*" > {tmp_path}/started\nwhile :; do sleep 0.05; done',
+    )
+    job = subprocess.Popen(
+        ["bash", str(ROOT / "scripts/slurm.sbatch"), str(training), "--options", "a=1"],
+        env={
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "41000",
+            "SLURM_NNODES": "2",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+        },
+    )
+    started = tmp_path / "started"
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert started.read_text() == "2 node7:21000 41000.0 --options a=1\n"
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 75
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "requeued").read_text() == "41000\n"
