@@ -185,7 +185,7 @@ class Canvas:
         self.rng = rng
         self.size = size
         self.px = size * SUPERSAMPLE
-        self.unit = self.px / 2 * rng.uniform(0.84, 1.1)
+        self.unit = self.px / 2 * rng.uniform(0.9, 1.04)
         self._turn = cmath.rect(self.unit, rng.uniform(0, 2 * math.pi))
         shift = complex(rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.05))
         self._centre = (complex(0.5, 0.5) + shift) * self.px

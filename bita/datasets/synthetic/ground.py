@@ -168,12 +168,3 @@ def _scatter(c: Canvas, count: int, pitch: float) -> list[complex]:
 def spacing(places: list[complex], most: float) -> float:
     """The least distance between two of the places, at most `most`."""
     return min([most, *(abs(a - b) for a, b in itertools.combinations(places, 2))])
-
-
-def pitch_for(count: int, arrangement: str | None, largest: float) -> float:
-    """Room for one object, smaller where many stand in a row."""
-    if arrangement == ROWS:
-        return min(largest, 1.5 / (count // 2), 0.66)
-    if arrangement == SCATTERED:
-        return min(largest, 0.52 if count < 5 else 0.44)
-    return min(largest, 1.6 / count)

@@ -27,7 +27,7 @@ def airport(c: Canvas) -> Facts:
         c.line([complex(-FAR, y), complex(FAR, y)], (206, 176, 64), 0.016)
     for k in range(-4, 5):
         c.line([complex(k * 0.4, -edge), complex(k * 0.4, edge)], (134, 134, 132), 0.008)
-    pitch = ground.pitch_for(count, arrangement, 0.62)
+    pitch = 0.46
     heading = cmath.rect(1, c.rng.choice((0.5, 0.5, -0.5, 0.36)) * math.pi)
     paint = sprites.paint(c, colour)
     if c.rng.random() < 0.5:
@@ -65,8 +65,7 @@ def harbour(c: Canvas) -> Facts:
     )
     sides = (1,) if arrangement == ROW else (1, -1)
     each = count // len(sides)
-    pitch = min(0.34, 1.3 / each)
-    length = min(0.5, pitch * 1.6)
+    pitch, length = 0.33, 0.5
     reach = shore + 0.2 + each * pitch
     pier_y = -0.3 * length if arrangement == ROW else 0.0
     pier = rectangle(complex((shore + reach) / 2, pier_y), reach - shore, 0.085)
@@ -91,7 +90,7 @@ def storage_tanks(c: Canvas) -> Facts:
     arrangement = ground.pick_arrangement(c, count)
     colour = c.rng.choice(("white", "white", "gray", "brown"))
     ground.lay(c, around)
-    pitch = ground.pitch_for(count, arrangement, 0.6)
+    pitch = 0.44
     places = ground.positions(c, count, arrangement, pitch)
     pad = "concrete" if around == "bare ground" else "bare ground"
     if arrangement != SCATTERED:
@@ -119,7 +118,7 @@ def tennis_courts(c: Canvas) -> Facts:
     colour = c.rng.choice(("blue", "green", "red"))
     ground.lay(c, around)
     per_row = count if arrangement != ROWS else count // 2
-    length = min(0.66 if arrangement == ROWS else 1.0, 1.56 / (0.57 * per_row))
+    length = 0.66
     apron = sprites.paint(
         c, c.rng.choice([other for other in ("green", "blue", "red", "gray") if other != colour])
     )
@@ -143,14 +142,14 @@ def baseball_fields(c: Canvas) -> Facts:
     ground.lay(c, around)
     dirt = shade((176, 122, 78), c.rng.uniform(0.88, 1.1))
     if count == 1:
-        sprites.diamond(c, complex(-0.1, -0.52), 1j, c.rng.uniform(0.95, 1.1), dirt)
+        sprites.diamond(c, complex(-0.1, -0.32), 1j, 0.64, dirt)
     elif count == 2:
         for side in (1, -1):
             sprites.diamond(c, complex(0.48 * side, -0.32), 1j, 0.64, dirt)
     else:
         for k in range(4):
             turn = cmath.rect(1, k * math.pi / 2)
-            sprites.diamond(c, turn * 0.07, turn, 0.62, dirt)
+            sprites.diamond(c, turn * 0.07, turn, 0.64, dirt)
         c.circle(0, 0.05, (170, 166, 158))
     ground.dress(c, around)
     return Facts("baseball fields", count, None, arrangement, around)
@@ -163,7 +162,7 @@ def residential(c: Canvas) -> Facts:
     arrangement = ground.pick_arrangement(c, count, loose=False)
     colour = c.rng.choice(("red", "gray", "brown", "blue"))
     ground.lay(c, around)
-    pitch = ground.pitch_for(count, ROW if arrangement == ROW else ROWS, 0.56)
+    pitch = 0.44
     both = arrangement == ROWS
     street = 0.0 if both else -0.42 * c.rng.choice((1, -1))
     sprites.road(c, [complex(-FAR, street), complex(FAR, street)], 0.17)
@@ -224,8 +223,7 @@ def greenhouses(c: Canvas) -> Facts:
     ground.lay(c, around)
     per_row = count // 2 if arrangement == ROWS else count
     rows = 2 if arrangement == ROWS else 1
-    pitch = min(0.44, 1.5 / per_row)
-    length = 0.55 if rows == 2 else c.rng.uniform(0.8, 1.1)
+    pitch, length = 0.4, 0.62
     paint = sprites.paint(c, colour)
     yard = rectangle(0, per_row * pitch + 0.08, rows * (length + 0.1) + 0.06)
     c.fill(yard, "bare ground")
@@ -243,7 +241,7 @@ def solar_panels(c: Canvas) -> Facts:
     around = c.rng.choice(("lawn", "bare ground", "trees", "road"))
     count = c.rng.choice((1, 2, 3, 4))
     ground.lay(c, around)
-    pitch, width = min(0.4, 1.4 / count), c.rng.uniform(1.1, 1.5)
+    pitch, width = 0.38, c.rng.uniform(1.2, 1.4)
     yard = rectangle(0, width + 0.12, count * pitch + 0.06)
     c.keep_clear(yard)
     if around != "bare ground" and c.rng.random() < 0.4:

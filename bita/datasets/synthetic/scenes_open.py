@@ -30,13 +30,11 @@ def ships(c: Canvas) -> Facts:
         land = [*shore, complex(FAR, -FAR), complex(-FAR, -FAR)]
         c.fill(band(shore, 0.12), "sand")
         c.fill(land, "lawn")
-    pitch = ground.pitch_for(count, arrangement, 0.62)
-    if arrangement == ROW:
-        pitch = min(pitch, 0.44)
+    pitch = 0.42 if arrangement == ROW else 0.55
     heading = cmath.rect(1, c.rng.choice((1, -1)) * math.pi / 2)
     loose = arrangement != ROW
     places = ground.positions(c, count, arrangement, pitch)
-    length = ground.spacing(places, 0.92) if loose else 0.84
+    length = 0.66
     wake = c.rng.random() < 0.6
     paint = sprites.paint(c, colour)
     for place in places:
@@ -136,7 +134,7 @@ def circular_fields(c: Canvas) -> Facts:
     arrangement = None if count == 1 else ROW if count < 4 else "in two rows"
     colour = c.rng.choice(("green", "green", "yellow", "brown"))
     ground.lay(c, around)
-    pitch = {1: 1.1, 2: 0.82, 3: 0.56, 4: 0.66}[count]
+    pitch = 0.6
     for place in ground.positions(c, count, arrangement, pitch):
         dark, light = c.rng.choice(CROPS[colour])
         angle = c.rng.uniform(0, 2 * math.pi)
@@ -254,7 +252,7 @@ def forest(c: Canvas) -> Facts:
     colour = c.rng.choice(("green", "yellow", "brown"))
     arrangement = None if count == 1 else ROW if count == 2 else c.rng.choice((ROW, SCATTERED))
     c.cover("trees")
-    pitch = {1: 0.9, 2: 0.8, 3: 0.56}[count]
+    pitch = 0.58
     for place in ground.positions(c, count, arrangement, pitch):
         clearing = ground.blob(c, place, pitch * c.rng.uniform(0.34, 0.4))
         dark, light = c.rng.choice(CROPS[colour])
@@ -270,7 +268,7 @@ def ponds(c: Canvas) -> Facts:
     arrangement = None if count == 1 else ROW if count == 2 else c.rng.choice((ROW, SCATTERED))
     colour = c.rng.choice(("blue", "green", "brown"))
     ground.lay(c, around)
-    pitch = ground.pitch_for(count, arrangement, 0.8)
+    pitch = 0.46
     places = ground.positions(c, count, arrangement, pitch)
     for place in places:
         shape = ground.blob(c, place, ground.spacing(places, pitch) * c.rng.uniform(0.33, 0.38), rough=0.26)
