@@ -108,9 +108,9 @@ class ModelConfig:
     """Which captions of a batch count as right for an image: only its own (`pair`, published), every equal one
     (`same_caption`), or all of the same image (`same_image`, for `captions_per_image`)."""
     itc_gather_grad: bool = False
-    itc_bootstrap_weight: float = 0.0
-    """Weight of a second contrast, of the mean image token with the mean word embedding. It starts an encoder that is
-    trained from scratch, which learns little through fresh query tokens alone; published: none."""
+    word_loss_weight: float = 0.0
+    """Weight of a loss that tells the caption's words from the mean image token. It starts an encoder that is trained
+    from scratch, which learns little through fresh query tokens alone; published: none."""
     label_smoothing: float = 0.1
     """Of the contrastive and the captioning loss."""
     loss_weights: LossWeights = field(default_factory=LossWeights)

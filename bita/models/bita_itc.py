@@ -20,7 +20,7 @@ from bita.batch import Batch
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel
 from bita.models.bridge import PAD_ID
-from bita.models.heads import BootstrapHead, MaskedLanguageHead
+from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.qformer import QFormer
 from bita.models.tokenizers import load_tokenizer
 from bita.schema import ModelConfig
@@ -69,13 +69,11 @@ class BitaITC(BitaModel):
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.itm_head = nn.Linear(width, 2)
         self.mlm_head = MaskedLanguageHead(width, vocab_size)
-        self.bootstrap = None
-        if cfg.itc_bootstrap_weight:
-            self.bootstrap = BootstrapHead(self.visual_encoder.width, width, cfg.embed_dim)
+        self.word_head = WordHead(self.visual_encoder.width, vocab_size) if cfg.word_loss_weight else None
         self.losses = cfg.loss_weights.in_force(cfg.bridge)
         for part in (self.vision_proj, self.text_proj):
             part.requires_grad_("itc" in self.losses)
-        self.temp.requires_grad_("itc" in self.losses or self.bootstrap is not None)
+        self.temp.requires_grad_("itc" in self.losses)
         self.itm_head.requires_grad_(
             "itm" in self.losses
         )  # both are in published checkpoints of the IFT, unused
@@ -111,10 +109,9 @@ class BitaITC(BitaModel):
         if "itg" in self.losses:
             output["itg_loss"] = self.caption_loss(ids, seen)
         loss = torch.stack([weight * output[f"{name}_loss"] for name, weight in self.losses.items()]).sum()
-        if self.bootstrap is not None:
-            means = self.bootstrap(tokens, self.bridge.word_embedding(text_ids), text_ids != PAD_ID)
-            output["bootstrap_loss"] = self.contrast(means[0], means[1], groups)["loss"]
-            loss = loss + self.cfg.itc_bootstrap_weight * output["bootstrap_loss"]
+        if self.word_head is not None:
+            output["word_loss"] = self.word_head(tokens, text_ids)
+            loss = loss + self.cfg.word_loss_weight * output["word_loss"]
         return {"loss": loss} | {name: value.detach() for name, value in output.items()}
 
     def tokenize(self, texts: list[str]) -> Tensor:

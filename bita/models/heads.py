@@ -1,6 +1,6 @@
 """What stage 1 puts on top of the bridge.
 
-Shapes: B batch, N image tokens, C image width, T text tokens, D hidden width, E embedding width, V vocabulary.
+Shapes: B batch, N image tokens, C image width, T text tokens, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bita.models.bridge import LAYER_NORM_EPS, init_bert
+from bita.models.bridge import LAYER_NORM_EPS, PAD_ID, init_bert
 
 
 class MaskedLanguageHead(nn.Module):
@@ -27,22 +27,25 @@ class MaskedLanguageHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
 
 
-class BootstrapHead(nn.Module):
-    """Mean image token and mean word embedding, side by side: the shortest way from a caption to the encoder."""
+class WordHead(nn.Module):
+    """A caption's words, in no order, told from the mean image token: the shortest way from a caption to the encoder.
 
-    def __init__(self, image_width: int, text_width: int, embed_dim: int) -> None:
+    After Joulin et al. 2016 ("Learning visual features from large weakly supervised data"), section 3, with a hidden
+    layer, since what a word looks like depends on others: three roofs are not like three ships.
+    """
+
+    def __init__(self, image_width: int, vocab_size: int, hidden: int = 512) -> None:
         super().__init__()
-        self.image_proj = nn.Linear(image_width, embed_dim)
-        self.text_proj = nn.Sequential(
-            nn.LayerNorm(text_width),
-            nn.Linear(text_width, 2 * embed_dim),
+        self.layers = nn.Sequential(
+            nn.LayerNorm(image_width),
+            nn.Linear(image_width, hidden),
             nn.GELU(),
-            nn.Linear(2 * embed_dim, embed_dim),
+            nn.Linear(hidden, vocab_size),
         )
 
-    def forward(self, image_tokens: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, C), word embeddings (B, T, D), which of them count (B, T) → (B, 1, E), (B, E), unit length."""
-        weights = present.float()[..., None]
-        mean = (words * weights).sum(dim=1) / weights.sum(dim=1)
-        image = F.normalize(self.image_proj(image_tokens.mean(dim=1, keepdim=True)), dim=-1)
-        return image, F.normalize(self.text_proj(mean), dim=-1)
+    def forward(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
+        """(B, N, C) and padded ids (B, T), [CLS] first → the mean cross-entropy of a caption's words, a scalar."""
+        logits: Tensor = self.layers(image_tokens.mean(dim=1))
+        words, present = text_ids[:, 1:], (text_ids[:, 1:] != PAD_ID).float()
+        likely = logits.float().log_softmax(dim=1).gather(1, words)
+        return -((likely * present).sum(dim=1) / present.sum(dim=1)).mean()

@@ -42,7 +42,7 @@ DEPTHS = {
     re.compile(r"(?:ift|qformer)\.layers\.(\d+)\."): "bridge_size.layers",
 }
 """Names that carry a layer's number, and the key of how many there are."""
-STAGE_1_ONLY = ("temp", "itm_head.", "bootstrap.", "vision_proj.", "text_proj.", "mlm_head.")
+STAGE_1_ONLY = ("temp", "itm_head.", "word_head.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
 @dataclass

@@ -178,21 +178,20 @@ def test_a_local_folder_is_read_without_a_network(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_bootstrap_contrast_reaches_the_encoder_and_stays_in_stage_1(tmp_path: Path) -> None:
+def test_word_loss_reaches_the_encoder_and_stays_in_stage_1(tmp_path: Path) -> None:
     plain = stage_1(freeze_vit=False)
-    model = stage_1(freeze_vit=False, itc_bootstrap_weight=0.5)
+    model = stage_1(freeze_vit=False, word_loss_weight=0.5)
     model.load_state_dict(plain.state_dict(), strict=False)
     with_head, without = (m.eval()(batch(TEXTS)) for m in (model, plain))
-    expected = without["loss"] + 0.5 * with_head["bootstrap_loss"]
-    assert torch.allclose(with_head["loss"], expected, atol=1e-6)
-    assert model.bootstrap is not None
+    assert torch.allclose(with_head["loss"], without["loss"] + 0.5 * with_head["word_loss"], atol=1e-6)
+    assert model.word_head is not None
     tokens = torch.randn(2, 5, 32, requires_grad=True)
-    words = torch.randn(2, 3, 24)
-    images, texts = model.bootstrap(tokens, words, torch.tensor([[True, True, False], [True, False, False]]))
-    assert torch.allclose(
-        model.bootstrap.text_proj(words[1, 0]).div(model.bootstrap.text_proj(words[1, 0]).norm()), texts[1]
-    )
-    images.sum().backward()
+    ids = torch.tensor([[2, 7, 9, 3, 0, 0], [2, 8, 3, 0, 0, 0]])
+    loss = model.word_head(tokens, ids)
+    likely = model.word_head.layers(tokens.mean(dim=1)).log_softmax(dim=1)
+    by_hand = (likely[0, [7, 9, 3]].mean() + likely[1, [8, 3]].mean()) / -2
+    assert torch.allclose(loss, by_hand, atol=1e-6)
+    loss.backward()
     assert torch.allclose(tokens.grad[0, 0], tokens.grad[0, 4])  # every token counts alike
     save_file(model.checkpoint_state(), tmp_path / "model.safetensors")
     assert "text side and contrastive head" in str(load_checkpoint(stage_2(), tmp_path))
