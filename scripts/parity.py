@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
-from bita.errors import UserError, program
+from bita.errors import ConfigError, UserError, program
 from bita.models import build_model
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
@@ -402,7 +402,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    record = compare(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    try:
+        record = compare(folder)
+    except ConfigError as error:
+        raise UserError(f"{folder}: no model can be built from what it records ({error})") from error
     print(table(record))
     return 0 if all(finding.agrees for finding in record.findings.values()) else 1
 

@@ -100,6 +100,19 @@ def test_one_changed_value_is_noticed(
     assert "DIFFERS" in capsys.readouterr().out
 
 
+def test_sizes_that_build_no_model_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "parity"
+    shutil.copytree(FIXTURE, folder)
+    change_json(lambda c: c["sizes"]["vit"].update(heads=5))(folder)
+    monkeypatch.setattr(sys, "argv", ["parity.py", str(folder)])
+    assert parity.main() == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no model can be built" in error
+
+
 def test_a_folder_without_a_record_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
