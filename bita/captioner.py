@@ -11,17 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bita.config import config_from_dict
 from bita.datasets.builders import build_processors
 from bita.distributed import setup
 from bita.errors import UserError
+from bita.export import config_of
 from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
-from bita.models.tokenizers import TOKENIZER_FOLDER
 from bita.models.vision import image_input
 from bita.processors.rgb import open_rgb, to_rgb
-from bita.runners.checkpoint import META_FILE, read_meta, resolve_checkpoint
 from bita.runners.stepper import autocast
 from bita.schema import Quantization
 
@@ -54,20 +52,10 @@ class Captioner:
     @classmethod
     def load(cls, run: str | Path, device: str = "auto", quantize: str = "none") -> Self:
         """See `bita.load`."""
-        checkpoint = resolve_checkpoint(run)
-        folder = checkpoint.parent if checkpoint.is_file() else checkpoint
-        if not (folder / META_FILE).is_file():
-            raise UserError(
-                f"checkpoint {checkpoint}: has no {META_FILE} beside it; use evaluate.py with --cfg-path"
-            )
-        cfg = config_from_dict(read_meta(folder).config)
-        cfg.model.init_from = str(checkpoint)
+        cfg = config_of(run)
         if quantize not in get_args(Quantization):
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
         cfg.model.lm_quantize = quantize  # type: ignore[assignment]
-        kept = folder.resolve().parent.parent / TOKENIZER_FOLDER
-        if kept.is_dir():
-            cfg.model.opt_tokenizer = str(kept)
         return cls(cfg, device)
 
     def caption(

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LANGUAGE_MODEL_FOLDER = "language_model"
+"""Where an exported folder keeps its language model."""
 TOKENIZER_FOLDER = "tokenizer"
 """Where a run keeps its language model's tokenizer."""
 

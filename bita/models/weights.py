@@ -17,7 +17,7 @@ from torch import Tensor
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
-from bita.models.tokenizers import not_there
+from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
 from bita.models.weight_files import WeightFile
 
 PART_NAMES = {
@@ -101,6 +101,8 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             report.notes[part] = "fresh, without effect before training"
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
+        elif part == "opt_model" and _is_beside(path, model.cfg.opt_model):
+            report.notes[part] = f"from {model.cfg.opt_model}"
         elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
             report.notes[part] = (
                 f"from {model.cfg.opt_model}" if model.cfg.opt_model else "fresh: trained along"
@@ -115,6 +117,14 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             raise UserError(_incomplete(model, path, part, name))
     _copy_in(model, renamed)
     return report
+
+
+def _is_beside(path: Path, language_model: str | None) -> bool:
+    """Whether a language model is that of the exported folder whose other weights are loaded."""
+    return (
+        language_model is not None
+        and Path(language_model).resolve() == (path / LANGUAGE_MODEL_FOLDER).resolve()
+    )
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:

@@ -1,0 +1,193 @@
+"""A trained model as one folder that needs nothing else, or as the original's file; and back to its configuration.
+
+An exported folder holds
+
+    model.safetensors     all weights but the language model's, in shards with an index above 5 GB
+    language_model/       the language model as transformers saves it (captioning models)
+    tokenizer/            its tokenizer; stage 1: text_tokenizer/
+    config.yaml           the configuration, the image processors' size and normalisation written out
+    meta.json             the same for programs, with the checksums of the weights
+
+and is read wherever a checkpoint is: `bita.load(OUT)`, `caption.py --checkpoint OUT`, `model.init_from: OUT`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from bita.config import config_from_dict, config_to_dict, config_to_yaml
+from bita.errors import UserError
+from bita.models import build_model
+from bita.models.base import BitaModel, part_of
+from bita.models.bita_lm import BitaLM
+from bita.models.layouts import published
+from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
+from bita.models.vision import image_input
+from bita.runners.checkpoint import META_FILE, Meta, read_meta, resolve_checkpoint
+from bita.runners.files import TEMPORARY, sha256, write_json, write_text
+from bita.schema import Config
+
+TEXT_TOKENIZER_FOLDER = "text_tokenizer"
+MAX_SHARD = "5GB"
+
+
+def config_of(run: str | Path) -> Config:
+    """The configuration of a run, of a checkpoint in it, or of an exported folder, ready to build the model with it.
+
+    `model.init_from` names the weights; tokenizers and language model come from the folder where it keeps them.
+
+    Raises:
+        UserError: there is no checkpoint, or nothing that says how it was made.
+    """
+    checkpoint = resolve_checkpoint(run)
+    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+    if not (folder / META_FILE).is_file():
+        raise UserError(
+            f"checkpoint {checkpoint}: has no {META_FILE} beside it; use evaluate.py with --cfg-path"
+        )
+    cfg = config_from_dict(read_meta(folder).config)
+    cfg.model.init_from = str(checkpoint)
+    for key, name in (
+        ("opt_model", LANGUAGE_MODEL_FOLDER),
+        ("opt_tokenizer", TOKENIZER_FOLDER),
+        ("text_tokenizer", TEXT_TOKENIZER_FOLDER),
+    ):
+        for kept in (folder.resolve() / name, folder.resolve().parent.parent / name):
+            if kept.is_dir():
+                setattr(cfg.model, key, str(kept))
+                break
+    return cfg
+
+
+def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> None:
+    """Write a run's best checkpoint (or the one named) with everything that it needs as one folder.
+
+    Args:
+        run: as for `bita.load`.
+        out: a folder that is not there yet; it appears when it is complete.
+        max_shard: largest file of weights, such as `5GB`.
+
+    Raises:
+        UserError: `out` exists, or the model cannot be built.
+        OSError: it cannot be written.
+    """
+    _check_free(out)
+    cfg = config_of(run)
+    meta = _meta(cfg)
+    model = _merged(cfg)
+    temporary = out.with_name(f"{TEMPORARY}{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write_weights(model, temporary, max_shard)
+        _write_tokenizer(model, temporary)
+        own = _self_contained(cfg)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(temporary.glob("model*"))
+        }
+        write_text(temporary / "config.yaml", config_to_yaml(own))
+        write_json(temporary / META_FILE, asdict(replace(meta, config=config_to_dict(own), files=files)))
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def export_published(run: str | Path, out: Path) -> None:
+    """Write a run's best checkpoint (or the one named) as a file in the layout of the authors' released ones.
+
+    A dictionary with `model`, `optimizer`, `config`, `scaler`, `epoch`: trained weights and their tied copies under the
+    published names; the frozen parts are left out as there, and there is no optimizer's or scaler's state (None).
+
+    Raises:
+        UserError: `out` exists or is no .pth file.
+        OSError: it cannot be written.
+    """
+    _check_free(out)
+    if out.suffix != ".pth":
+        raise UserError(f"{out}: the published layout is one file; its name should end in .pth")
+    cfg = config_of(run)
+    meta = _meta(cfg)
+    model = _merged(cfg)
+    if cfg.model.lora is not None:
+        model.external.pop("opt_model", None)  # merged, it is no longer what its owner published
+    state = model.state_dict()
+    tied = {name: state[name] for name in model.tied_names()}
+    content = {
+        "model": published(
+            model.checkpoint_state() | tied, max_positions=cfg.model.bridge_size.max_positions
+        ),
+        "optimizer": None,
+        "config": meta.config,
+        "scaler": None,
+        "epoch": meta.epoch,
+    }
+    temporary = out.with_name(f"{TEMPORARY}{out.name}")
+    try:
+        torch.save(content, temporary)
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _merged(cfg: Config) -> BitaModel:
+    """The model with its weights, LoRA's merged into the language model in its own precision."""
+    model = build_model(cfg.model)
+    if isinstance(model, BitaLM):
+        model.merge_lora()
+    return model
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another name")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}")
+
+
+def _meta(cfg: Config) -> Meta:
+    """What the checkpoint says that a configuration of `config_of` starts from."""
+    checkpoint = Path(str(cfg.model.init_from))
+    return read_meta(checkpoint.parent if checkpoint.is_file() else checkpoint)
+
+
+def _write_weights(model: BitaModel, folder: Path, max_shard: str) -> None:
+    """The language model as transformers saves it, all other weights beside it."""
+    from huggingface_hub import save_torch_state_dict
+
+    state = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) != "opt_model"}
+    save_torch_state_dict(state, folder, max_shard_size=max_shard)
+    if isinstance(model, BitaLM):
+        model.opt_model.save_pretrained(folder / LANGUAGE_MODEL_FOLDER, max_shard_size=max_shard)
+
+
+def _write_tokenizer(model: BitaModel, folder: Path) -> None:
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        name = TOKENIZER_FOLDER if isinstance(model, BitaLM) else TEXT_TOKENIZER_FOLDER
+        tokenizer.save_pretrained(folder / name)
+
+
+def _self_contained(cfg: Config) -> Config:
+    """A copy without paths to weights, in which the image processors say all that they do."""
+    own = config_from_dict(config_to_dict(cfg))
+    images = image_input(cfg.model)
+    own.model.image_size = images.size
+    own.model.init_from = own.model.vit_weights = own.model.text_model = None
+    if own.model.arch == "bita_opt":
+        own.model.opt_model, own.model.opt_tokenizer = LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
+        own.model.freeze_lm = True  # its weights come from the folder, as if it had never been trained
+        own.model.lora = None
+    else:
+        own.model.text_tokenizer = TEXT_TOKENIZER_FOLDER
+    for dataset in own.datasets.values():
+        for processor in dataset.vis_processor.values():
+            processor.image_size = processor.image_size or images.size
+            processor.mean = list(images.mean) if processor.mean is None else processor.mean
+            processor.std = list(images.std) if processor.std is None else processor.std
+    return own

@@ -1,0 +1,40 @@
+"""Write a trained model as one folder that needs nothing else, or in the layout of the authors' released files.
+
+python scripts/export.py output/bita/caption OUT
+python scripts/export.py output/bita/caption OUT.pth --layout published
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bita.errors import program
+
+
+@program
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a run's folder (its best checkpoint is taken), or a checkpoint in it")
+    parser.add_argument(
+        "out", type=Path, help="a folder, or with --layout published a .pth file, not there yet"
+    )
+    parser.add_argument("--layout", choices=("folder", "published"), default="folder")
+    parser.add_argument("--max-shard", default="5GB", metavar="SIZE", help="largest file of weights (folder)")
+    args = parser.parse_args()
+    from bita.export import export_folder, export_published
+
+    if args.layout == "published":
+        export_published(args.run, args.out)
+    else:
+        export_folder(args.run, args.out, max_shard=args.max_shard)
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
