@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# One small language model of each family, each on the same stage 1: trained, scored beside shuffled images, and
+# captioned again in 8 bit.   bash scripts/decoders.sh [OUT [FAMILY…]]   (opt llama qwen gpt2)
+# Results: OUT/decoders.md. OPTIONS="key=value …" goes to every training run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+source scripts/launch.sh
+
+OUT=${1:-output/decoders}
+FAMILIES=("${@:2}")
+if [ ${#FAMILIES[@]} -eq 0 ]; then FAMILIES=(opt llama qwen gpt2); fi
+read -ra MORE <<<"${OPTIONS:-}"
+if [ ! -f "$OUT/data/synthetic/facts.json" ]; then
+    step "drawing the synthetic dataset"
+    .venv/bin/python scripts/make_synthetic.py "$OUT/data/synthetic"
+fi
+step "tokenizers from the training captions"
+.venv/bin/python scripts/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
+    --families llama qwen gpt2
+common=(--options "env.cache_root=$OUT/data" "${MORE[@]}")
+if [ ! -e "$OUT/pretrain_stage1/latest/checkpoints/last" ]; then
+    step "stage 1, for all of them"
+    MODEL=tiny launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$OUT/pretrain_stage1"
+fi
+for family in "${FAMILIES[@]}"; do
+    step "captions by $family"
+    MODEL='' launch train.py "train/decoder_$family" "${common[@]}" "run.output_dir=$OUT/$family" \
+        "model.init_from=$OUT/pretrain_stage1"
+done
+step "scores"
+.venv/bin/python scripts/compare_decoders.py "$OUT" "${FAMILIES[@]}" --markdown "$OUT/decoders.md"
