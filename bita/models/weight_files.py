@@ -19,19 +19,8 @@ from torch import Tensor
 
 from bita.errors import UserError
 from bita.models.torchscript import is_torchscript, read_torchscript
+from bita.runners.checkpoint import FOLDER_FILES, INDEX_SUFFIX
 
-INDEX_SUFFIX = ".index.json"
-FOLDER_FILES = tuple(
-    f"{name}{suffix}"
-    for name in (
-        "model.safetensors",
-        "pytorch_model.bin",
-        "open_clip_model.safetensors",
-        "open_clip_pytorch_model.bin",
-    )
-    for suffix in ("", INDEX_SUFFIX)
-)
-"""What a folder of weights may hold, in the order of preference."""
 SHARD = re.compile(r"^(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 WRAPPER = "module."
 """What distributed training puts before every name."""

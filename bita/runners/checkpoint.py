@@ -27,6 +27,20 @@ TRAINER_FILE = "trainer.pt"
 META_FILE = "meta.json"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
+INDEX_SUFFIX = ".index.json"
+"""Ends the name of a file that says in which shard each tensor is."""
+FOLDER_FILES = tuple(
+    f"{name}{suffix}"
+    for name in (
+        MODEL_FILE,
+        "pytorch_model.bin",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    )
+    for suffix in ("", INDEX_SUFFIX)
+)
+"""What a folder of weights may hold, in the order of preference."""
+
 Writer = Callable[[Path], None]
 
 
@@ -241,15 +255,15 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """From what a user names to what can be loaded: a checkpoint folder or a file of weights.
 
     Args:
-        path: a weights file; a checkpoint folder; a run's folder or its `checkpoints` (the best one, else the
-            last); a folder of runs with its `latest` link.
+        path: a weights file, or an index of shards; a checkpoint folder; a run's folder or its `checkpoints` (the
+            best one, else the last); a folder of runs with its `latest` link; a folder of weights alone.
 
     Raises:
         UserError: nothing of the kind is there; the message says what was looked for.
     """
     start = Path(path)
     if start.is_file():
-        if start.suffix in WEIGHT_SUFFIXES:
+        if start.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX)):
             return start
         raise UserError(
             f"checkpoint {start}: not a weights file; its name should end in {', '.join(WEIGHT_SUFFIXES)}"
@@ -265,6 +279,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
         newest = newest_complete(parent) if parent.is_dir() else None
         if newest is not None:
             return newest.resolve()
+    if any((start / name).is_file() for name in FOLDER_FILES):
+        return start.resolve()
     raise UserError(
         f"checkpoint {start}: holds no finished checkpoint (looked for {META_FILE} in it, then for best and last "
         f"in it, in checkpoints/ and in latest/checkpoints/)"

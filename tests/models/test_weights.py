@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 
 from bita.errors import UserError
@@ -17,6 +19,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.models.layouts import published
 from bita.models.vision import resize_positions
+from bita.models.weight_files import WeightFile
 from bita.models.weights import load_checkpoint, load_vision
 from bita.schema import BridgeSize, ModelConfig
 
@@ -203,3 +206,30 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_frozen_random_encoder_is_an_error() -> None:
     with pytest.raises(UserError, match="vit_weights"):
         build_model(small())
+
+
+def test_a_sharded_folder_without_more_is_a_checkpoint(tmp_path: Path) -> None:
+    first = stage_1()
+    save_torch_state_dict(first.checkpoint_state(), tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        second = build_model(small(init_from=str(path)))
+        assert equal(first, second)
+
+
+def test_one_shard_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Four shards of 40 MB are read through and never take 80 MB: the one before is let go of."""
+    shard = 40_000_000
+    state = {str(index): torch.ones(shard // 4) for index in range(4)}
+    save_torch_state_dict(state, tmp_path, max_shard_size=shard)
+    del state
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    file = WeightFile(tmp_path)
+    before, peak = resident(), 0
+    for tensor in file.values():
+        assert tensor.sum() == shard // 4
+        peak = max(peak, resident() - before)
+    assert shard / 2 < peak < 2 * shard
