@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError, program
-from bita.metrics.diversity import diversity, novelty
-from bita.metrics.files import Pairing, paired, read_hypotheses, read_references
+from bita.metrics.diversity import novelty
+from bita.metrics.files import Pairing, paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import CaptionScorer
 from bita.metrics.scores import Scores
 from bita.metrics.stats import by_class, intervals, paired_test
@@ -40,10 +40,22 @@ def parser() -> argparse.ArgumentParser:
         "--versus", type=Path, metavar="OTHER", help="other hypotheses: differences with p-values"
     )
     parse.add_argument(
-        "--classes", type=Path, metavar="FILE", help="JSON {image id: class}: scores of each class"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="JSON {image id: class}: scores of each class (default: as in REFERENCES)",
     )
     parse.add_argument(
         "--train", type=Path, metavar="FILE", help="training captions: share of captions not in it"
+    )
+    parse.add_argument(
+        "--clip", metavar="RUN", help="a stage-1 run: CLIPScore and RefCLIPScore under its model"
+    )
+    parse.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="for --clip (default: images/ beside the folder of REFERENCES)",
     )
     parse.add_argument("--spice-dir", type=Path, metavar="DIR", help="folder with SPICE's two CoreNLP jars")
     parse.add_argument("--seed", type=int, default=0, help="of the drawn sets")
@@ -68,11 +80,12 @@ def report(args: argparse.Namespace) -> None:
     pairing = paired(references, read_hypotheses(args.hypotheses))
     with CaptionScorer(spice_dir=args.spice_dir) as scorer:
         scores = scorer.score(pairing.references, pairing.hypotheses)
+        if args.clip is not None:
+            _add_clip_scores(args, scores, pairing)
         content = _named(scores, pairing)
-        tokens = scorer.tokenizer.tokenize(pairing.hypotheses.values())
-        content["diversity"] = diversity(tokens)
         if args.train is not None:
             training = [text for texts in read_references(args.train).values() for text in texts]
+            tokens = scorer.tokenizer.tokenize(pairing.hypotheses.values())
             content["diversity"]["novelty"] = novelty(tokens, scorer.tokenizer.tokenize(training))
         if args.versus is not None:
             other = paired(references, read_hypotheses(args.versus))
@@ -84,8 +97,9 @@ def report(args: argparse.Namespace) -> None:
         content["intervals"] = {
             name: vars(interval) for name, interval in intervals(scores, args.bootstrap, args.seed).items()
         }
-    if args.classes is not None:
-        content["classes"] = by_class(scores, _classes(args.classes, pairing))
+    classes = _classes(args, pairing)
+    if classes is not None:
+        content["classes"] = by_class(scores, classes)
     _print(content)
     if args.json is not None:
         _write(args.json, content)
@@ -99,15 +113,37 @@ def _named(scores: Scores, pairing: Pairing) -> dict[str, Any]:
     return content
 
 
-def _classes(path: Path, pairing: Pairing) -> dict[int, str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object of image id and class")
+def _classes(args: argparse.Namespace, pairing: Pairing) -> dict[int, str] | None:
+    """Number → class: of the file that is named, else as the ground truth says of every image; None: not known."""
     names = pairing.names or {n: str(n) for n in pairing.references}
+    if args.classes is None:
+        entries = read_images(args.references)
+        known = {str(name): entry["category"] for name, entry in entries.items() if entry.get("category")}
+        if not names.keys() or not all(name in known for name in names.values()):
+            return None
+        return {n: str(known[name]) for n, name in names.items()}
+    try:
+        content = json.loads(args.classes.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.classes}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{args.classes}: not a JSON object of image id and class")
     return {n: str(content[name]) for n, name in names.items() if name in content}
+
+
+def _add_clip_scores(args: argparse.Namespace, scores: Scores, pairing: Pairing) -> None:
+    """Add CLIPScore, of the images that the ground truth names."""
+    from bita.metrics.clipscore import ClipScorer, add_clip_scores
+
+    folder = args.images or args.references.resolve().parent.parent / "images"
+    names = pairing.names or {n: str(n) for n in pairing.references}
+    entries = {str(name): entry for name, entry in read_images(args.references).items()}
+    images = {
+        n: folder / entries[name]["file_name"]
+        for n, name in names.items()
+        if "file_name" in entries.get(name, {})
+    }
+    add_clip_scores(scores, ClipScorer(args.clip), images, pairing.hypotheses, pairing.references)
 
 
 def _print(content: Mapping[str, Any]) -> None:

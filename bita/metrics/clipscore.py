@@ -9,15 +9,23 @@ Shapes: N images, Q query tokens, E embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bita.errors import UserError
+from bita.metrics.checks import named
+from bita.metrics.scores import Scores
+from bita.processors.rgb import open_rgb
+
 if TYPE_CHECKING:
     from bita.models.bita_itc import BitaITC
 
 SCALE = 2.5
+BATCH = 32
 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
@@ -57,3 +65,96 @@ def model_clip_score(model: BitaITC, images: Tensor, captions: list[str]) -> Ten
         captions: as the text processor makes them.
     """
     return clip_score(model.image_features(images), model.text_features(model.tokenize(captions)))
+
+
+class ClipScorer:
+    """A run's own stage-1 model, with its processors, that scores captions of image files.
+
+    Args:
+        run: what `bita.load` takes, of a stage-1 run.
+
+    Attributes:
+        digests: file of weights → sha256; scores of two models are not comparable.
+
+    Raises:
+        UserError: there is no such run, or it is not one of stage 1.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        from bita.datasets.builders import build_processors
+        from bita.distributed import setup
+        from bita.export import config_of
+        from bita.models import build_model
+        from bita.models.bita_itc import BitaITC
+        from bita.models.vision import image_input
+        from bita.runners.checkpoint import read_meta, resolve_checkpoint
+
+        cfg = config_of(run)
+        model = build_model(cfg.model)
+        if not isinstance(model, BitaITC):
+            raise UserError(f"{run}: writes captions; CLIPScore needs a run of stage 1, which aligns")
+        self.model = model.place(setup("auto")).eval()
+        name, dataset = next(iter(cfg.datasets.items()))
+        expected = image_input(cfg.model)
+        self.processors = build_processors(
+            name, dataset, image_size=expected.size, normalise=(expected.mean, expected.std)
+        )
+        checkpoint = resolve_checkpoint(run)
+        files = read_meta(checkpoint.parent if checkpoint.is_file() else checkpoint).files
+        self.digests = {
+            file: str(entry["sha256"]) for file, entry in files.items() if file.startswith("model")
+        }
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """CLIPScore and RefCLIPScore of N captions: (N, 2) float64, on the CPU."""
+        found: list[Tensor] = []
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            pixels = torch.stack([self.processors.eval_image(open_rgb(path)) for path in images[part]])
+            seen = self.model.image_features(pixels.to(self.model.device))
+            own, others = self._features(captions[part]), references[part]
+            said = self._features([text for texts in others for text in texts]).split(list(map(len, others)))
+            found.append(
+                torch.stack([clip_score(seen, own), ref_clip_score(seen, own, list(said))], dim=1).cpu()
+            )
+        return torch.cat(found).double()
+
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        return self.model.text_features(
+            self.model.tokenize([self.processors.eval_text(text) for text in texts])
+        )
+
+
+def add_clip_scores(
+    scores: Scores,
+    scorer: ClipScorer,
+    images: Mapping[int, Path],
+    hypotheses: Mapping[int, str],
+    references: Mapping[int, Sequence[str]],
+) -> None:
+    """Add CLIPScore and RefCLIPScore to scores, overall and for every image.
+
+    Args:
+        scores: of the same images; gets the values, and the model's hashes among what it was made with.
+        scorer: the model.
+        images: image id → file.
+        hypotheses: image id → caption.
+        references: image id → captions.
+
+    Raises:
+        UserError: an image has no file, or it does not open.
+    """
+    ids = list(scores.per_image)
+    lacking = [n for n in ids if n not in images]
+    if lacking:
+        raise UserError(f"CLIPScore: {named(lacking, len(ids), 'image')} without file")
+    found = scorer.score([images[n] for n in ids], [hypotheses[n] for n in ids], [references[n] for n in ids])
+    for metric, values in zip(("CLIPScore", "RefCLIPScore"), found.T, strict=True):
+        scores.overall[metric] = float(values.mean())
+        scores.statistics[metric] = torch.stack([values, torch.ones_like(values)], dim=1).numpy()
+        for n, value in zip(ids, values.tolist(), strict=True):
+            scores.per_image[n][metric] = value
+    scores.provenance["clip_model"] = scorer.digests

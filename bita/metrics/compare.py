@@ -16,6 +16,8 @@ from typing import Any
 from bita.errors import UserError
 
 MUST_AGREE = ("pycocoevalcap", "metrics", "tokenizer", "jars", "references", "images")
+WHERE_BOTH_HAVE_IT = ("clip_model",)
+"""Of results that have a CLIPScore; those without one can still be compared by the other metrics."""
 OF_ONE_RUN = {"run": ("name", "output_dir", "seed", "resume", "num_workers", "device", "log_freq")}
 """Keys that may differ between runs of the same configuration."""
 
@@ -78,9 +80,9 @@ def check_comparable(results: Sequence[Result]) -> None:
     first: dict[str, Result] = {}
     for result in results:
         other = first.setdefault(result.dataset, result)
-        for key in MUST_AGREE:
+        for key in (*MUST_AGREE, *WHERE_BOTH_HAVE_IT):
             mine, theirs = result.provenance.get(key), other.provenance.get(key)
-            if mine != theirs:
+            if mine != theirs and not (key in WHERE_BOTH_HAVE_IT and None in (mine, theirs)):
                 raise UserError(
                     f"not comparable: {result.path} and {other.path} differ in {key} ({_short(mine)} and "
                     f"{_short(theirs)}); score both again with `python -m bita.metrics`"

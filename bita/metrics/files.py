@@ -69,6 +69,19 @@ def read_hypotheses(path: Path) -> dict[Id, str]:
     return hypotheses
 
 
+def read_images(path: Path) -> dict[Id, dict[str, Any]]:
+    """Image id → its entry in COCO ground truth, such as its `file_name` and `category`; {} of other files.
+
+    Raises:
+        UserError: not readable, not JSON.
+    """
+    content = _content(path)
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return {}
+    return {_id(entry.get("id"), path, k): entry for k, entry in enumerate(entries, 1)}
+
+
 def paired(references: Mapping[Id, list[str]], hypotheses: Mapping[Id, str]) -> Pairing:
     """Both under numbers: the ids themselves, or running numbers from 1 where an id is text."""
     ids = {*references, *hypotheses}

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from bita.metrics.checks import check_ids, named
+from bita.metrics.diversity import diversity
 from bita.metrics.java import find_java
 from bita.metrics.meteor import Meteor, additive
 from bita.metrics.paraphrases import cut_table, full_table
@@ -88,6 +89,7 @@ class CaptionScorer:
         empty = [image_id for image_id, text in hyps.items() if not text]
         notes = [*refs.notes, *_metric_notes(refs, empty)]
         scores = Scores({}, {image_id: {} for image_id in refs.ids}, notes, provenance(java, refs))
+        scores.diversity.update(diversity(tokens))
         for name, answer in self._compute(refs, hyps).items():
             if isinstance(answer, Exception):
                 said = " ".join(str(answer).split())

@@ -36,6 +36,7 @@ class Scores:
         provenance: versions, hashes and counts that two results must share to be compared.
         statistics: scorer → (images, columns), images in the order of `per_image`; sums over images give the score of
             a set (`bita.metrics.stats`).
+        diversity: what the hypotheses are like among themselves (`bita.metrics.diversity`).
     """
 
     overall: dict[str, float]
@@ -43,6 +44,7 @@ class Scores:
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+    diversity: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary for a JSON file; image ids become strings, as JSON has it."""
@@ -50,6 +52,7 @@ class Scores:
         return {
             "overall": self.overall,
             "per_image": per_image,
+            "diversity": dict(self.diversity),
             "notes": self.notes,
             "provenance": self.provenance,
         }

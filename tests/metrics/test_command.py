@@ -87,7 +87,7 @@ def test_command_writes_what_the_function_finds(
     scorer: CaptionScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run in this process, with the scorer that is alive."""
-    monkeypatch.setattr(__main__, "CaptionScorer", lambda spice_dir: _Kept(scorer))
+    monkeypatch.setattr(__main__, "CaptionScorer", lambda spice_dir: Kept(scorer))
     references, hypotheses = put(tmp_path / "gt.json", COCO), put(tmp_path / "results.json", RESULTS)
     other = put(tmp_path / "other.json", [{**record, "caption": "a river"} for record in RESULTS])
     classes = put(tmp_path / "classes.json", {str(n): "odd" if n % 2 else "even" for n in REFERENCES})
@@ -115,7 +115,7 @@ def test_command_writes_what_the_function_finds(
     assert "5 images" in printed
 
 
-class _Kept:
+class Kept:
     """Gives a scorer for a `with`, and leaves it alive."""
 
     def __init__(self, scorer: CaptionScorer) -> None:
@@ -126,6 +126,19 @@ class _Kept:
 
     def __exit__(self, *_: object) -> None:
         return
+
+
+def test_classes_of_the_ground_truth_are_scored_without_asking(
+    scorer: CaptionScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(__main__, "CaptionScorer", lambda spice_dir: Kept(scorer))
+    images = [{"id": n, "category": "odd" if n % 2 else "even"} for n in REFERENCES]
+    hypotheses, target = put(tmp_path / "results.json", RESULTS), tmp_path / "scores.json"
+    for known, expected in ((images, {"even": 2, "odd": 3}), ([*images[1:], {"id": images[0]["id"]}], None)):
+        references = put(tmp_path / "gt.json", {**COCO, "images": known})
+        assert __main__.main([str(references), str(hypotheses), "--json", str(target)]) == 0
+        found = json.loads(target.read_text(encoding="utf-8")).get("classes")
+        assert (found and {name: values["images"] for name, values in found.items()}) == expected
 
 
 def test_command_line_refuses_in_one_line(tmp_path: Path) -> None:

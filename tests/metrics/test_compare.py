@@ -62,6 +62,33 @@ def test_another_java_or_command_may_differ(tmp_path: Path) -> None:
     check_comparable([result for path in paths for result in find_results(path)])
 
 
+def test_clip_scores_of_two_models_are_refused_and_their_absence_is_not(tmp_path: Path) -> None:
+    with_one = run(tmp_path / "a", 1, 1.0, clip_model={"model.safetensors": "x"})
+    without, other = (
+        run(tmp_path / "b", 1, 1.0),
+        run(tmp_path / "c", 1, 1.0, clip_model={"model.safetensors": "y"}),
+    )
+    check_comparable([*find_results(with_one), *find_results(without)])
+    with pytest.raises(UserError, match="differ in clip_model"):
+        check_comparable([*find_results(with_one), *find_results(other)])
+
+
+def test_one_model_on_several_datasets_is_a_row_for_each(tmp_path: Path) -> None:
+    folder = run(tmp_path / "out" / "all", 1, 1.0)
+    scores = json.loads((folder / "results/test_scores.json").read_text(encoding="utf-8"))
+    (folder / "results/test_scores.json").unlink()
+    for name, cider in (("rsicd_caption", 0.8), ("ucm_caption", 2.5)):
+        content = {**scores, "overall": {"CIDEr": cider}, "provenance": PROVENANCE | {"references": name}}
+        (folder / f"results/test_{name}_scores.json").write_text(json.dumps(content), encoding="utf-8")
+    results = find_results(folder)
+    check_comparable(results)
+    assert table(rows(results)).splitlines() == [
+        "model  dataset             runs  CIDEr",
+        "out    test_rsicd_caption  1     0.8000",
+        "out    test_ucm_caption    1     2.5000",
+    ]
+
+
 def test_files_and_output_folders(tmp_path: Path) -> None:
     folder = run(tmp_path / "out" / "run1", 1, 1.0)
     (tmp_path / "out" / "latest").symlink_to("run1")

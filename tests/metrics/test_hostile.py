@@ -281,6 +281,25 @@ def test_ids_are_checked_first(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("references", "hypotheses"),
+    [
+        ({1: ["a"], 2: ["b"]}, {1: ["a"]}),
+        ({1: ["a"]}, {1: ["a"], 2: ["b"]}),
+        ({1: ["a"], 2: []}, {1: ["a"], 2: ["b"]}),
+        ({1: ["a"]}, {1: ["a", "b"]}),
+    ],
+)
+def test_plain_scorers_say_nothing_of_ids(
+    references: dict[int, list[str]], hypotheses: dict[int, list[str]]
+) -> None:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    with pytest.raises(AssertionError) as error:
+        Rouge().compute_score(references, hypotheses)
+    assert str(error.value) == ""
+
+
 def test_empty_hypotheses_score_nothing_and_shift_nothing(scorer: CaptionScorer) -> None:
     usual = scorer.score(REFERENCES, HYPOTHESES)
     scores = scorer.score(REFERENCES, {**HYPOTHESES, 1: "", 12: " ...\n", 20: "!"})
@@ -320,6 +339,29 @@ def test_spice_values_go_to_their_images(fake_java: Callable[[str], Java], tmp_p
     assert refs.ids == [1, 3, 7, 12, 20]
     assert each == [0.1, 0.3, None, None, 0.2]
     assert whole == pytest.approx(0.2)
+
+
+def test_plain_spice_gives_values_to_other_images_and_a_mean_that_is_no_number(
+    fake_java: Callable[[str], Java], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns values by ascending id, and `COCOEvalCap` gives them out in the order of the annotations."""
+    from pycocoevalcap.eval import COCOEvalCap
+    from pycocoevalcap.spice import spice as plain
+
+    answer = [{"image_id": n, "scores": {"All": {"f": n / 100}}} for n in (1, 3)]
+    answer.append({"image_id": 7, "scores": {"All": {"f": None}}})
+    stored = tmp_path / "answer.json"
+    stored.write_text(json.dumps(answer), encoding="utf-8")
+    fake_java(f'while [ "$1" != -out ]; do shift; done; cp "{stored}" "$2"')
+    monkeypatch.setattr(plain, "get_stanford_models", lambda: None)
+    monkeypatch.setattr(plain, "__file__", str(tmp_path / "spice.py"))
+    given = {7: ["a court"], 3: ["two planes"], 1: ["a river"]}
+    whole, each = plain.Spice().compute_score(given, given)
+    evaluation = COCOEvalCap.__new__(COCOEvalCap)
+    evaluation.imgToEval = {}
+    evaluation.setImgToEvalImgs(each, given.keys(), "SPICE")
+    assert evaluation.imgToEval[7]["SPICE"]["All"]["f"] == 0.01
+    assert whole != whole
 
 
 def test_failing_spice_is_noted(fake_java: Callable[[str], Java], tmp_path: Path) -> None:
