@@ -151,6 +151,8 @@ class ProcessorConfig:
     color_jitter: float | None = None
     prompt: str | None = None
     max_words: int | None = None
+    templates: list[str] | None = None
+    """Texts with {caption} in them; in training one is drawn for each caption, in evaluation the first is taken."""
 
 
 @dataclass

@@ -60,6 +60,11 @@ class Processors:
     train_text: Callable[[str], str]
     eval_text: Callable[[str], str]
 
+    def training_text(self, caption: str, generator: torch.Generator) -> str:
+        """Process a caption for training; a processor that draws (has ``draw``) does so from ``generator``."""
+        draw: Callable[[str, torch.Generator], str] | None = getattr(self.train_text, "draw", None)
+        return self.train_text(caption) if draw is None else draw(caption, generator)
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -142,7 +147,7 @@ class CaptionDataset(Dataset[Sample]):
         if self.train:
             tensor, text = (
                 self.processors.train_image(image, generator),
-                self.processors.train_text(caption.caption),
+                self.processors.training_text(caption.caption, generator),
             )
         else:
             tensor, text = self.processors.eval_image(image), self.processors.eval_text(caption.caption)

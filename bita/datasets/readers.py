@@ -84,7 +84,7 @@ class TrainReader(Dataset[Read | Failure]):
             self.whereabouts.note(key[0])
             dataset, number, index, generator = self._locate(key)
             (image, captions, image_id), generator = self._open(dataset, index, generator, key, bad)
-            texts += [dataset.processors.train_text(caption) for caption in captions]
+            texts += [dataset.processors.training_text(caption, generator) for caption in captions]
             ids += [number * IDS_OF_A_DATASET + image_id] * len(captions)
             images += [dataset.processors.train_image(image, generator) for _ in captions]
         return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
@@ -131,7 +131,7 @@ class TrainReader(Dataset[Read | Failure]):
             dataset, number, index, generator = self._locate(key)
             assert isinstance(dataset, CaptionDataset)
             for record in dataset.draw(index, generator):
-                texts.append(dataset.processors.train_text(dataset.records[record].caption))
+                texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
                 ids.append(number * IDS_OF_A_DATASET + dataset.records[record].image_id)
                 picked.append((number, record, generator))
         return {"image": self._augment(picked), "text": texts, "image_id": ids}

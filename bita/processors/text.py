@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+import torch
 
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _WHITE_RUN = re.compile(r"\s{2,}")
 JOINTS = ("space", "glued")
+SLOT = "{caption}"
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:
@@ -27,18 +31,41 @@ class CaptionProcessor:
         prompt: Text in front of every caption, as it is; "" for none.
         max_words: Words of the caption that are kept.
         joint: ``space`` puts one space between prompt and caption, ``glued`` nothing (for old weights).
+        templates: What a cleaned caption is put into, each with ``{caption}`` in it, such as "a satellite photo of
+            {caption}"; in training one is drawn for every caption, in evaluation it is the first.
     """
 
-    def __init__(self, prompt: str = "", max_words: int = 50, joint: str = "space") -> None:
+    def __init__(
+        self,
+        prompt: str = "",
+        max_words: int = 50,
+        joint: str = "space",
+        templates: Sequence[str] = (SLOT,),
+    ) -> None:
         if joint not in JOINTS:
             raise ValueError(f"joint must be one of {', '.join(JOINTS)}, not {joint!r}")
+        wrong = [template for template in templates if SLOT not in template]
+        if wrong or not templates:
+            raise ValueError(f"templates: wanted texts with {SLOT} in them, not {wrong or templates!r}")
         self.prompt = prompt
         self.max_words = max_words
         self.joint = joint
+        self.templates = list(templates)
 
     def __call__(self, caption: str) -> str:
-        """Return the processed caption with the prompt in front."""
-        text = clean_caption(caption, self.max_words)
+        """Return the processed caption, in the first template, with the prompt in front."""
+        return self._fill(self.templates[0], caption)
+
+    def draw(self, caption: str, generator: torch.Generator) -> str:
+        """Return the processed caption in a template that is drawn, with the prompt in front."""
+        if len(self.templates) == 1:
+            return self(caption)
+        return self._fill(
+            self.templates[int(torch.randint(len(self.templates), (), generator=generator))], caption
+        )
+
+    def _fill(self, template: str, caption: str) -> str:
+        text = template.replace(SLOT, clean_caption(caption, self.max_words))
         if not self.prompt or self.joint == "glued" or self.prompt[-1].isspace():
             return self.prompt + text
         return f"{self.prompt} {text}"

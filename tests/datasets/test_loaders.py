@@ -16,7 +16,7 @@ from bita.datasets.builders import build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import ConfigError, UserError
-from bita.schema import RunConfig
+from bita.schema import ProcessorConfig, RunConfig
 from tests.datasets.makers import entry, env, prepared
 
 
@@ -85,6 +85,19 @@ def test_workers_and_resume_change_nothing(tmp_path: Path, options: dict[str, in
     next(partly)
     working.set_epoch(3)
     assert same(batches, working)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_drawn_templates_and_cached_crops_survive_a_resume(tmp_path: Path, cached: bool) -> None:
+    text = {"train": ProcessorConfig("bita_caption", templates=["{caption} from above", "seen: {caption}"])}
+    dataset = build(prepared(tmp_path), text_processor=text, cache_images=cached)
+    loader = train_loader([dataset], run())
+    loader.set_epoch(1)
+    whole = list(loader)
+    fresh = train_loader([dataset], run())
+    fresh.set_epoch(1, 3)
+    assert same(whole[3:], fresh)
+    assert 10 < sum(text.startswith("seen: image") for text in texts(whole)) < 46
 
 
 def test_skipped_steps_are_not_read(tmp_path: Path) -> None:

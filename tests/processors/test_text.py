@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bita.processors.text import CaptionProcessor, clean_caption
 
@@ -60,3 +61,18 @@ def test_one_space_joins_prompt_and_caption() -> None:
 def test_unknown_joint_is_refused() -> None:
     with pytest.raises(ValueError, match="space, glued"):
         CaptionProcessor(joint="dash")
+
+
+def test_templates_hold_the_cleaned_caption_and_one_is_drawn_in_training() -> None:
+    processor = CaptionProcessor(
+        "a photo of", templates=["{caption} from above.", "seen from space: {caption}"]
+    )
+    assert processor("Two (large) planes!") == "a photo of two large planes from above."
+    drawn = [processor.draw("a river", torch.Generator().manual_seed(seed)) for seed in range(200)]
+    expected = {"a photo of a river from above.", "a photo of seen from space: a river"}
+    assert set(drawn) == expected
+    assert 70 < drawn.count("a photo of a river from above.") < 130
+    assert drawn[3] == processor.draw("a river", torch.Generator().manual_seed(3))
+    for templates in ([], ["no place for it"]):
+        with pytest.raises(ValueError, match=r"wanted texts with \{caption\} in them"):
+            CaptionProcessor(templates=templates)
