@@ -112,22 +112,39 @@ def test_fsdp_equals_ddp_and_holds_half_of_the_decoder(tmp_path, toy, frozen):
 
 
 @pytest.mark.long
+def test_deterministic_runs_in_other_processes_give_the_same_bytes(tmp_path, toy):
+    for name in ("one", "two"):
+        toy(2, tmp_path / name, "name=run", "deterministic=True", "model.arch=bita_former")
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+@pytest.mark.long
 def test_captions_and_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy):
+    """Nor on whether the evaluation was stopped half-way and the run started again."""
     seen = []
     options = [
         "name=run",
         "max_epoch=0",
+        "batch_size_eval=1",
         "task=captioning",
         'test_splits=["test", "val"]',
         "max_len=14",
         "min_len=9",
     ]
-    for processes in (2, 3, 1):  # 1 is this process, whose Java must not be forked
-        out = tmp_path / str(processes)
-        toy(processes, out, *options)
+    with pytest.raises(ChildFailedError):
+        toy(2, tmp_path / "stopped", *options, fault="evalterm@1@0")
+    assert not (tmp_path / "stopped/run/scores.json").exists()
+    for name, processes in (
+        ("stopped", 2),
+        ("2", 2),
+        ("3", 3),
+        ("1", 1),
+    ):  # 1 is this process: no Java is forked
+        out = tmp_path / name
+        toy(processes, out, *options, "resume=auto")
         files = ("results/test.json", "results/val.json", "scores.json")
         seen.append([json.loads((out / "run" / file).read_text()) for file in files])
-    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
     assert [entry["image_id"] for entry in seen[0][1]] == [100, 101, 102, 103, 104]
     assert any(entry["caption"] for entry in seen[0][1])
 

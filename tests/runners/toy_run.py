@@ -1,7 +1,7 @@
 """A training run in small: real models, loader, task and runner on a dozen 28-pixel images.
 
 As a script, `toy_run.py OUTPUT_DIR key=value…` trains like `train.py` does; keys are those of `run`, and `model.KEY`.
-Faults come from the environment: TOY_FAULT="KIND@STEP@RANK" with KIND nan, kill, term or hang, TOY_ARCH=bita_former.
+Faults come from the environment: TOY_FAULT="KIND@STEP@RANK" with KIND nan, kill, term, slow or evalterm.
 """
 
 from __future__ import annotations
@@ -141,6 +141,17 @@ class Faulty:
         if kind == "slow":
             time.sleep(float(step) / 1000)
         return output
+
+    def evaluate(self, model, dataset, batches, save):
+        kind, step, rank = (os.environ.get("TOY_FAULT", "@-1@-1")).split("@")
+
+        def interrupted():
+            for number, batch in enumerate(batches):
+                if kind == "evalterm" and number == int(step) and distributed.rank() == int(rank):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return super().evaluate(model, dataset, interrupted(), save)
 
 
 class FaultyPretrain(Faulty, PretrainTask):
