@@ -41,7 +41,7 @@ def test_print_config_is_a_project_file(tmp_path, capsys):
     ]
     assert main("", evaluate=False, argv=["--cfg-path", str(STAGE_1), *options, "--print-config"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "warning: model.vit_weights (--options): no.pth: no such file\n"
+    assert printed.err == "warning: model.vit_weights (--options): no.pth: no such file or folder\n"
     (tmp_path / "printed.yaml").write_text(printed.out)
     cfg = load_config(tmp_path / "printed.yaml", need_files=False)
     assert (cfg.run.max_epoch, list(cfg.datasets)) == (3, ["ucm_caption"])

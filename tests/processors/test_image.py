@@ -135,3 +135,16 @@ def test_colour_jitter_changes_colours_within_its_bounds() -> None:
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"scale|color_jitter"):
         TrainImageProcessor(8, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_cached_images_are_augmented_on_the_gpu_as_on_the_cpu() -> None:
+    """The draws are the same ones; resizing in floating point instead of whole numbers differs by rounding."""
+    pixels = torch.randint(
+        0, 256, (6, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    processor = TrainImageProcessor(56, vertical_flip=True, rotate90=True, color_jitter=0.2)
+    draws = [[torch.Generator().manual_seed(seed) for seed in range(6)] for _ in range(2)]
+    found = processor.batch(pixels.cuda(), draws[0])
+    assert found.device.type == "cuda"
+    assert (found.cpu() - processor.batch(pixels, draws[1])).abs().max() < 0.05
