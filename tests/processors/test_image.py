@@ -138,6 +138,7 @@ def test_impossible_options_are_refused(options: dict[str, float]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cached_images_are_augmented_on_the_gpu_as_on_the_cpu() -> None:
     """The draws are the same ones; resizing in floating point instead of whole numbers differs by rounding."""
     pixels = torch.randint(
