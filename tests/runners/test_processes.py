@@ -1,6 +1,9 @@
 """Training in several real processes, under torchrun's elastic agent; they are forked, which saves their imports."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +67,28 @@ def test_killed_process_is_restarted_and_nothing_is_lost(tmp_path, toy, whole):
     lines = map(json.loads, (out / "run/log.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if line["event"] == "resumed"] == [8]
     assert (out / "run/validation.json").read_text() == (whole / "run/validation.json").read_text()
+
+
+@pytest.mark.long
+def test_killed_process_on_one_of_two_machines_restarts_both(tmp_path, whole):
+    """Two launchers, which count their restarts each for itself, meet again; nothing is lost."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "machines"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=x", "--max-restarts=3"]
+    command += [str(Path(__file__).with_name("toy_run.py")), str(out), *EXACT, "save_every_steps=2"]
+    variables = {
+        "TOY_FAULT": "kill@9@1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    launchers = [subprocess.Popen(command, env=os.environ | variables) for _ in range(2)]
+    assert [launcher.wait(timeout=1200) for launcher in launchers] == [0, 0]
+    assert weights(out) == weights(whole)
+    lines = map(json.loads, (out / "run/log.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if line["event"] == "resumed"] == [8]
 
 
 def test_fault_of_one_process_is_every_processes(tmp_path, toy):
