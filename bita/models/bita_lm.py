@@ -79,8 +79,13 @@ class BitaLM(BitaModel):
             if cfg.freeze_lm:
                 model.external["opt_model"] = cfg.opt_model
             return model
-        vocabulary = {} if tokenizer is None else {"vocab_size": len(tokenizer)}
-        return cls(cfg, fresh_language_model(dict(cfg.opt_config) | vocabulary, dtype), tokenizer)
+        sizes = dict(cfg.opt_config)
+        if tokenizer is not None and sizes:
+            special = {
+                key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+            }
+            sizes = special | sizes | {"vocab_size": len(tokenizer)}
+        return cls(cfg, fresh_language_model(sizes, dtype), tokenizer)
 
     @cached_property
     def tokens(self) -> CaptionTokens:
