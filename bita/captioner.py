@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from bita.datasets.builders import build_processors
+from bita.datasets.builders import processors_of
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of
 from bita.models import build_model
 from bita.models.bita_lm import BitaLM
 from bita.models.generation import GenerationSettings
-from bita.models.vision import image_input
 from bita.processors.rgb import open_rgb, to_rgb
 from bita.runners.stepper import autocast
 from bita.schema import Quantization
@@ -47,7 +45,7 @@ class Captioner:
         self.model.merge_lora()
         self.settings = GenerationSettings.from_run(cfg.run)
         self.amp = cfg.run.amp
-        self._processor = _eval_processor(cfg)
+        self._processor = processors_of(cfg).eval_image
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto", quantize: str = "none") -> Self:
@@ -100,11 +98,3 @@ class Captioner:
 
 def _as_rgb(image: ImageLike) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(Path(image))
-
-
-def _eval_processor(cfg: Config) -> Callable[[Image.Image], Tensor]:
-    """The evaluation transform of the run's first dataset."""
-    name, dataset = next(iter(cfg.datasets.items()))
-    images = image_input(cfg.model)
-    processors = build_processors(name, dataset, image_size=images.size, normalise=(images.mean, images.std))
-    return processors.eval_image

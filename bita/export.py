@@ -27,7 +27,7 @@ from bita.models.bita_lm import BitaLM
 from bita.models.layouts import published
 from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
 from bita.models.vision import image_input
-from bita.runners.checkpoint import META_FILE, Meta, read_meta, resolve_checkpoint
+from bita.runners.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
 from bita.runners.files import TEMPORARY, sha256, write_json, write_text
 from bita.schema import Config
 
@@ -44,7 +44,7 @@ def config_of(run: str | Path) -> Config:
         UserError: there is no checkpoint, or nothing that says how it was made.
     """
     checkpoint = resolve_checkpoint(run)
-    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+    folder = folder_of(checkpoint)
     if not (folder / META_FILE).is_file():
         raise UserError(
             f"checkpoint {checkpoint}: has no {META_FILE} beside it; use evaluate.py with --cfg-path"
@@ -63,6 +63,11 @@ def config_of(run: str | Path) -> Config:
     return cfg
 
 
+def meta_of(cfg: Config) -> Meta:
+    """What the checkpoint says that a configuration of `config_of` starts from."""
+    return read_meta(folder_of(Path(str(cfg.model.init_from))))
+
+
 def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> None:
     """Write a run's best checkpoint (or the one named) with everything that it needs as one folder.
 
@@ -77,7 +82,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
     """
     _check_free(out)
     cfg = config_of(run)
-    meta = _meta(cfg)
+    meta = meta_of(cfg)
     model = _merged(cfg)
     temporary = out.with_name(f"{TEMPORARY}{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -112,7 +117,7 @@ def export_published(run: str | Path, out: Path) -> None:
     if out.suffix != ".pth":
         raise UserError(f"{out}: the published layout is one file; its name should end in .pth")
     cfg = config_of(run)
-    meta = _meta(cfg)
+    meta = meta_of(cfg)
     model = _merged(cfg)
     if cfg.model.lora is not None:
         model.external.pop("opt_model", None)  # merged, it is no longer what its owner published
@@ -148,12 +153,6 @@ def _check_free(out: Path) -> None:
         raise UserError(f"{out}: exists already; choose another name")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}")
-
-
-def _meta(cfg: Config) -> Meta:
-    """What the checkpoint says that a configuration of `config_of` starts from."""
-    checkpoint = Path(str(cfg.model.init_from))
-    return read_meta(checkpoint.parent if checkpoint.is_file() else checkpoint)
 
 
 def _write_weights(model: BitaModel, folder: Path, max_shard: str) -> None:

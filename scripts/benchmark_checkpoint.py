@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from measuring import a_batch, wait
 from torch import Tensor
 
 from bita import registry
@@ -87,7 +88,7 @@ def measure(cfg: Config, device: torch.device, steps: int, folder: Path) -> Resu
     """Train `steps` steps each way, then write checkpoints into `folder`."""
     model = place(random_model(cfg), device, cfg.run)
     stepper = Stepper(model, registry.tasks.get(cfg.run.task)(cfg), cfg.run, device)
-    batch = random_batch(cfg, device)
+    batch = a_batch(cfg.run.batch_size_train, image_input(cfg.model).size, device)
     for parameter in stepper.trained:
         parameter.grad = torch.zeros_like(parameter)
     stepper.move(0.0)  # AdamW's moments are there from here on
@@ -122,18 +123,10 @@ def random_model(cfg: Config) -> BitaModel:
     return model
 
 
-def random_batch(cfg: Config, device: torch.device) -> Batch:
-    """A batch of the configured size: noise, with one caption."""
-    size, side = cfg.run.batch_size_train, image_input(cfg.model).size
-    caption = "many buildings and some green trees are in a dense residential area"
-    images = torch.randn(size, 3, side, side, device=device)
-    return {"image": images, "text": [caption] * size, "image_id": list(range(size))}
-
-
 def one_step(stepper: Stepper, batch: Batch, guarded: bool) -> float:
     """Seconds of a step, with or without what watches over it."""
     watch, interrupt = StepWatch(), Interrupt(save_every_minutes=10)
-    _wait(stepper.device)
+    wait(stepper.device)
     start = time.perf_counter()
     output = stepper.accumulate(batch, share=1.0, last=True)
     if guarded:
@@ -143,13 +136,8 @@ def one_step(stepper: Stepper, batch: Batch, guarded: bool) -> float:
     else:
         stepper.optimizer.step()
         stepper.optimizer.zero_grad(set_to_none=True)
-    _wait(stepper.device)
+    wait(stepper.device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(result: Result, device: torch.device, command: str, minutes: float) -> str:

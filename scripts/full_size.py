@@ -30,7 +30,9 @@ from make_tokenizers import make_bert, make_opt
 from measuring import (
     BF16_PEAK,
     HEADER,
+    WORDS,
     Row,
+    a_batch,
     free,
     peak_of_process,
     timed_captions,
@@ -59,7 +61,6 @@ TINY_LM = (
     "model.opt_config={hidden_size: 32, word_embed_proj_dim: 32, num_hidden_layers: 2, num_attention_heads: 2, "
     "ffn_dim: 64, vocab_size: 600, max_position_embeddings: 96}",
 )
-WORDS = "many planes are parked near the long runway of a large airport beside some green trees and grey buildings"
 
 
 @program
@@ -113,14 +114,6 @@ def build(project: str, tokenizers: Path, device: torch.device, tiny: bool, *opt
 def side(model: BitaModel) -> int:
     """Height and width of its images."""
     return model.cfg.image_size or 224
-
-
-def a_batch(size: int, image_size: int, device: torch.device, prompt: str = "") -> Batch:
-    """Noise for images, and captions that differ."""
-    words = WORDS.split()
-    texts = [" ".join(words[i % 7 : i % 7 + 8 + i % 4]) for i in range(size)]
-    images = torch.randn(size, 3, image_size, image_size, device=device)
-    return {"image": images, "text": [f"{prompt} {t}".strip() for t in texts], "image_id": list(range(size))}
 
 
 # CPU

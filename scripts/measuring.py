@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bita.batch import Batch
 from bita.runners.optim import build_optimizer
 from bita.runners.stepper import autocast
 from bita.schema import RunConfig
@@ -20,6 +21,7 @@ from bita.schema import RunConfig
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
 """Part of a device's name → its dense bf16 operations a second, as its maker gives them (SXM where it varies)."""
 LEARNING_RATE = 1e-4
+WORDS = "many planes are parked near the long runway of a large airport beside some green trees and grey buildings"
 
 
 @dataclass
@@ -110,6 +112,14 @@ def timed_captions(name: str, write: Callable[[], Any], batch: int, device: torc
         wait(device)
     seconds = (time.perf_counter() - start) / 3
     return Row("captioning, 5 beams", name, batch, seconds, counter.get_total_flops(), peak_of(device))
+
+
+def a_batch(size: int, image_size: int, device: torch.device, prompt: str = "") -> Batch:
+    """Noise for images, and captions that differ."""
+    words = WORDS.split()
+    texts = [" ".join(words[i % 7 : i % 7 + 8 + i % 4]) for i in range(size)]
+    images = torch.randn(size, 3, image_size, image_size, device=device)
+    return {"image": images, "text": [f"{prompt} {t}".strip() for t in texts], "image_id": list(range(size))}
 
 
 def wait(device: torch.device) -> None:

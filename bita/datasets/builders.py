@@ -216,6 +216,15 @@ def build_processors(
     )
 
 
+def processors_of(cfg: Config) -> Processors:
+    """Build the processors of a configuration's first dataset, as its model's encoder wants images."""
+    from bita.models.vision import image_input
+
+    name, entry = next(iter(cfg.datasets.items()))
+    images = image_input(cfg.model)
+    return build_processors(name, entry, image_size=images.size, normalise=(images.mean, images.std))
+
+
 def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:
     """Call the processor's class with the keys that are set; a key that it does not take is warned about."""
     target = registry.get(entry.name)

@@ -81,28 +81,22 @@ class ClipScorer:
     """
 
     def __init__(self, run: str | Path) -> None:
-        from bita.datasets.builders import build_processors
+        from bita.datasets.builders import processors_of
         from bita.distributed import setup
-        from bita.export import config_of
+        from bita.export import config_of, meta_of
         from bita.models import build_model
         from bita.models.bita_itc import BitaITC
-        from bita.models.vision import image_input
-        from bita.runners.checkpoint import read_meta, resolve_checkpoint
 
         cfg = config_of(run)
         model = build_model(cfg.model)
         if not isinstance(model, BitaITC):
             raise UserError(f"{run}: writes captions; CLIPScore needs a run of stage 1, which aligns")
         self.model = model.place(setup("auto")).eval()
-        name, dataset = next(iter(cfg.datasets.items()))
-        expected = image_input(cfg.model)
-        self.processors = build_processors(
-            name, dataset, image_size=expected.size, normalise=(expected.mean, expected.std)
-        )
-        checkpoint = resolve_checkpoint(run)
-        files = read_meta(checkpoint.parent if checkpoint.is_file() else checkpoint).files
+        self.processors = processors_of(cfg)
         self.digests = {
-            file: str(entry["sha256"]) for file, entry in files.items() if file.startswith("model")
+            file: str(entry["sha256"])
+            for file, entry in meta_of(cfg).files.items()
+            if file.startswith("model")
         }
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ its `weight`: a checkpoint without LoRA loads into a model with it, and one read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -52,18 +52,28 @@ def add_lora(model: PreTrainedModel, size: LoraSize) -> None:
 
 def merge_lora(model: nn.Module) -> None:
     """Add every low-rank product to the weight that it stands beside, and leave plain layers; in place."""
-    layers = {id(layer): layer for layer in lora_modules(model)}
+    for parent, name, layer in layers_to_replace(model, _has_lora):
+        layer.merge()
+        setattr(parent, name, layer.get_base_layer())
+
+
+def layers_to_replace(
+    model: nn.Module, wanted: Callable[[nn.Module], bool]
+) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(parent, name in it, layer) of every layer that is wanted; another may be put in its place meanwhile."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in layers:
-                layer: Any = child
-                layer.merge()
-                setattr(parent, name, layer.get_base_layer())
+            if wanted(child):
+                yield parent, name, child
 
 
 def lora_modules(model: nn.Module) -> Iterator[nn.Module]:
     """The layers that have LoRA weights."""
-    return (module for module in model.modules() if hasattr(module, "lora_dropout"))
+    return filter(_has_lora, model.modules())
+
+
+def _has_lora(module: nn.Module) -> bool:
+    return hasattr(module, "lora_dropout")
 
 
 def plain_name(name: str) -> str:

@@ -20,6 +20,7 @@ from bita.batch import Batch
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel
 from bita.models.bridge import PAD_ID
+from bita.models.decoder import IGNORED
 from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.qformer import QFormer
 from bita.models.tokenizers import load_tokenizer
@@ -27,10 +28,6 @@ from bita.schema import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-IGNORED = -100
-"""The label of what carries no loss."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class BitaITC(BitaModel):
         self.temp.requires_grad_("itc" in self.losses)
         self.itm_head.requires_grad_(
             "itm" in self.losses
-        )  # both are in published checkpoints of the IFT, unused
+        )  # published IFT checkpoints have both heads, unused
         self.mlm_head.requires_grad_("itg" in self.losses)
 
     @classmethod
@@ -94,7 +91,6 @@ class BitaITC(BitaModel):
         tokens, ids = self.ln_vision(raw.float()), self._encode(batch["text"])
         text_ids = ids.to(self.device, non_blocking=True)
         output: dict[str, Tensor] = {}
-        pairs = self._partners(len(text_ids), groups)
         seen: list[Tensor] = []
         if "itg" in self.losses:
             queries, seen = self._bridge_that_writes().read(self._queries(len(tokens)), tokens)
@@ -104,6 +100,8 @@ class BitaITC(BitaModel):
             images = self._image_features_of(queries)
             pairs = self.compare(images, self.text_features(text_ids), groups)
             output |= self._contrast(pairs, groups)
+        else:
+            pairs = self._partners(len(text_ids), groups)
         if "itm" in self.losses:
             output |= self.match(raw, tokens, text_ids, pairs)
         if "itg" in self.losses:

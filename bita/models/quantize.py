@@ -6,13 +6,13 @@ Embeddings, norms and the output head stay as they are. Only for inference: noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from bita.errors import ConfigError
+from bita.models.adapters import layers_to_replace
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 
@@ -49,7 +49,7 @@ def _to_nf4(model: nn.Module, head: nn.Module, device: torch.device) -> None:
     """Layer by layer, so that no more than one layer is there twice."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    for parent, name, layer in _children(model, nn.Linear):
+    for parent, name, layer in layers_to_replace(model, lambda m: isinstance(m, nn.Linear)):
         if layer is head:
             continue
         dtype = layer.weight.dtype
@@ -64,20 +64,12 @@ def turn_transposed(model: nn.Module) -> None:
     """GPT-2's `Conv1D`, a linear layer whose weight is stored transposed → `nn.Linear`, in place."""
     from transformers.pytorch_utils import Conv1D
 
-    for parent, name, layer in _children(model, Conv1D):
+    for parent, name, layer in layers_to_replace(model, lambda m: isinstance(m, Conv1D)):
         inputs, outputs = layer.weight.shape
         linear = nn.Linear(inputs, outputs, device="meta")
         linear.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
         linear.bias = layer.bias
         setattr(parent, name, linear)
-
-
-def _children(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(parent, name in it, layer) of every layer of a kind."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, kind):
-                yield parent, name, child
 
 
 def size_in_bytes(model: nn.Module) -> int:

@@ -123,6 +123,11 @@ def remove_unfinished(parent: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def folder_of(checkpoint: Path) -> Path:
+    """The folder of what `resolve_checkpoint` gave: itself, or the one that a file of weights lies in."""
+    return checkpoint.parent if checkpoint.is_file() else checkpoint
+
+
 def read_meta(folder: Path) -> Meta:
     """What a checkpoint's `meta.json` says.
 
