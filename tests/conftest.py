@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,17 @@ def logger_as_it_was() -> Iterator[None]:
     yield
     log.setLevel(level)
     log.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def start_method() -> str:
+    """How tests start processes: forked off one that has imported everything and done nothing else.
+
+    A child forked off the test process itself inherits torchrun's leftovers, whose threads it does not have, and
+    dies when they are collected.
+    """
+    multiprocessing.set_forkserver_preload(["toy_run", "transformers.models.opt.modeling_opt"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return "forkserver"

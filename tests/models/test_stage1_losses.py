@@ -165,9 +165,9 @@ def learn(model: BitaITC, data: Batch) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in everyone]).mean(dim=0) for name in seen}
 
 
-def process(rank: int, model: BitaITC, data: Batch, out: Path) -> None:
+def process(rank: int, port: int, model: BitaITC, data: Batch, out: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     distributed.setup("cpu")
     half: Batch = {
         "image": data["image"][2 * rank :][:2],
@@ -178,16 +178,15 @@ def process(rank: int, model: BitaITC, data: Batch, out: Path) -> None:
     distributed.shutdown()
 
 
-def test_losses_and_gradients_on_two_processes_equal_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_and_gradients_on_two_processes_equal_one(tmp_path: Path, start_method: str) -> None:
     data = batch(["a pale house", "two ferries in a harbour", "two ferries in a harbour", "a pale house"])
     model = qformer(freeze_vit=False, itc_gather_grad=True).eval()  # no dropout, and the hardest negatives
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    multiprocessing.start_processes(process, (model, data, tmp_path), nprocs=2, start_method="fork")
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(
+        process, (port, model, data, tmp_path), nprocs=2, start_method=start_method
+    )
     whole = learn(model, data)
     for rank in range(2):
         part = torch.load(tmp_path / f"{rank}.pt")

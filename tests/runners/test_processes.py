@@ -1,4 +1,4 @@
-"""Training in several real processes, under torchrun's elastic agent; they are forked, which saves their imports."""
+"""Training in several real processes, under torchrun's elastic agent."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from toy_run import main
 EXACT = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]')
 
 
-def work(arguments: list[str]) -> None:
+def work(arguments: list[str], fault: str) -> None:
     torch.set_num_threads(1)
+    os.environ["TOY_FAULT"] = fault
     code = main(arguments)
     if code:
         sys.exit(code)
 
 
 @pytest.fixture
-def toy(monkeypatch):
+def toy(start_method):
     """Trains in so many processes."""
 
     def train(processes: int, out: Path, *options: str, restarts: int = 0, fault: str = "@-1@-1") -> None:
-        monkeypatch.setenv("TOY_FAULT", fault)
         if processes == 1:
             assert main([str(out), *options]) == 0
             return
@@ -37,14 +37,14 @@ def toy(monkeypatch):
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
-            start_method="fork",
+            start_method=start_method,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             run_id=out.name,
             max_restarts=restarts,
             monitor_interval=0.1,
         )
-        elastic_launch(config, work)([str(out), *options])
+        elastic_launch(config, work)([str(out), *options], fault)
 
     return train
 
@@ -159,12 +159,7 @@ def test_captions_and_scores_do_not_depend_on_the_number_of_processes(tmp_path, 
     with pytest.raises(ChildFailedError):
         toy(2, tmp_path / "stopped", *options, fault="evalterm@1@0")
     assert not (tmp_path / "stopped/run/scores.json").exists()
-    for name, processes in (
-        ("stopped", 2),
-        ("2", 2),
-        ("3", 3),
-        ("1", 1),
-    ):  # 1 is this process: no Java is forked
+    for name, processes in (("stopped", 2), ("1", 1), ("2", 2), ("3", 3)):
         out = tmp_path / name
         toy(processes, out, *options, "resume=auto")
         files = ("results/test.json", "results/val.json", "scores.json")
