@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """B images with one caption each."""
+    """I images with B captions: one each, or in grouped sampling B/I each, an image's side by side."""
 
     image: Tensor
-    """(B, 3, H, W) float32, normalised."""
+    """(I, 3, H, W) float32, normalised."""
     text: list[str]
     """B processed captions ("" where a split has none)."""
     image_id: list[int]
-    """B ids, unique within the dataset; in training, where datasets mix, unique over all of them."""
+    """Of each caption's image: B ids, unique within the dataset; in training, where datasets mix, unique over all of them."""

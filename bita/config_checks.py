@@ -223,14 +223,28 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(
             ("model", "max_txt_len"), places, f"is more than bridge_size.max_positions, {size.max_positions}"
         )
+    _check_captions_per_image(cfg, places)
     for name, entry in cfg.datasets.items():
-        if entry.captions_per_image is not None and entry.captions_per_image < 1:
-            raise wrong(("datasets", name, "captions_per_image"), places, "must be at least 1, or null")
         text = entry.text_processor.get("train")
         if text is not None and text.prompt is not None and text.prompt.strip() != cfg.model.prompt.strip():
             prompt = ("datasets", name, "text_processor", "train", "prompt")
             problem = f"{text.prompt!r} is not model.prompt, {cfg.model.prompt!r}, whose tokens carry no loss"
             LOG.warning("%s", wrong(prompt, places, problem))
+
+
+def _check_captions_per_image(cfg: Config, places: Places) -> None:
+    """One number for all training sets, which the contrast can bear."""
+    numbers = {name: entry.captions_per_image or 1 for name, entry in cfg.datasets.items()}
+    for name, entry in cfg.datasets.items():
+        key = ("datasets", name, "captions_per_image")
+        if entry.captions_per_image is not None and entry.captions_per_image < 1:
+            raise wrong(key, places, "must be at least 1, or null")
+        if len(set(numbers.values())) > 1 and not cfg.run.evaluate:
+            found = ", ".join(f"{other} has {number}" for other, number in numbers.items())
+            raise wrong(key, places, f"must be the same for all training sets ({found})")
+        if numbers[name] > 1 and cfg.model.arch == "bita_former" and cfg.model.itc_positives == "pair":
+            problem = "counts an image's other captions as wrong ones; set model.itc_positives=same_image"
+            LOG.warning("%s", wrong(key, places, f"{numbers[name]} {problem}"))
 
 
 def _check_losses(cfg: Config, places: Places) -> None:

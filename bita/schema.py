@@ -196,7 +196,8 @@ class DatasetConfig:
     cache_images: bool = False
     """Decode and resize every image once, and keep it as uint8 (for small images and small machines)."""
     captions_per_image: int | None = None
-    """None: one record a caption. n: one record an image, n of its captions drawn each time."""
+    """None: one record a caption. n: one record an image, which is read and encoded once for n of its captions, drawn
+    each time; the same for all training sets, and `run.batch_size_train` counts images."""
     bands: list[int] | None = None
     """Three band numbers, from 1, of multi-band images; None takes the file's own colours."""
     jpeg_draft: bool = False

@@ -217,12 +217,23 @@ def test_datasets_as_a_list_are_exactly_these(project):
     text = MINIMAL.replace("  ucm_caption:", "  ucm_caption: {cache_images: true}\n  rsicd_caption: {}")
     assert list(project(text).datasets) == ["ucm_caption", "rsicd_caption"]
     cfg = project(
-        text, "datasets=[sydney_caption, ucm_caption]", "datasets.sydney_caption.captions_per_image=2"
+        text, "datasets=[sydney_caption, ucm_caption]", "datasets.sydney_caption.cache_images=false"
     )
     assert list(cfg.datasets) == ["sydney_caption", "ucm_caption"]
     assert cfg.datasets["ucm_caption"].cache_images
-    assert cfg.datasets["sydney_caption"].captions_per_image == 2
+    assert not cfg.datasets["sydney_caption"].cache_images
     assert list(project(text, "datasets.ucm_caption=null").datasets) == ["rsicd_caption"]
+
+
+def test_captions_per_image_is_one_number_for_all_training_sets(project, caplog):
+    text = MINIMAL.replace("  ucm_caption:", "  ucm_caption: {captions_per_image: 5}\n  rsicd_caption: {}")
+    with pytest.raises(ConfigError, match="must be the same for all training sets .*has 1"):
+        project(text)
+    cfg = project(text, "datasets.rsicd_caption.captions_per_image=5", "model.itc_positives=same_image")
+    assert not caplog.messages
+    assert cfg.datasets["rsicd_caption"].captions_per_image == 5
+    project(text, "datasets.rsicd_caption.captions_per_image=5", "model.itc_positives=pair")
+    assert "set model.itc_positives=same_image" in caplog.text
 
 
 def test_model_and_dataset_can_be_options(project):

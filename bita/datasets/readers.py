@@ -1,6 +1,6 @@
 """From keys to batches: what a loader's worker, or the main process, does for one step.
 
-Letters: B images, H rows, W columns, S the processors' image size.
+Letters: I images, H rows, W columns, S the processors' image size.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrainReader(Dataset[Read | Failure]):
             return Failure(str(error))
 
     def read(self, keys: Sequence[TrainKey]) -> Read:
-        """Return the batch of ``keys``; drawn captions of one image stand side by side, each with its own crop."""
+        """Return the batch of ``keys``; an image's drawn captions stand side by side and share its crop."""
         if self.cached:
             return self._read_cached(keys), []
         images: list[Tensor] = []
@@ -86,7 +86,7 @@ class TrainReader(Dataset[Read | Failure]):
             (image, captions, image_id), generator = self._open(dataset, index, generator, key, bad)
             texts += [dataset.processors.training_text(caption, generator) for caption in captions]
             ids += [number * IDS_OF_A_DATASET + image_id] * len(captions)
-            images += [dataset.processors.train_image(image, generator) for _ in captions]
+            images.append(dataset.processors.train_image(image, generator))
         return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
 
     def _open(
@@ -130,14 +130,15 @@ class TrainReader(Dataset[Read | Failure]):
         for key in keys:
             dataset, number, index, generator = self._locate(key)
             assert isinstance(dataset, CaptionDataset)
-            for record in dataset.draw(index, generator):
+            drawn = dataset.draw(index, generator)
+            for record in drawn:
                 texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
                 ids.append(number * IDS_OF_A_DATASET + dataset.records[record].image_id)
-                picked.append((number, record, generator))
+            picked.append((number, drawn[0], generator))
         return {"image": self._augment(picked), "text": texts, "image_id": ids}
 
     def _augment(self, picked: Sequence[tuple[int, int, torch.Generator]]) -> Tensor:
-        """Augment cached images, dataset by dataset; returns (B, 3, S, S) in the order of ``picked``."""
+        """Augment cached images, dataset by dataset; returns (I, 3, S, S) in the order of ``picked``."""
         parts: dict[int, list[int]] = {}
         for place, (number, _, _) in enumerate(picked):
             parts.setdefault(number, []).append(place)

@@ -127,6 +127,11 @@ class BitaModel(nn.Module):
         return set()
 
 
+def for_captions(rows: Tensor, captions: int) -> Tensor:
+    """(I, …), a row an image → (captions, …), each image's row as often as it has captions (`Batch`)."""
+    return rows if len(rows) == captions else rows.repeat_interleave(captions // len(rows), dim=0)
+
+
 def sixteen_bit(device: torch.device) -> str:
     """The precision that autocast uses on a device: bf16 where it has it, else fp16; fp32 on a CPU."""
     if device.type != "cuda":

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bita.batch import Batch
 from bita.distributed import gather_features, rank, world_size
-from bita.models.base import BitaModel
+from bita.models.base import BitaModel, for_captions
 from bita.models.bridge import PAD_ID
 from bita.models.decoder import IGNORED
 from bita.models.heads import MaskedLanguageHead, WordHead
@@ -97,18 +97,18 @@ class BitaITC(BitaModel):
         elif "itc" in self.losses:
             queries = self.query_image(tokens)
         if "itc" in self.losses:
-            images = self._image_features_of(queries)
+            images = for_captions(self._image_features_of(queries), len(ids))
             pairs = self.compare(images, self.text_features(text_ids), groups)
             output |= self._contrast(pairs, groups)
         else:
             pairs = self._partners(len(text_ids), groups)
         if "itm" in self.losses:
-            output |= self.match(raw, tokens, text_ids, pairs)
+            output |= self.match(for_captions(raw, len(ids)), for_captions(tokens, len(ids)), text_ids, pairs)
         if "itg" in self.losses:
-            output["itg_loss"] = self.caption_loss(ids, seen)
+            output["itg_loss"] = self.caption_loss(ids, [for_captions(states, len(ids)) for states in seen])
         loss = torch.stack([weight * output[f"{name}_loss"] for name, weight in self.losses.items()]).sum()
         if self.word_head is not None:
-            output["word_loss"] = self.word_head(tokens, text_ids)
+            output["word_loss"] = self.word_head(for_captions(tokens, len(ids)), text_ids)
             loss = loss + self.cfg.word_loss_weight * output["word_loss"]
         return {"loss": loss} | {name: value.detach() for name, value in output.items()}
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bita.batch import Batch
 from bita.models.adapters import add_lora, lora_modules, merge_lora
-from bita.models.base import PRECISIONS, BitaModel, sixteen_bit
+from bita.models.base import PRECISIONS, BitaModel, for_captions, sixteen_bit
 from bita.models.decoder import (
     IGNORED,
     CachedDecoder,
@@ -132,7 +132,8 @@ class BitaLM(BitaModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`)."""
         ids, labels = self.tokenize(batch["text"])
-        return {"loss": self.caption_loss(self.prefix(batch["image"]), ids, labels)}
+        prefix = for_captions(self.prefix(batch["image"]), len(ids))
+        return {"loss": self.caption_loss(prefix, ids, labels)}
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """B texts (the prompt on them already) → ids and labels (B, T), on the CPU, padded on the right.

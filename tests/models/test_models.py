@@ -145,6 +145,38 @@ def test_images_are_encoded_once_for_all_beams() -> None:
     assert seen == [4]
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: stage_1(itc_positives="same_image", freeze_vit=False, word_loss_weight=1.0),
+        lambda: stage_1(bridge="qformer", itc_positives="same_image", freeze_vit=False),
+        lambda: stage_2(freeze_vit=False),
+    ],
+    ids=["ift", "qformer", "lm"],
+)
+def test_captions_of_an_image_share_one_encoding_and_train_as_pairs_do(
+    model: Callable[[], BitaModel],
+) -> None:
+    """Losses and gradients of 2 images with 3 captions each equal those of the 6 pairs."""
+    net = model().eval()  # no dropout, and the hardest negatives
+    pairs = batch([f"{number} pale houses" for number in ("two", "three", "four", "five", "six", "ten")])
+    pairs["image"] = pairs["image"][:2].repeat_interleave(3, dim=0)
+    pairs["image_id"] = [7, 7, 7, 8, 8, 8]
+    grouped: Batch = {**pairs, "image": pairs["image"][::3]}
+    seen: list[int] = []
+    net.visual_encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    found = []
+    for data in (pairs, grouped):
+        net.zero_grad()
+        output = net(data)
+        output["loss"].backward()
+        found.append({"loss": output["loss"]} | {n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    assert seen == [6, 2]
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_convolutional_encoder_gives_its_map_as_tokens() -> None:
     model = stage_1(vit_model="timm:resnet10t", vit_depth=None, vit_args={}, image_size=64, freeze_vit=False)
     tokens = model.encode_image(torch.randn(2, 3, 64, 64))
