@@ -15,4 +15,4 @@ class Batch(TypedDict):
     text: list[str]
     """B processed captions ("" where a split has none)."""
     image_id: list[int]
-    """Of each caption's image: B ids, unique within the dataset; in training, where datasets mix, unique over all of them."""
+    """B ids, of each caption's image, unique within the dataset; in training, where datasets mix, over all of them."""

@@ -7,7 +7,7 @@ import logging
 import os
 
 from bita.config import config_to_yaml, load_config
-from bita.config_checks import check_encoder_has_weights
+from bita.config_checks import check_annotations, check_encoder_has_weights
 from bita.errors import program
 from bita.schema import Config
 
@@ -33,6 +33,9 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="check the configuration and the files it names, and stop"
+    )
     args = parser.parse_args(argv)
     options = [*args.options, "run.evaluate=true"] if evaluate else args.options
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
@@ -40,8 +43,10 @@ def main(description: str | None, *, evaluate: bool, argv: list[str] | None = No
     cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
     if args.print_config:
         print(config_to_yaml(cfg), end="")
-    else:
-        check_encoder_has_weights(cfg)
+        return 0
+    check_encoder_has_weights(cfg)
+    check_annotations(cfg)
+    if not args.check:
         run(cfg)
     return 0
 

@@ -11,7 +11,7 @@ from bita.config_layers import Keys, Places
 from bita.config_types import unknown, wrong
 from bita.errors import ConfigError, UserError
 from bita.runners.checkpoint import resolve_checkpoint, unfinished
-from bita.schema import Config
+from bita.schema import Config, EnvConfig
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ AT_LEAST: dict[Keys, float] = {
     ("run", "num_beams"): 1,
     ("run", "num_captions"): 1,
     ("run", "max_len"): 2,
+    ("run", "seed"): 0,
     ("run", "min_len"): 0,
     ("run", "validate_every"): 1,
     ("run", "log_freq"): 1,
@@ -288,12 +289,39 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
         and not Path(model.vit_weights).exists()
     ):
         yield ("model", "vit_weights"), f"{model.vit_weights}: no such file or folder"
-    for key in LOCAL_FOLDERS.get(model.arch, ()):
+    folders = LOCAL_FOLDERS.get(model.arch, ())
+    for key in (*folders, "text_model") if model.init_from is None else folders:
         path = getattr(model, key)
         if path is None or not _is_local(path, cfg.env.cache_root) or Path(path).is_dir():
             continue
         if not (path.endswith(".gguf") and Path(path).is_file()):
             yield ("model", key), f"{path}: no such folder"
+
+
+def check_annotations(cfg: Config) -> None:
+    """Raise ConfigError where an annotation file of a split in use is not there; synthetic ones are drawn later."""
+    run = cfg.run
+    splits = {*(run.train_splits if not run.evaluate else ()), *run.valid_splits, *run.test_splits}
+    for name, entry in cfg.datasets.items():
+        for split in sorted(splits & entry.build_info.annotations.keys()):
+            storage = entry.build_info.annotations[split].storage
+            for path in [storage] if isinstance(storage, str) else storage:
+                problem = None if entry.synthetic else annotation_problem(name, data_path(cfg.env, path))
+                if problem is not None:
+                    raise ConfigError(f"datasets.{name}.build_info.annotations.{split}.storage: {problem}")
+
+
+def data_path(env: EnvConfig, path: str) -> Path:
+    """A path of a dataset's entry, which starts at the cache root unless it is absolute."""
+    return Path(env.cache_root).expanduser() / Path(path).expanduser()
+
+
+def annotation_problem(name: str, path: Path) -> str | None:
+    """What to say where a dataset's annotation file is not there."""
+    if path.is_file():
+        return None
+    command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
+    return f"{path} is missing; prepare it: {command}"
 
 
 def _is_local(path: str, cache_root: str) -> bool:

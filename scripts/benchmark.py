@@ -4,8 +4,9 @@
     python scripts/benchmark.py stream --records 200000
 
 `loader` reads the first training images of prepared datasets in turn by a plain torch DataLoader, pair by pair,
-grouped, from the pixel cache and from shards, whole epochs after a first one that is not counted. An image is one that
-the model gets, with a caption; one file may give several. CPU time is that of this process and its workers.
+grouped, from the pixel cache and from shards, whole epochs after a first one that is not counted. An image is
+counted once for each caption that the model gets with it; grouped, five share one. CPU time is that of this process
+and its workers.
 `stream` reads one epoch of synthetic shards and shows the memory of the process that reads them.
 """
 
@@ -48,7 +49,7 @@ from bita.processors.image import CLIP_MEAN, CLIP_STD
 from bita.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 
 BATCH = 60
-"""Images of a batch, however many files they come from."""
+"""Captions of a batch, however many files their images come from."""
 GROUP = 5
 Epoch = Callable[[int], Iterable[Any]]
 """Number of an epoch → its batches."""
@@ -246,7 +247,7 @@ def read_epoch(dataset: str, way: Way, epoch: int) -> Measurement:
     """Read one epoch; all that its workers read ahead belongs to it."""
     start, cpu, decoded, images = time.perf_counter(), cpu_seconds(), int(DECODED.sum()), 0
     for batch in way.epoch(epoch):
-        images += len(batch["image"] if isinstance(batch, dict) else batch[0])
+        images += len(batch["text"] if isinstance(batch, dict) else batch[0])
     seconds = time.perf_counter() - start
     return Measurement(dataset, way, images, int(DECODED.sum()) - decoded, seconds, cpu_seconds() - cpu)
 

@@ -114,9 +114,9 @@ def random_model(cfg: Config) -> BitaModel:
     plain.text_model = None
     model = build_model(plain, load_weights=False)
     if cfg.model.freeze_vit:
-        model.external["visual_encoder"] = "random"
+        model.external["visual_encoder"] = model.sources["visual_encoder"] = "random"
     if cfg.model.arch == "bita_opt" and cfg.model.freeze_lm:
-        model.external["opt_model"] = "random"
+        model.external["opt_model"] = model.sources["opt_model"] = "random"
     if isinstance(model, BitaLM):
         ids = torch.randint(4, 1000, (cfg.run.batch_size_train, TEXT_TOKENS))
         model.tokenize = lambda texts: (ids, ids)  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ step "tokenizers from the training captions"
 .venv/bin/python scripts/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
     --families llama qwen gpt2
 common=(--options "env.cache_root=$OUT/data" "${MORE[@]}")
-if [ ! -e "$OUT/pretrain_stage1/latest/checkpoints/last" ]; then
+if ! grep -q '"finished"' "$OUT/pretrain_stage1/latest/run.json" 2>/dev/null; then
     step "stage 1, for all of them"
     MODEL=tiny launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$OUT/pretrain_stage1"
 fi

@@ -14,6 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # launch PROGRAM CONFIG [arguments]: CONFIG is a file under configs/projects/bita, without its ending.
+# EXEC=exec launch …: in this shell's place, so that a signal to the script reaches the program.
 launch() {
     local program=$1 config=configs/projects/bita/$2${MODEL:+_$MODEL}.yaml
     shift 2
@@ -32,7 +33,7 @@ launch() {
         fi
     fi
     if [ "$processes" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
-        "$python" "$program" --cfg-path "$config" "$@"
+        ${EXEC:-} "$python" "$program" --cfg-path "$config" "$@"
         return
     fi
     local meet=(--standalone) problem
@@ -43,12 +44,12 @@ launch() {
         fi
         meet=(--nnodes="$NNODES" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="${RDZV_ID:-bita}")
     fi
-    # A mistake in the configuration is not worth a restart.
-    problem=$("$python" "$program" --cfg-path "$config" "$@" --print-config 2>&1 >/dev/null) || {
+    # A mistake in the configuration, or a missing file, is not worth a restart.
+    problem=$("$python" "$program" --cfg-path "$config" "$@" --check 2>&1) || {
         echo "$problem" >&2
         exit 2
     }
-    "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$processes" \
+    ${EXEC:-} "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$processes" \
         --max-restarts="${MAX_RESTARTS:-3}" "$program" --cfg-path "$config" "$@"
 }
 

@@ -38,6 +38,9 @@ from bita.registry import schedules
 from bita.runners.optim import BETA1, build_optimizer, decays
 from bita.schema import BridgeSize, ModelConfig, RunConfig
 
+VIT_SIZES = ("input_resolution", "patch_size", "width", "layers", "heads", "blocks")
+BERT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
 
 @dataclass
 class Finding:
@@ -182,8 +185,8 @@ def check_schedules(record: Record) -> None:
 def model_config(record: Record, arch: str) -> ModelConfig:
     """The configuration that the recorded sizes describe."""
     size = {key: record.value(f"sizes.{key}") for key in ("queries", "itc_dim")}
-    vit = {n.rsplit(".", 1)[1]: record.use(n) for n in record.json("sizes.vit")}
-    bert = {n.rsplit(".", 1)[1]: record.use(n) for n in record.json("sizes.bert")}
+    vit = {key: record.value(f"sizes.vit.{key}") for key in VIT_SIZES}
+    bert = {key: record.value(f"sizes.bert.{key}") for key in BERT_SIZES}
     record.check("expected.json sizes.vit.layers", vit["blocks"] <= vit["layers"], "at least the blocks kept")
     stage = "stage1" if arch == "bita_former" else "stage2"
     return ModelConfig(

@@ -227,12 +227,13 @@ def test_datasets_as_a_list_are_exactly_these(project):
 
 def test_captions_per_image_is_one_number_for_all_training_sets(project, caplog):
     text = MINIMAL.replace("  ucm_caption:", "  ucm_caption: {captions_per_image: 5}\n  rsicd_caption: {}")
-    with pytest.raises(ConfigError, match="must be the same for all training sets .*has 1"):
+    with pytest.raises(ConfigError, match=r"must be the same for all training sets .*has 1"):
         project(text)
     cfg = project(text, "datasets.rsicd_caption.captions_per_image=5", "model.itc_positives=same_image")
     assert not caplog.messages
     assert cfg.datasets["rsicd_caption"].captions_per_image == 5
-    project(text, "datasets.rsicd_caption.captions_per_image=5", "model.itc_positives=pair")
+    stage_1 = ("model.arch=bita_former", "model.model_type=pretrain_vitL", "run.task=image_text_pretrain")
+    project(text, "datasets.rsicd_caption.captions_per_image=5", *stage_1)
     assert "set model.itc_positives=same_image" in caplog.text
 
 

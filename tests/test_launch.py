@@ -55,7 +55,7 @@ def test_one_process_needs_no_torchrun(launch):
 
 def test_several_processes_are_started_again_by_torchrun(launch):
     check, run = launch(NPROC="4", MAX_RESTARTS="7")
-    assert check.endswith("--print-config")
+    assert check.endswith("--check")
     assert "torch.distributed.run --standalone --nproc-per-node=4 --max-restarts=7 train.py" in run
 
 
@@ -72,6 +72,26 @@ def test_a_mistake_in_the_configuration_is_said_once_and_not_restarted(launch, t
     failed = launch("--options", "wrong=1", NPROC="2")
     assert (failed.returncode, failed.stderr) == (2, "error: wrong\n")
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_a_signal_to_a_stage_script_reaches_the_training_and_its_exit_code_comes_back(tmp_path):
+    copied = tmp_path / "scripts/bita/train/pretrain_stage1.sh"
+    for path in (
+        "scripts/launch.sh",
+        "scripts/bita/train/pretrain_stage1.sh",
+        "configs/projects/bita/train/pretrain_stage1.yaml",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text())
+    started = tmp_path / "started"
+    stub(tmp_path / "bin", "python", f'trap "exit 75" TERM\necho > {started}\nwhile :; do sleep 0.05; done')
+    variables = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NPROC": "1"}
+    script = subprocess.Popen(["bash", str(copied)], env=variables)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(60) == 75
 
 
 def test_slurm_job_hands_the_signal_on_waits_for_the_save_and_queues_again(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from bita.config_checks import annotation_problem, data_path
 from bita.config_published import DEFAULT_PROCESSORS
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
 from bita.datasets.captions import (
@@ -121,7 +122,7 @@ def build_dataset(
         records = _with_words(records, name, split)
     references = None
     if entry.ground_truth is not None and not train:
-        references = _references(name, split, _resolve(env, entry.ground_truth), records)
+        references = _references(name, split, data_path(env, entry.ground_truth), records)
     bands = tuple(cfg.bands) if cfg.bands is not None else None
     images = ImageFiles(folder, bands=bands, draft=_draft(cfg, processors, train=train))
     dataset = CaptionDataset(
@@ -136,7 +137,7 @@ def build_dataset(
         captions_per_image=cfg.captions_per_image if train else None,
     )
     if cfg.cache_images:
-        dataset.cache = _cache(dataset, _resolve(env, ""))
+        dataset.cache = _cache(dataset, data_path(env, ""))
     return dataset
 
 
@@ -152,6 +153,10 @@ def _shards(
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
         raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
+    if cfg.bands is not None:
+        raise ConfigError(
+            f"datasets.{name}.bands: shards are read in their own colours; train from the image files"
+        )
     draft = _draft(cfg, processors, train=train)
     dataset = ShardDataset(
         name, split, files[0], processors, captions_per_image=cfg.captions_per_image, draft=draft
@@ -242,11 +247,6 @@ def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str)
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _resolve(env: EnvConfig, path: str) -> Path:
-    """Return ``path``, starting at the cache root unless it is absolute."""
-    return Path(env.cache_root).expanduser() / Path(path).expanduser()
-
-
 def _annotation_files(
     name: str, cfg: DatasetConfig, env: EnvConfig, split: str, entry: SplitConfig
 ) -> list[Path]:
@@ -255,15 +255,15 @@ def _annotation_files(
     storage = [entry.storage] if isinstance(entry.storage, str) else entry.storage
     if not storage or not all(isinstance(path, str) for path in storage):
         raise ConfigError(f"{key}: name an annotation file, or a list of them")
-    files = [_resolve(env, path) for path in storage]
+    files = [data_path(env, path) for path in storage]
     for path in files:
         if cfg.synthetic and not path.is_file():
             generate_synthetic(path.parent.parent, cfg.synthetic)
         if cfg.synthetic:
             _check_generated(name, path.parent.parent, cfg.synthetic)
-        if not path.is_file():
-            command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
-            raise ConfigError(f"{key}: {path} is missing; prepare it: {command}")
+        problem = annotation_problem(name, path)
+        if problem is not None:
+            raise ConfigError(f"{key}: {problem}")
     return files
 
 
@@ -293,7 +293,7 @@ def _image_folder(name: str, cfg: DatasetConfig, env: EnvConfig) -> Path:
     key = f"datasets.{name}.build_info.images.storage"
     if not cfg.build_info.images.storage:
         raise ConfigError(f"{key}: name the folder of the images")
-    folder = _resolve(env, cfg.build_info.images.storage)
+    folder = data_path(env, cfg.build_info.images.storage)
     if not folder.is_dir():
         raise ConfigError(f"{key}: {folder} is no folder; link or copy the images there")
     return folder

@@ -231,27 +231,29 @@ def index_shards(files: Sequence[Path], index: Path) -> Path:
 
 
 def _members(file: Path, number: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield (shard, image offset, image size, text offset, text size) of every record of a tar file."""
+    """Yield (shard, image offset, image size, text offset, text size) of every record of a tar file.
+
+    Of a record's texts the .json counts before the .txt, which img2dataset writes beside it.
+    """
     open_records: dict[str, dict[str, tuple[int, int]]] = {}
+    last = ""
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]
                 key, suffix = os.path.splitext(member.name)
-                kind = (
-                    "image"
-                    if suffix.lower() in IMAGE_SUFFIXES
-                    else "text"
-                    if suffix in TEXT_SUFFIXES
-                    else None
-                )
-                if kind is None or not member.isfile():
+                is_image = suffix.lower() in IMAGE_SUFFIXES
+                if not (is_image or suffix in TEXT_SUFFIXES) or not member.isfile():
                     continue
-                parts = open_records.setdefault(key, {})
-                parts[kind] = (member.offset_data, member.size)
-                if len(parts) == 2:
-                    del open_records[key]
+                if key != last and len(open_records.get(last, ())) == 2:
+                    parts = open_records.pop(last)
                     yield (number, *parts["image"], *parts["text"])
+                parts, last = open_records.setdefault(key, {}), key
+                if is_image or "text" not in parts or suffix == ".json":
+                    parts["image" if is_image else "text"] = (member.offset_data, member.size)
+            if len(open_records.get(last, ())) == 2:
+                parts = open_records.pop(last)
+                yield (number, *parts["image"], *parts["text"])
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{file}: no plain tar file ({error})") from None
     if open_records:

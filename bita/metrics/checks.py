@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bita.errors import UserError
 
 SHOWN = 5
 
 
-def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> None:
+def check_ids(references: Mapping[Any, Sequence[str]], hypotheses: Mapping[Any, str]) -> None:
     """See that every image has references and a hypothesis, all of them text.
 
     Raises:
@@ -39,9 +40,9 @@ def check_ids(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, 
         raise UserError(f"{named(odd, len(hypotheses), 'hypothesis')} not text")
 
 
-def named(ids: Iterable[int], total: int, noun: str) -> str:
+def named(ids: Iterable[int | str], total: int, noun: str) -> str:
     """Such as ``3 of 210 images (ids 4, 17, 99)``; at most five ids are named."""
-    ordered = sorted(ids)
+    ordered = sorted(ids, key=lambda image_id: (isinstance(image_id, str), image_id))
     plural = {"hypothesis": "hypotheses"}.get(noun, f"{noun}s")
     shown = ", ".join(str(image_id) for image_id in ordered[:SHOWN]) + (", …" if len(ordered) > SHOWN else "")
     return f"{len(ordered)} of {total} {plural} ({'id' if len(ordered) == 1 else 'ids'} {shown})"

@@ -27,12 +27,14 @@ class BitaModel(nn.Module):
 
     Attributes:
         external: part name → where its frozen weights were read from. A checkpoint leaves these parts out.
+        sources: part name → where its weights were read from before any checkpoint, frozen or not.
     """
 
     def __init__(self, cfg: ModelConfig, *, vocab_size: int | None) -> None:
         super().__init__()
         self.cfg = cfg
         self.external: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
         self.visual_encoder: VisionEncoder = build_vision_encoder(cfg)
         self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, cfg.bridge_size.hidden_size))

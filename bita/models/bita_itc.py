@@ -226,8 +226,8 @@ class BitaITC(BitaModel):
         loss = (loss + F.cross_entropy(pairs.to_image, target, label_smoothing=smoothing)) / 2
         return {
             "itc_loss": loss,
-            "image_to_text": (pairs.to_text.argmax(dim=1) == pairs.own).float().mean().detach(),
-            "text_to_image": (pairs.to_image.argmax(dim=1) == pairs.own).float().mean().detach(),
+            "image_to_text": share_right(pairs.to_text, pairs.right),
+            "text_to_image": share_right(pairs.to_image, pairs.right),
         }
 
     def _partners(self, count: int, groups: Tensor | None) -> Comparison:
@@ -268,6 +268,11 @@ class BitaITC(BitaModel):
 def caption_number(text: str) -> int:
     """A 63-bit number that equal captions share, on every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def share_right(scores: Tensor, right: Tensor) -> Tensor:
+    """Share of rows whose highest score is in a right column; both (B, M)."""
+    return right.gather(1, scores.detach().argmax(dim=1, keepdim=True)).float().mean()
 
 
 def similarity(images: Tensor, texts: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class BitaLM(BitaModel):
         dtype = PRECISIONS[cfg.lm_precision] if cfg.freeze_lm and cfg.lm_precision != "auto" else None
         if load_weights and cfg.opt_model is not None:
             model = cls(cfg, load_language_model(cfg.opt_model, dtype), tokenizer)
+            model.sources["opt_model"] = cfg.opt_model
             if cfg.freeze_lm:
                 model.external["opt_model"] = cfg.opt_model
             return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -125,14 +126,14 @@ class VisionLayout:
 
 
 VISION_LAYOUTS = (
-    VisionLayout("CLIP, LAVIS", "", "conv1.weight", CLIP_RULES),
-    VisionLayout("CLIP, OpenAI or OpenCLIP", "visual.", "conv1.weight", CLIP_RULES),
+    VisionLayout("CLIP, LAVIS", "", "class_embedding", CLIP_RULES),
+    VisionLayout("CLIP, OpenAI or OpenCLIP", "visual.", "class_embedding", CLIP_RULES),
     VisionLayout("CLIP, OpenCLIP over timm", "visual.trunk.", "patch_embed.proj.weight", []),
     VisionLayout("CLIP, Hugging Face vision model", "", "embeddings.class_embedding", HUGGING_FACE_RULES),
     VisionLayout("CLIP, Hugging Face", "vision_model.", "embeddings.class_embedding", HUGGING_FACE_RULES),
     VisionLayout("EVA-g, LAVIS or timm", "", "blocks.0.attn.q_bias", []),
     VisionLayout("ours", TRUNK, "patch_embed.proj.weight", []),
-    VisionLayout("CLIP, in a whole model", "visual_encoder.", "conv1.weight", CLIP_RULES),
+    VisionLayout("CLIP, in a whole model", "visual_encoder.", "class_embedding", CLIP_RULES),
     VisionLayout("EVA-g, in a whole model", "visual_encoder.", "blocks.0.attn.q_bias", []),
 )
 """The first that fits counts; a file that none fits is in timm's own layout."""
@@ -180,7 +181,8 @@ def rename(tensors: Mapping[str, Tensor]) -> Renamed:
     if layout == "BLIP-2 in transformers":
         names = {str(_apply(HUGGING_FACE_BLIP_2_RULES, name)): name for name in tensors}
         tensors = _Renaming(tensors, names)
-    renamed = _rename_each(layout, tensors, _our_name)
+    vision = CLIP_RULES if "visual_encoder.class_embedding" in tensors else []
+    renamed = _rename_each(layout, tensors, partial(_our_name, vision))
     return as_bridge(renamed, "qformer") if layout.startswith("BLIP-2") else renamed
 
 
@@ -295,9 +297,9 @@ def _rename_each(
     return Renamed(layout, _Renaming(tensors, names), no_place)
 
 
-def _our_name(name: str) -> str | None:
+def _our_name(vision: Rules, name: str) -> str | None:
     if name.startswith("visual_encoder.") and not name.startswith(TRUNK):
-        ours = _apply(CLIP_RULES, name.removeprefix("visual_encoder."))
+        ours = _apply(vision, name.removeprefix("visual_encoder."))
         return None if ours is None else TRUNK + ours
     return _apply(BRIDGE_RULES, name.removeprefix("Fformer.").removeprefix("Qformer."))
 

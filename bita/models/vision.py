@@ -95,7 +95,9 @@ class VisionEncoder(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
+        tokens = [  # patches, or where there is a class token (patches, class token)
+            output if isinstance(output, Tensor) else torch.cat(output[::-1], dim=1) for output in outputs
+        ]
         return torch.cat(tokens, dim=-1) if self.merge == "concat" else torch.stack(tokens).sum(dim=0)
 
     def fit_positions(self, positions: Tensor) -> Tensor:
@@ -154,6 +156,8 @@ def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
 
 def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
     """The timm model that a configuration names, for images of its size."""
+    if "img_size" in cfg.vit_args:
+        raise ConfigError("model.vit_args.img_size: the size of images is model.image_size; set that")
     size = image_input(cfg).size
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0} | dict(cfg.vit_args)
     if known is not None:
@@ -165,7 +169,7 @@ def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
     name = cfg.vit_model.removeprefix("timm:") if known is None else known.timm_name
     try:
         trunk = timm.create_model(name, **arguments)
-        if known is None and hasattr(trunk, "set_input_size") and "img_size" not in cfg.vit_args:
+        if known is None and hasattr(trunk, "set_input_size"):
             trunk.set_input_size(img_size=(size, size))
     except Exception as error:  # timm raises whatever its parts raise
         where = f"model.vit_model={cfg.vit_model}, model.vit_args={dict(cfg.vit_args)}"

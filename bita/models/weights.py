@@ -17,7 +17,7 @@ from torch import Tensor
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
-from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
+from bita.models.tokenizers import not_there
 from bita.models.weight_files import WeightFile
 
 PART_NAMES = {
@@ -95,18 +95,14 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
     tied = model.tied_names()
     for name in sorted(set(model.state_dict()) - report.names - tied):
         part = part_of(name)
-        if part in model.external:
-            report.notes[part] = f"from {model.external[part]}, not in file"
+        if part in model.sources:
+            report.notes[part] = f"from {model.sources[part]}, not in file"
         elif part == "lora":
             report.notes[part] = "fresh, without effect before training"
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
-        elif part == "opt_model" and _is_beside(path, model.cfg.opt_model):
-            report.notes[part] = f"from {model.cfg.opt_model}"
         elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
-            report.notes[part] = (
-                f"from {model.cfg.opt_model}" if model.cfg.opt_model else "fresh: trained along"
-            )
+            report.notes[part] = "fresh: trained along"
         elif mapped and (".mix." in name or ".cross." in name):
             report.notes[part] = (
                 "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
@@ -116,15 +112,11 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
         else:
             raise UserError(_incomplete(model, path, part, name))
     _copy_in(model, renamed)
+    for part in [part for part in model.external if report.loaded[part] == report.total[part]]:
+        del model.external[
+            part
+        ]  # what the file holds may be other weights, and is now the only place of these
     return report
-
-
-def _is_beside(path: Path, language_model: str | None) -> bool:
-    """Whether a language model is that of the exported folder whose other weights are loaded."""
-    return (
-        language_model is not None
-        and Path(language_model).resolve() == (path / LANGUAGE_MODEL_FOLDER).resolve()
-    )
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
@@ -168,6 +160,7 @@ def load_vision(model: BitaModel, path: Path) -> LoadReport:
         )
     _copy_in(model, renamed)
     report.total = Counter({"visual_encoder": report.total["visual_encoder"]})
+    model.sources["visual_encoder"] = str(path)
     if model.cfg.freeze_vit:
         model.external["visual_encoder"] = str(path)
     return report

@@ -65,6 +65,11 @@ class _Normalise:
     """The part that both processors share: the size, and (x / 255 - mean) / std."""
 
     def __init__(self, image_size: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != 3:
+                raise ValueError(f"{name} wants a number for each of three channels, not {list(values)}")
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std must be above 0, not {list(std)}")
         self.image_size = image_size
         self.mean = torch.tensor(CLIP_MEAN if mean is None else list(mean)).view(3, 1, 1)
         self.std = torch.tensor(CLIP_STD if std is None else list(std)).view(3, 1, 1)

@@ -56,7 +56,7 @@ class BadRecords:
         sizes = {(data.name, data.split): data.image_count for split in datasets.values() for data in split}
         for (dataset, split), count in Counter(key[:2] for key in self._seen or ()).items():
             total = sizes.get((dataset, split), 0)
-            if count > self._run.max_bad_fraction * total > 0:
+            if total and count > self._run.max_bad_fraction * total:
                 raise UserError(
                     f"run.max_bad_fraction: {count} of {total} images of {dataset} {split} do not open, more than "
                     f"{self._run.max_bad_fraction:g} of them; see {self._path}"

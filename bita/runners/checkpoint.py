@@ -73,6 +73,11 @@ class Meta:
         return name if self.epoch_done else f"{name}_step_{self.step_in_epoch:06d}"
 
     @property
+    def progress(self) -> float:
+        """Epochs done, which other than steps do not depend on the number of processes."""
+        return self.epoch + self.step_in_epoch / self.steps_per_epoch
+
+    @property
     def epoch_done(self) -> bool:
         """Whether the epoch's last step is in it."""
         return self.step_in_epoch == self.steps_per_epoch
@@ -176,7 +181,7 @@ def list_checkpoints(parent: Path) -> list[Path]:
     found = []
     for folder in parent.glob("epoch_*"):
         try:
-            found.append((read_meta(folder).step, folder))
+            found.append((read_meta(folder).progress, folder))
         except UserError:
             continue
     return [folder for _, folder in sorted(found, reverse=True)]
@@ -199,10 +204,16 @@ def newest_complete(parent: Path, warn: Callable[[str], None] = lambda message: 
     return None
 
 
-def prune(parent: Path, keep_last: int, keep: set[str]) -> None:
-    """Delete all but the `keep_last` furthest trained checkpoints and those named in `keep`."""
-    for folder in list_checkpoints(parent)[max(keep_last, 1) :]:
-        if folder.name not in keep:
+def prune(parent: Path, newest: Path, keep_last: int, keep: set[str]) -> None:
+    """Delete all but the `keep_last` furthest trained checkpoints up to `newest`, and those named in `keep`.
+
+    Further ones than the newest are those that the run, when it was resumed, passed over as damaged.
+    """
+    folders = list_checkpoints(parent)
+    place = folders.index(newest)
+    kept = {folder.name for folder in folders[place : place + max(keep_last, 1)]} | keep
+    for folder in folders:
+        if folder.name not in kept:
             doomed = folder.rename(parent / f"{TEMPORARY}old-{folder.name}")
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -244,7 +255,7 @@ def unfinished(path: str | Path) -> str | None:
     if start.is_file() or (start / META_FILE).is_file():
         return None
     checkpoint = resolve_checkpoint(start)
-    run = checkpoint.parents[1]
+    run = checkpoint.parent.parent
     try:
         ended = "finished" in json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

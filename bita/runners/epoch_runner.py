@@ -195,7 +195,7 @@ class EpochRunner:
             folder = save_state(parent, meta, self.model, self.stepper)
             if folder is not None:
                 checkpoint.point(parent, "last", folder)
-                checkpoint.prune(parent, self.run.keep_last, self.validations.names())
+                checkpoint.prune(parent, folder, self.run.keep_last, self.validations.names())
                 self.log.event("checkpoint", name=folder.name, step=self.step)
         except OSError as error:
             self.log.warn(f"checkpoint of step {self.step} not written ({error}); {self.last_checkpoint()}")

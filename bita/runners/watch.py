@@ -98,9 +98,9 @@ class StepWatch:
             if any(step in bad for _, bad in parts):
                 window.bad.append(BadStep(step, images))
                 self._in_a_row += 1
+                window.bad_in_a_row = max(window.bad_in_a_row, self._in_a_row)
             else:
                 self._in_a_row = 0
-        window.bad_in_a_row = self._in_a_row
         self._judge(window)
         return window
 

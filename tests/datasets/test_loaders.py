@@ -126,7 +126,7 @@ def test_ranks_share_a_global_batch(tmp_path: Path) -> None:
         assert batch["text"] == ranks[0][step]["text"] + ranks[1][step]["text"]
 
 
-def test_drawn_captions_stand_together_with_crops_of_their_own(tmp_path: Path) -> None:
+def test_drawn_captions_stand_together_and_share_a_crop(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path), captions_per_image=5)
     opened: list[str] = []
     batch = next(iter(train_loader([_counting(dataset, opened)], run(batch_size_train=3))))

@@ -109,6 +109,7 @@ def test_shards_made_elsewhere_are_indexed(tmp_path: Path, capsys: pytest.Captur
             ("a.jpg", picture(1)),
             ("b.jpg", picture(2)),
             ("b.json", b""),
+            ("b.txt", b"as img2dataset writes it"),
         ):
             content = content or json.dumps({"caption": "A river", "image_id": 7}).encode()
             member = tarfile.TarInfo(f"{'long/' * 30}{name}")

@@ -52,7 +52,7 @@ def test_equal_images_across_splits_are_a_problem_within_a_split_a_note(tmp_path
     shutil.copyfile(images / "1.tif", images / "9.tif")
     result = verify({"toy": out})
     assert result.problems == [
-        "toy test and toy train: 2 pairs of equal images, such as 1.tif = 9.tif, 2.tif = 9.tif"
+        "toy test and toy train: 2 pairs of equal images, such as 9.tif = 1.tif, 9.tif = 2.tif"
     ]
 
 

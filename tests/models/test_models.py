@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from bita.batch import Batch
-from bita.models.bita_itc import BitaITC, caption_number
+from bita.models.base import BitaModel
+from bita.models.bita_itc import BitaITC, caption_number, share_right
 from bita.models.bita_lm import BitaLM
 from bita.models.decoder import IGNORED
 from bita.models.generation import GenerationSettings
@@ -170,7 +172,9 @@ def test_captions_of_an_image_share_one_encoding_and_train_as_pairs_do(
         net.zero_grad()
         output = net(data)
         output["loss"].backward()
-        found.append({"loss": output["loss"]} | {n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+        found.append(
+            {"loss": output["loss"]} | {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        )
     assert seen == [6, 2]
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
@@ -227,3 +231,9 @@ def test_word_loss_reaches_the_encoder_and_stays_in_stage_1(tmp_path: Path) -> N
     assert torch.allclose(tokens.grad[0, 0], tokens.grad[0, 4])  # every token counts alike
     save_file(model.checkpoint_state(), tmp_path / "model.safetensors")
     assert "text side and contrastive head" in str(load_checkpoint(stage_2(), tmp_path))
+
+
+def test_right_answers_of_grouped_captions_are_those_of_the_image() -> None:
+    scores = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [8.0, 1.0, 0.0]])
+    right = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    assert share_right(scores, right).item() == pytest.approx(2 / 3)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
@@ -15,7 +16,7 @@ from transformers import CLIPVisionModel
 from bita.errors import ConfigError
 from bita.models.layouts import published
 from bita.models.vision import image_input
-from bita.models.weights import load_vision
+from bita.models.weights import load_checkpoint, load_vision
 from tests.models.clip_files import BLOCKS, EVA, HEADS, PATCH, WIDTH, openai, saved
 from tests.models.test_weights import small, stage_1
 
@@ -135,3 +136,35 @@ def test_layers_that_cannot_be_are_refused() -> None:
         stage_1(vit_model="timm:resnet10t", vit_depth=None, vit_args={}, vit_layers=[1])
     with pytest.raises(ConfigError, match=r"timm has no vit_nothing"):
         stage_1(vit_model="timm:vit_nothing")
+
+
+def test_a_plain_resnets_own_weights_load_and_its_published_layout_comes_back(tmp_path: Path) -> None:
+    """Its first layer is called `conv1`, as CLIP's is."""
+    changes = {"vit_model": "timm:resnet10t", "vit_depth": None, "image_size": 64, "freeze_vit": False}
+    changes["vit_args"] = {"stem_type": ""}
+    model, other = stage_1(**changes), stage_1(**changes)
+    theirs = timm.create_model("resnet10t", num_classes=0, stem_type="")
+    save_file(theirs.state_dict(), tmp_path / "resnet.safetensors")
+    load_vision(model, tmp_path / "resnet.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    wanted = theirs.eval().forward_features(images).flatten(2).transpose(1, 2)
+    assert torch.allclose(model.eval().visual_encoder(images), wanted, atol=1e-5)
+    torch.save({"model": published(model.state_dict())}, tmp_path / "published.pth")
+    load_checkpoint(other, tmp_path / "published.pth")
+    assert torch.equal(other.eval().visual_encoder(images), model.visual_encoder(images))
+
+
+def test_layers_of_an_encoder_without_a_class_token_are_its_patches() -> None:
+    model = stage_1(
+        vit_model="timm:vit_base_patch16_siglip_gap_224",
+        vit_depth=2,
+        vit_args={},
+        image_size=64,
+        vit_layers=[1, 2],
+    )
+    for count in (2, 3):
+        assert model.visual_encoder(torch.randn(count, 3, 64, 64)).shape == (
+            count,
+            16,
+            model.visual_encoder.width,
+        )

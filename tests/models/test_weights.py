@@ -99,6 +99,36 @@ def test_a_language_model_that_is_trained_along_may_be_fresh(tmp_path: Path) -> 
     assert "language model is not complete" in refused(stage_2(**changes), tmp_path)
 
 
+def test_weights_that_a_checkpoint_replaced_are_kept_in_the_next_one(tmp_path: Path) -> None:
+    """A tuned encoder, then frozen: no external file holds it, so the next stage's checkpoint must."""
+    tuned, fresh, model = stage_1(freeze_vit=False), stage_1(), stage_2()
+    save_file(
+        {n: t for n, t in fresh.state_dict().items() if n.startswith("visual_encoder.")},
+        tmp_path / "vit.safetensors",
+    )
+    save_file(tuned.checkpoint_state(), tmp_path / "model.safetensors")
+    load_vision(model, tmp_path / "vit.safetensors")
+    assert not any(name.startswith("visual_encoder.") for name in model.checkpoint_state())
+    load_checkpoint(model, tmp_path / "model.safetensors")
+    kept = model.checkpoint_state()
+    assert equal(model, tuned, "visual_encoder.")
+    assert all(name in kept for name in model.state_dict() if name.startswith("visual_encoder."))
+
+
+def test_a_part_that_was_frozen_before_may_be_trained_from_its_own_file(tmp_path: Path) -> None:
+    first, model = stage_1(), stage_2(freeze_vit=False, freeze_lm=False)
+    save_file(
+        {n: t for n, t in first.state_dict().items() if n.startswith("visual_encoder.")},
+        tmp_path / "vit.safetensors",
+    )
+    load_vision(first, tmp_path / "vit.safetensors")
+    save_file(first.checkpoint_state(), tmp_path / "model.safetensors")
+    load_vision(model, tmp_path / "vit.safetensors")
+    report = str(load_checkpoint(model, tmp_path / "model.safetensors"))
+    assert f"from {tmp_path / 'vit.safetensors'}, not in file" in report
+    assert f"from {PARITY / 'opt_model'}, not in file" in report
+
+
 def test_frozen_language_model_stays_out_of_checkpoints_and_a_trained_one_goes_in() -> None:
     assert not any(name.startswith("opt_model.") for name in stage_2().checkpoint_state())
     trained = stage_2(freeze_lm=False)

@@ -21,8 +21,11 @@ from bita.runners.checkpoint import (
 )
 
 
-def write(parent: Path, epoch: int, step: int = 10, content: bytes = b"weights") -> Path:
-    meta = Meta(epoch=epoch, step_in_epoch=step, steps_per_epoch=10, step=epoch * 10 + step)
+def write(
+    parent: Path, epoch: int, step: int | None = None, content: bytes = b"weights", steps: int = 10
+) -> Path:
+    step = steps if step is None else step
+    meta = Meta(epoch=epoch, step_in_epoch=step, steps_per_epoch=steps, step=epoch * steps + step)
     return write_checkpoint(
         parent, meta, {"model.safetensors": lambda path: path.write_bytes(content) and None}
     )
@@ -106,9 +109,22 @@ def test_writing_the_same_place_again_replaces_it(tmp_path):
 
 def test_prune_keeps_the_last_and_the_best(tmp_path):
     for epoch in range(5):
-        write(tmp_path, epoch)
-    prune(tmp_path, keep_last=2, keep={"epoch_0002"})
+        newest = write(tmp_path, epoch)
+    prune(tmp_path, newest, keep_last=2, keep={"epoch_0002"})
     assert sorted(os.listdir(tmp_path)) == ["epoch_0002", "epoch_0004", "epoch_0005"]
+
+
+def test_prune_keeps_what_was_just_written_and_goes_by_epochs_not_steps(tmp_path):
+    """On twice the processes a later epoch has a lower step; a further one that resume passed over must go."""
+    for epoch in range(3):
+        write(tmp_path, epoch, steps=100)
+    newest = write(tmp_path, 3, steps=50)
+    prune(tmp_path, newest, keep_last=1, keep=set())
+    assert os.listdir(tmp_path) == ["epoch_0004"]
+    (write(tmp_path, 5, steps=50) / "model.safetensors").write_bytes(b"damaged")
+    newest = write(tmp_path, 4, steps=50)
+    prune(tmp_path, newest, keep_last=1, keep=set())
+    assert os.listdir(tmp_path) == ["epoch_0005"]
 
 
 def test_resolve_finds_best_then_last_from_every_level(tmp_path):

@@ -26,4 +26,9 @@ def test_bad_loss_is_no_part_of_the_mean_and_counts_in_a_row():
     assert seen.means["loss"] == 2.0
     assert [(bad.step, bad.image_ids) for bad in seen.bad] == [(1, [101]), (2, [102])]
     assert seen.bad_in_a_row == 2
+    for step, loss in enumerate(
+        (math.nan, 2.0)
+    ):  # three in a row, and the next one good: they are not forgotten
+        watch.add(step, [{"loss": torch.tensor(loss)}], torch.tensor(loss), [100 + step])
+    assert watch.fetch().bad_in_a_row == 3
     assert window(watch, 3, 1.0).bad_in_a_row == 0
