@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import secrets
@@ -28,6 +29,7 @@ from bita.runners import resume
 from bita.runners.files import link, write_json, write_text
 from bita.schema import Config
 
+LOG = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "safetensors", "pycocoevalcap")
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -64,7 +66,7 @@ def open_run_dir(cfg: Config) -> RunDir:
     """Create the folder of a new run, or take up the one that `run.resume=auto` means.
 
     With a name, `auto` means the run of that name; without one, the run that `latest` leads to, unless it is
-    finished or still running. Every process calls this; the main one acts, the others learn the path.
+    finished, or still running after a minute. Every process calls this; the main one acts, the others learn the path.
 
     Raises:
         UserError: the name is taken, is in use by another process, or the folder cannot be written.
@@ -92,7 +94,8 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
     if taken_up is not None:
         path, lock = taken_up
         before = _read_run_file(path) or describe(cfg)
-        write_json(path / RUN_FILE, before | {"taken_up": [*before.get("taken_up", []), _now()]})
+        taken = {"taken_up": [*before.get("taken_up", []), _now()], "launch": _launch()}
+        write_json(path / RUN_FILE, before | taken)
     else:
         path = _create(cfg, output_dir)
         new_lock = _lock(path)
@@ -104,29 +107,45 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
     return path, lock
 
 
-def takes_up(cfg: Config) -> bool:
-    """Whether an earlier run is to be gone on with: on request, or because torchrun restarted this process."""
-    return cfg.run.resume == AUTO or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
-    """The folder of an earlier run and its lock, where this run goes on in one."""
-    if not takes_up(cfg):
+    """The folder of an earlier run and its lock, where this run goes on in one.
+
+    On request (`run.resume=auto`), or because torchrun restarted this process: then in the folder that this very
+    launch had, whatever else was started in the same place since.
+    """
+    launch, restarted = _launch(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    own = _newest_of_launch(output_dir, launch) if restarted and launch is not None else None
+    asked = cfg.run.resume == AUTO or (restarted and launch is None)
+    if own is None and not asked:
         return None
     named = cfg.run.name is not None
-    path = output_dir / (cfg.run.name or "latest")
+    path = own or output_dir / (cfg.run.name or "latest")
     if not path.exists():
         return None
     path = path.resolve()
     if not named and _read_run_file(path).get("finished"):
         return None
-    lock = _lock(path, wait=LOCK_WAIT if named else 0.0)
+    lock = _lock(path, wait=LOCK_WAIT)
     if lock is not None:
         resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
         return path, lock
     if named:
         raise UserError(f"run.name {path}: another process is training there; stop it or choose another name")
+    LOG.warning("another process is training in %s; this is a new run beside it", path)
     return None
+
+
+def _launch() -> str | None:
+    """What torchrun calls this launch; None where it has no name of its own, or there is no torchrun."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if launch == "none" else launch
+
+
+def _newest_of_launch(output_dir: Path, launch: str) -> Path | None:
+    """The run folder that this launch opened last."""
+    files = [path for path in output_dir.glob(f"*/{RUN_FILE}") if not path.parent.is_symlink()]
+    own = [path for path in files if _read_run_file(path.parent).get("launch") == launch]
+    return max(own, key=lambda path: path.stat().st_mtime).parent if own else None
 
 
 def _create(cfg: Config, output_dir: Path) -> Path:
@@ -175,6 +194,7 @@ def describe(cfg: Config) -> dict[str, Any]:
         "git_changed_files": len((_git("status", "--porcelain", "-uno") or "").splitlines()),
         "packages": {"python": platform.python_version()} | _versions(),
         "seed": cfg.run.seed,
+        "launch": _launch(),
         "processes": distributed.world_size(),
         "host": platform.node(),
         "device": _device_name(),

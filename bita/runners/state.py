@@ -23,7 +23,7 @@ from bita.runners.checkpoint import (
 )
 from bita.runners.parallel import collect, cut_like
 from bita.runners.resume import since_checkpoint
-from bita.runners.run_dir import AUTO, RunDir, takes_up
+from bita.runners.run_dir import AUTO, RunDir
 from bita.runners.stepper import Stepper
 from bita.schema import Config
 
@@ -131,7 +131,7 @@ def find_resume(cfg: Config, run_dir: RunDir, warn: Callable[[str], None]) -> Pa
     """
 
     def find() -> Path | None:
-        own = newest_complete(run_dir.checkpoints, warn) if takes_up(cfg) else None
+        own = newest_complete(run_dir.checkpoints, warn)
         if own is not None or cfg.run.resume in (None, AUTO):
             return own
         return resolve_checkpoint(cfg.run.resume)

@@ -92,6 +92,23 @@ def test_torchrun_restart_takes_up_the_run_without_being_asked(tmp_path, monkeyp
     assert open_run_dir(toy_config(tmp_path)).path.resolve() == first.path.resolve()
 
 
+def test_torchrun_restart_goes_on_in_the_folder_of_its_own_launch(tmp_path, monkeypatch):
+    """Whatever else was started in the same place since; and a name that was refused is refused again."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    first = open_run_dir(toy_config(tmp_path))
+    first.lock.close()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    open_run_dir(toy_config(tmp_path, name="other")).lock.close()
+    with pytest.raises(UserError, match="exists already"):
+        open_run_dir(toy_config(tmp_path, name=first.path.name))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "third")
+    with pytest.raises(UserError, match="exists already"):
+        open_run_dir(toy_config(tmp_path, name=first.path.name))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    assert open_run_dir(toy_config(tmp_path)).path.resolve() == first.path.resolve()
+
+
 def test_auto_goes_on_with_harmless_changes_and_refuses_the_others(tmp_path):
     open_run_dir(toy_config(tmp_path, name="mine", init_lr=1e-5)).lock.close()
     before = (tmp_path / "mine/config.yaml").read_bytes()
