@@ -117,7 +117,7 @@ class ImageFolder:
         """
         folder, _, leaf = name.rpartition("/")
         listing = self._listing(folder)
-        if leaf in listing.values():
+        if listing.get(leaf) == leaf:
             return name
         stem, dot, _ = leaf.lower().rpartition(".")
         wanted = stem if dot else leaf.lower()
@@ -127,9 +127,11 @@ class ImageFolder:
         return f"{folder}/{fits[0]}" if folder else fits[0]
 
     def _listing(self, folder: str) -> dict[str, str]:
-        """Names in one folder, keyed by their lower case."""
+        """Names in one folder, keyed by themselves and by their lower case."""
         if folder not in self._listings:
             path = self.root / folder
             names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-            self._listings[folder] = {name.lower(): name for name in sorted(names)}
+            self._listings[folder] = {name.lower(): name for name in sorted(names)} | {
+                name: name for name in names
+            }
         return self._listings[folder]

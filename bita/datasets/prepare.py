@@ -11,6 +11,7 @@ the same from run to run. A second run writes nothing: it checks that what is th
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -77,11 +78,19 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
         for name, text in files.items()
         if (out / name).is_file() and (out / name).read_text("utf-8") != text
     ]
+    surplus = [  # of a split that the source no longer has
+        path
+        for path in sorted((out / "annotations").glob("*.json"))
+        if f"annotations/{path.name}" not in files and path.stem.removesuffix("_gt") in SPLITS
+    ]
+    stale += [f"annotations/{path.name}" for path in surplus]
     images_stale = _images_differ(out / "images", source.images, copy_images)
     if (stale or images_stale) and not overwrite:
         names = ", ".join(stale + ["images"] * images_stale)
         raise UserError(f"{out}: differs from what the source gives ({names}); --overwrite replaces it")
     (out / "annotations").mkdir(parents=True, exist_ok=True)
+    for path in surplus:
+        path.unlink()
     _place_images(source.images, out / "images", report, copy_images)
     for name, text in files.items():
         if (out / name).is_file() and name not in stale:
@@ -216,7 +225,7 @@ def _place_images(images: Path, target: Path, report: Report, copy_images: bool)
     copied = 0
     for image in report.kept if copy_images else []:
         origin, copy = images / image.image, target / image.image
-        if copy.is_file() and copy.stat().st_size == origin.stat().st_size:
+        if copy.is_file() and filecmp.cmp(origin, copy, shallow=False):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         part = copy.with_name(f"{copy.name}.part")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bita.datasets.archives import ImageFolder
 from bita.datasets.prepare import prepare, published_source
 from scripts.prepare_data import main
 from tests.datasets.makers import karpathy_record, nwpu_source, ucm_source, write_image
@@ -91,6 +92,22 @@ def test_an_interrupted_run_is_completed_and_a_changed_source_is_refused(tmp_pat
     assert "annotations/train.json, dataset_card.md" in done.stderr
     assert run("ucm_caption", source, out, "--overwrite").returncode == 0
     assert load(out / "annotations/train.json")[0]["caption"] == "Image 0 had caption 0 ."
+    (source / "dataset.json").write_text(text.replace('"val"', '"train"'))
+    assert "annotations/val.json" in run("ucm_caption", source, out).stderr
+    assert run("ucm_caption", source, out, "--overwrite").returncode == 0
+    assert not list((out / "annotations").glob("val*"))
+
+
+def test_names_that_differ_in_case_alone_keep_their_own_pictures(tmp_path: Path) -> None:
+    for name in ("A.jpg", "a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    folder = ImageFolder(tmp_path)
+    assert [folder.find(name) for name in ("A.jpg", "a.jpg", "A.JPG", "b.jpg")] == [
+        "A.jpg",
+        "a.jpg",
+        "a.jpg",
+        None,
+    ]
 
 
 def test_nwpu_faults_are_listed_and_ids_are_unique_and_stable(tmp_path: Path) -> None:
@@ -179,6 +196,11 @@ def test_copied_images_are_files_of_their_own(tmp_path: Path) -> None:
         "002.jpg",
         "004.jpg",
     ]
+    copy = out / "images/beach/000.jpg"
+    content = copy.read_bytes()
+    copy.write_bytes(bytes(len(content)))  # of the right size, and another picture
+    assert run("nwpu_caption", source, out, "--copy-images").returncode == 0
+    assert copy.read_bytes() == content
 
 
 def test_repeats_and_paths_that_leave_the_folder_are_left_out(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_deterministic_runs_give_the_same_bytes(tmp_path):
             cfg = toy_config(tmp_path, name=name, deterministic=True, model__arch="bita_former", max_epoch=1)
             runner = toy_runner(cfg, tmp_path / "images")
             runner.train()
+            assert torch.are_deterministic_algorithms_enabled()
             ends.append((runner.run_dir.checkpoints / "last/model.safetensors").read_bytes())
     finally:
         torch.use_deterministic_algorithms(False)
