@@ -146,7 +146,7 @@ def test_the_published_layout_loads_back(
     captioner = bita.load(trained.run)
     cfg = captioner.model.cfg
     back = BitaLM.from_config(cfg)
-    back.external["visual_encoder"] = "elsewhere"
+    back.external["visual_encoder"] = back.sources["visual_encoder"] = "elsewhere"
     load_checkpoint(back, out)
     own = captioner.model.state_dict()
     same = [n for n, t in back.state_dict().items() if torch.equal(t, own[n])]

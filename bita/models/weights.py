@@ -17,7 +17,7 @@ from torch import Tensor
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
-from bita.models.tokenizers import not_there
+from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
 from bita.models.weight_files import WeightFile
 
 PART_NAMES = {
@@ -95,7 +95,7 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
     tied = model.tied_names()
     for name in sorted(set(model.state_dict()) - report.names - tied):
         part = part_of(name)
-        if part in model.sources:
+        if part in model.sources and not (part == "opt_model" and _is_another(path, model)):
             report.notes[part] = f"from {model.sources[part]}, not in file"
         elif part == "lora":
             report.notes[part] = "fresh, without effect before training"
@@ -117,6 +117,16 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             part
         ]  # what the file holds may be other weights, and is now the only place of these
     return report
+
+
+def _is_another(path: Path, model: BitaModel) -> bool:
+    """Whether a trained language model would not be the one in the exported folder, which belongs to its weights."""
+    beside = path / LANGUAGE_MODEL_FOLDER
+    return (
+        not model.cfg.freeze_lm
+        and beside.is_dir()
+        and Path(model.sources["opt_model"]).resolve() != beside.resolve()
+    )
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
