@@ -19,7 +19,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--checkpoint", required=True, help="a run's folder, or a checkpoint in it")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run's folder, a checkpoint in it, or what scripts/export.py wrote",
+    )
     parser.add_argument("--beams", type=int, help="beams of the search (default: as in the run)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--num-captions", type=int, default=1, help="captions an image, tabs between them")

@@ -27,6 +27,7 @@ from bita.models.bita_lm import BitaLM
 from bita.models.layouts import published
 from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
 from bita.models.vision import image_input
+from bita.models.weight_files import read_config
 from bita.runners.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
 from bita.runners.files import TEMPORARY, sha256, write_json, write_text
 from bita.schema import Config
@@ -45,11 +46,11 @@ def config_of(run: str | Path) -> Config:
     """
     checkpoint = resolve_checkpoint(run)
     folder = folder_of(checkpoint)
-    if not (folder / META_FILE).is_file():
-        raise UserError(
-            f"checkpoint {checkpoint}: has no {META_FILE} beside it; use evaluate.py with --cfg-path"
-        )
-    cfg = config_from_dict(read_meta(folder).config)
+    cfg = (
+        config_from_dict(read_meta(folder).config)
+        if (folder / META_FILE).is_file()
+        else _config_in(checkpoint)
+    )
     cfg.model.init_from = str(checkpoint)
     for key, name in (
         ("opt_model", LANGUAGE_MODEL_FOLDER),
@@ -61,6 +62,17 @@ def config_of(run: str | Path) -> Config:
                 setattr(cfg.model, key, str(kept))
                 break
     return cfg
+
+
+def _config_in(checkpoint: Path) -> Config:
+    """The configuration in a file that `export_published` wrote."""
+    try:
+        return config_from_dict(read_config(checkpoint))
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint}: neither a {META_FILE} beside it nor a configuration of ours in it; "
+            "use evaluate.py with --cfg-path"
+        ) from error
 
 
 def meta_of(cfg: Config) -> Meta:
@@ -128,7 +140,7 @@ def export_published(run: str | Path, out: Path) -> None:
             model.checkpoint_state() | tied, max_positions=cfg.model.bridge_size.max_positions
         ),
         "optimizer": None,
-        "config": meta.config,
+        "config": meta.config | {"model": meta.config["model"] | {"lora": None}},  # merged
         "scaler": None,
         "epoch": meta.epoch,
     }

@@ -148,6 +148,7 @@ def test_the_published_layout_loads_back(
     back = BitaLM.from_config(cfg)
     back.external["visual_encoder"] = back.sources["visual_encoder"] = "elsewhere"
     load_checkpoint(back, out)
+    assert bita.load(out).caption(trained.images) == captioner.caption(trained.images)
     own = captioner.model.state_dict()
     same = [n for n, t in back.state_dict().items() if torch.equal(t, own[n])]
     assert set(own) - set(same) <= {n for n in own if n.startswith("visual_encoder.")}

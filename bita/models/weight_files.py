@@ -118,10 +118,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or would run code.
     """
+    content = _content(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"weights {path}: holds no tensors under 'model', 'state_dict' or at its top level")
+    return {_unwrapped(name, content): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def read_config(path: Path) -> Any:
+    """The configuration that a file in the published layout carries, ours or another's; None where there is none.
+
+    Raises:
+        UserError: as `read_tensors`.
+    """
+    content = _content(path)
+    return content.get("config") if isinstance(content, dict) else None
+
+
+def _content(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
     try:
-        content = _read(path)
+        return _read(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"weights {path}: refused, since it holds more than tensors and loading it could run code; "
@@ -130,12 +150,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"weights {path}: not a readable checkpoint ({reason}); fetch it again") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"weights {path}: holds no tensors under 'model', 'state_dict' or at its top level")
-    return {_unwrapped(name, content): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _read(path: Path) -> Any:
