@@ -11,7 +11,7 @@ from bita.config_layers import Keys, Places
 from bita.config_types import unknown, wrong
 from bita.errors import ConfigError, UserError
 from bita.runners.checkpoint import resolve_checkpoint, unfinished
-from bita.schema import Config, EnvConfig
+from bita.schema import Config, DatasetConfig, EnvConfig
 
 LOG = logging.getLogger(__name__)
 
@@ -304,11 +304,9 @@ def check_annotations(cfg: Config) -> None:
     splits = {*(run.train_splits if not run.evaluate else ()), *run.valid_splits, *run.test_splits}
     for name, entry in cfg.datasets.items():
         for split in sorted(splits & entry.build_info.annotations.keys()):
-            storage = entry.build_info.annotations[split].storage
-            for path in [storage] if isinstance(storage, str) else storage:
-                problem = None if entry.synthetic else annotation_problem(name, data_path(cfg.env, path))
-                if problem is not None:
-                    raise ConfigError(f"datasets.{name}.build_info.annotations.{split}.storage: {problem}")
+            for path in annotation_paths(name, entry, cfg.env, split):
+                if not entry.synthetic:
+                    check_annotation(name, split, path)
 
 
 def data_path(env: EnvConfig, path: str) -> Path:
@@ -316,12 +314,24 @@ def data_path(env: EnvConfig, path: str) -> Path:
     return Path(env.cache_root).expanduser() / Path(path).expanduser()
 
 
-def annotation_problem(name: str, path: Path) -> str | None:
-    """What to say where a dataset's annotation file is not there."""
-    if path.is_file():
-        return None
-    command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
-    return f"{path} is missing; prepare it: {command}"
+def annotation_paths(name: str, entry: DatasetConfig, env: EnvConfig, split: str) -> list[Path]:
+    """The annotation files of a declared split, there or not; raises ConfigError where the entry names none."""
+    storage = entry.build_info.annotations[split].storage
+    paths = [storage] if isinstance(storage, str) else storage
+    if not paths or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(f"{_storage_key(name, split)}: name an annotation file, or a list of them")
+    return [data_path(env, path) for path in paths]
+
+
+def check_annotation(name: str, split: str, path: Path) -> None:
+    """Raise ConfigError where an annotation file is not there, saying how to prepare it."""
+    if not path.is_file():
+        command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
+        raise ConfigError(f"{_storage_key(name, split)}: {path} is missing; prepare it: {command}")
+
+
+def _storage_key(name: str, split: str) -> str:
+    return f"datasets.{name}.build_info.annotations.{split}.storage"
 
 
 def _is_local(path: str, cache_root: str) -> bool:

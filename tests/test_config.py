@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from bita.config import CONFIGS, MODEL_TYPES, config_from_dict, config_to_dict, config_to_yaml, load_config
+from bita.config_checks import check_annotations
 from bita.errors import ConfigError
 from bita.registry import models
 from bita.schema import Config
@@ -235,6 +236,22 @@ def test_captions_per_image_is_one_number_for_all_training_sets(project, caplog)
     stage_1 = ("model.arch=bita_former", "model.model_type=pretrain_vitL", "run.task=image_text_pretrain")
     project(text, "datasets.rsicd_caption.captions_per_image=5", *stage_1)
     assert "set model.itc_positives=same_image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("null", "name an annotation file"),
+        ("[]", "name an annotation file"),
+        ("no.json", "is missing; prepare it: python"),
+    ],
+)
+def test_annotation_files_are_looked_for_before_anything_is_built(project, storage, said):
+    cfg = project(MINIMAL, f"datasets.ucm_caption.build_info.annotations.test.storage={storage}")
+    with pytest.raises(
+        ConfigError, match=f"datasets.ucm_caption.build_info.annotations.test.storage: .*{said}"
+    ):
+        check_annotations(cfg)
 
 
 def test_model_and_dataset_can_be_options(project):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from bita.config_checks import annotation_problem, data_path
+from bita.config_checks import annotation_paths, check_annotation, data_path
 from bita.config_published import DEFAULT_PROCESSORS
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
 from bita.datasets.captions import (
@@ -111,7 +111,7 @@ def build_dataset(
         name, cfg, image_size=image_size, normalise=normalise, prompt=prompt, prompt_joint=prompt_joint
     )
     entry = _declared_split(name, cfg, split)
-    files = _annotation_files(name, cfg, env, split, entry)
+    files = _annotation_files(name, cfg, env, split)
     if any(path.name.endswith(INDEX_SUFFIX) for path in files):
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
@@ -247,23 +247,15 @@ def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str)
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _annotation_files(
-    name: str, cfg: DatasetConfig, env: EnvConfig, split: str, entry: SplitConfig
-) -> list[Path]:
+def _annotation_files(name: str, cfg: DatasetConfig, env: EnvConfig, split: str) -> list[Path]:
     """Return a split's annotation files, which are there; a synthetic dataset is generated first."""
-    key = f"datasets.{name}.build_info.annotations.{split}.storage"
-    storage = [entry.storage] if isinstance(entry.storage, str) else entry.storage
-    if not storage or not all(isinstance(path, str) for path in storage):
-        raise ConfigError(f"{key}: name an annotation file, or a list of them")
-    files = [data_path(env, path) for path in storage]
+    files = annotation_paths(name, cfg, env, split)
     for path in files:
         if cfg.synthetic and not path.is_file():
             generate_synthetic(path.parent.parent, cfg.synthetic)
         if cfg.synthetic:
             _check_generated(name, path.parent.parent, cfg.synthetic)
-        problem = annotation_problem(name, path)
-        if problem is not None:
-            raise ConfigError(f"{key}: {problem}")
+        check_annotation(name, split, path)
     return files
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError, program
-from bita.metrics.checks import check_ids
 from bita.metrics.diversity import novelty
 from bita.metrics.files import Pairing, paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import CaptionScorer
@@ -78,9 +77,7 @@ def report(args: argparse.Namespace) -> None:
         UserError: files or ids do not fit.
     """
     references = read_references(args.references)
-    hypotheses = read_hypotheses(args.hypotheses)
-    check_ids(references, hypotheses)
-    pairing = paired(references, hypotheses)
+    pairing = paired(references, read_hypotheses(args.hypotheses))
     with CaptionScorer(spice_dir=args.spice_dir) as scorer:
         scores = scorer.score(pairing.references, pairing.hypotheses)
         if args.clip is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError
+from bita.metrics.checks import check_ids
 
 Id = int | str
 """As in the file; text that is a plain number counts as that number."""
@@ -83,7 +84,12 @@ def read_images(path: Path) -> dict[Id, dict[str, Any]]:
 
 
 def paired(references: Mapping[Id, list[str]], hypotheses: Mapping[Id, str]) -> Pairing:
-    """Both under numbers: the ids themselves, or running numbers from 1 where an id is text."""
+    """Both under numbers: the ids themselves, or running numbers from 1 where an id is text.
+
+    Raises:
+        UserError: ids do not fit; they are named as the files have them.
+    """
+    check_ids(references, hypotheses)
     ids = {*references, *hypotheses}
     if all(isinstance(image_id, int) for image_id in ids):
         return Pairing(

@@ -112,10 +112,9 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
         else:
             raise UserError(_incomplete(model, path, part, name))
     _copy_in(model, renamed)
+    # What the file holds whole may be other weights than the external ones, and is now their only place.
     for part in [part for part in model.external if report.loaded[part] == report.total[part]]:
-        del model.external[
-            part
-        ]  # what the file holds may be other weights, and is now the only place of these
+        del model.external[part]
     return report
 
 
