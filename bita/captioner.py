@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import torch
 from PIL import Image
 
+from bita.build import build_model
+from bita.config.schema import Quantization
 from bita.datasets.builders import processors_of
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of
-from bita.models import build_model
 from bita.models.bita_lm import BitaLM
-from bita.models.generation import GenerationSettings
+from bita.models.language.generation import GenerationSettings
+from bita.precision import autocast
 from bita.processors.rgb import open_rgb, to_rgb
-from bita.runners.stepper import autocast
-from bita.schema import Quantization
 
 if TYPE_CHECKING:
-    from bita.schema import Config
+    from bita.config.schema import Config
 
 ImageLike = str | Path | Image.Image
 

@@ -6,10 +6,10 @@ import argparse
 import logging
 import os
 
-from bita.config import config_to_yaml, load_config
-from bita.config_checks import check_annotations, check_encoder_has_weights
+from bita.config.checks import check_annotations, check_encoder_has_weights
+from bita.config.load import config_to_yaml, load_config
+from bita.config.schema import Config
 from bita.errors import program
-from bita.schema import Config
 
 
 @program
@@ -63,9 +63,9 @@ def show_warnings(level: int) -> None:
 def run(cfg: Config) -> dict[str, dict[str, float]]:
     """Build everything that a configuration names, and run it; split → scores."""
     from bita import distributed, registry
+    from bita.build import build_model
     from bita.datasets.builders import build_datasets
-    from bita.models import build_model
-    from bita.models.tokenizers import keep_tokenizer
+    from bita.models.language.tokenizers import keep_tokenizer
     from bita.runners.run_dir import open_run_dir
     from bita.runners.seeding import seed_process
 

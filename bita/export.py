@@ -19,18 +19,18 @@ from pathlib import Path
 
 import torch
 
-from bita.config import config_from_dict, config_to_dict, config_to_yaml
+from bita.build import build_model
+from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
+from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
+from bita.config.schema import Config
 from bita.errors import UserError
-from bita.models import build_model
+from bita.files import TEMPORARY, sha256, write_json, write_text
 from bita.models.base import BitaModel, part_of
 from bita.models.bita_lm import BitaLM
-from bita.models.layouts import published
-from bita.models.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
+from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
 from bita.models.vision import image_input
-from bita.models.weight_files import read_config
-from bita.runners.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
-from bita.runners.files import TEMPORARY, sha256, write_json, write_text
-from bita.schema import Config
+from bita.weights.files import read_config
+from bita.weights.layouts import published
 
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 MAX_SHARD = "5GB"

@@ -11,20 +11,14 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from bita.errors import ConfigError
 
-if TYPE_CHECKING:
-    from bita.runners.epoch_runner import EpochRunner
-    from bita.runners.optim import Schedule
-    from bita.tasks.base import Task
-
-T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
-class Registry(Generic[T]):
+class Registry:
     """Classes of one kind by name.
 
     Args:
@@ -34,7 +28,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, built_in: dict[str, str] | None = None) -> None:
         self.kind = kind
-        self._targets: dict[str, type[T] | str] = dict(built_in or {})
+        self._targets: dict[str, type[Any] | str] = dict(built_in or {})
 
     def register(self, name: str) -> Callable[[C], C]:
         """A class decorator that registers under `name`.
@@ -51,7 +45,7 @@ class Registry(Generic[T]):
 
         return put
 
-    def get(self, name: str) -> type[T]:
+    def get(self, name: str) -> type[Any]:
         """The class of a name.
 
         Raises:
@@ -75,25 +69,25 @@ class Registry(Generic[T]):
         return name in self._targets
 
 
-models: Registry[Any] = Registry(
+models = Registry(
     "model arch",
     {
         "bita_former": "bita.models.bita_itc:BitaITC",
         "bita_opt": "bita.models.bita_lm:BitaLM",
     },
 )
-tasks: Registry[Task] = Registry(
+tasks = Registry(
     "task",
     {
         "image_text_pretrain": "bita.tasks.pretrain:PretrainTask",
         "captioning": "bita.tasks.captioning:CaptioningTask",
     },
 )
-runners: Registry[EpochRunner] = Registry(
+runners = Registry(
     "runner",
     {"runner_base": "bita.runners.epoch_runner:EpochRunner"},
 )
-processors: Registry[Any] = Registry(
+processors = Registry(
     "processor",
     {
         "bita_image_train": "bita.processors.image:TrainImageProcessor",
@@ -101,7 +95,7 @@ processors: Registry[Any] = Registry(
         "bita_caption": "bita.processors.text:CaptionProcessor",
     },
 )
-schedules: Registry[Schedule] = Registry(
+schedules = Registry(
     "schedule",
     {
         "linear_warmup_cosine_lr": "bita.runners.optim:LinearWarmupCosine",
@@ -109,3 +103,4 @@ schedules: Registry[Schedule] = Registry(
         "linear_warmup_cosine_by_step_lr": "bita.runners.optim:LinearWarmupCosineByStep",
     },
 )
+metrics = Registry("metric", {"CLIPScore": "bita.clipscore:ClipScorer"})

@@ -39,6 +39,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 from bita.datasets import captions, shards
 from bita.datasets.builders import build_dataset
 from bita.datasets.captions import read_annotations
@@ -46,7 +47,6 @@ from bita.datasets.loaders import TrainLoader, train_loader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
 from bita.errors import program
 from bita.processors.image import CLIP_MEAN, CLIP_STD
-from bita.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 
 BATCH = 60
 """Captions of a batch, however many files their images come from."""

@@ -30,19 +30,19 @@ from torch import Tensor
 
 from bita import registry
 from bita.batch import Batch
-from bita.config import load_config
+from bita.build import build_model
+from bita.checkpoint import Meta
+from bita.config.load import load_config
+from bita.config.schema import Config
 from bita.errors import program
-from bita.models import build_model
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.vision import image_input
-from bita.runners.checkpoint import Meta
 from bita.runners.interrupt import Interrupt
 from bita.runners.parallel import place
 from bita.runners.state import save_state
 from bita.runners.stepper import Stepper
 from bita.runners.watch import StepWatch
-from bita.schema import Config
 
 STAGE_2 = Path("configs/projects/bita/train/pretrain_stage2.yaml")
 SAVES = 5

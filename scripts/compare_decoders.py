@@ -20,7 +20,7 @@ from report import TestSplit, load_run, shuffled
 import bita
 from bita.errors import program
 from bita.metrics import score_captions
-from bita.models.quantize import size_in_bytes
+from bita.models.language.quantize import size_in_bytes
 
 COLUMNS = ("Bleu_4", "METEOR", "CIDEr")
 HEADER = (

@@ -41,13 +41,13 @@ from measuring import (
 )
 
 from bita.batch import Batch
-from bita.config import load_config
+from bita.build import build_model
+from bita.config.load import load_config
 from bita.errors import UserError, program
-from bita.models import build_model
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
-from bita.models.generation import GenerationSettings
-from bita.models.tokenizers import load_tokenizer
+from bita.models.language.generation import GenerationSettings
+from bita.models.language.tokenizers import load_tokenizer
 
 TINY = (
     "model.vit_args={embed_dim: 32, num_heads: 2, patch_size: 14}",

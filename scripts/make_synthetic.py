@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from bita.config import CONFIGS
+from bita.config.load import CONFIGS
 from bita.datasets.builders import generate_synthetic
 from bita.errors import UserError, program
 

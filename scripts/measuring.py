@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bita.batch import Batch
+from bita.config.schema import RunConfig
+from bita.precision import autocast
 from bita.runners.optim import build_optimizer
-from bita.runners.stepper import autocast
-from bita.schema import RunConfig
 
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
 """Part of a device's name → its dense bf16 operations a second, as its maker gives them (SXM where it varies)."""

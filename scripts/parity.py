@@ -24,19 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
+from bita.build import build_model
+from bita.config.schema import BridgeSize, ModelConfig, RunConfig
 from bita.errors import ConfigError, UserError, program
-from bita.models import build_model
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
-from bita.models.generation import GenerationSettings
-from bita.models.layouts import published
-from bita.models.weight_files import read_tensors
-from bita.models.weights import load_checkpoint
+from bita.models.language.generation import GenerationSettings
 from bita.processors.text import CaptionProcessor
 from bita.registry import schedules
 from bita.runners.optim import BETA1, build_optimizer, decays
-from bita.schema import BridgeSize, ModelConfig, RunConfig
+from bita.weights.files import read_tensors
+from bita.weights.layouts import published
+from bita.weights.load import load_checkpoint
 
 VIT_SIZES = ("input_resolution", "patch_size", "width", "layers", "heads", "blocks")
 BERT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

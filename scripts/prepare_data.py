@@ -22,11 +22,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.datasets.card import Report
-from bita.datasets.forms import COLUMNS, FORMS, generic_source
-from bita.datasets.prepare import Source, prepare, published_source
-from bita.datasets.sources import PUBLISHED, SPLITS
 from bita.errors import UserError, program
+from bita.prepare.card import Report
+from bita.prepare.forms import COLUMNS, FORMS, generic_source
+from bita.prepare.prepare import Source, prepare, published_source
+from bita.prepare.sources import PUBLISHED, SPLITS
 
 
 @program

@@ -21,13 +21,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from bita.config import config_from_dict
-from bita.datasets.baselines import constant_captions, nearest_captions
+from bita.checkpoint import read_meta, resolve_checkpoint
+from bita.config.load import config_from_dict
+from bita.config.schema import Config
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
 from bita.errors import UserError, program
 from bita.metrics import score_captions
-from bita.runners.checkpoint import read_meta, resolve_checkpoint
-from bita.schema import Config
+from bita.prepare.baselines import constant_captions, nearest_captions
 
 Captions = dict[int, str]
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.datasets.verify import Verification, verify, write_json
 from bita.errors import UserError, program
+from bita.prepare.verify import Verification, verify, write_json
 
 
 @program

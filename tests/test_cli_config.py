@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bita.cli import main
-from bita.config import load_config
+from bita.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE_1 = ROOT / "configs/projects/bita/train/pretrain_stage1.yaml"

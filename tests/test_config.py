@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bita.config import CONFIGS, MODEL_TYPES, config_from_dict, config_to_dict, config_to_yaml, load_config
-from bita.config_checks import check_annotations
+from bita.config.checks import check_annotations
+from bita.config.load import (
+    CONFIGS,
+    MODEL_TYPES,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+)
+from bita.config.schema import Config
 from bita.errors import ConfigError
 from bita.registry import models
-from bita.schema import Config
 
 PROJECTS = sorted((CONFIGS / "projects").rglob("*.yaml"))
 FULL = CONFIGS / "projects/bita/train/pretrain_stage1.yaml"

@@ -15,17 +15,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import bita
-from bita.config import config_to_dict
+from bita.build import build_model
+from bita.checkpoint import MODEL_FILE, Meta, verify, write_checkpoint
+from bita.config.load import config_to_dict
+from bita.config.schema import Config, DatasetConfig, LoraSize, ModelConfig, ProcessorConfig, RunConfig
 from bita.errors import UserError
 from bita.export import export_folder, export_published
-from bita.models import build_model
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
-from bita.models.layouts import published
-from bita.models.weights import load_checkpoint
-from bita.runners.checkpoint import MODEL_FILE, Meta, verify, write_checkpoint
-from bita.schema import Config, DatasetConfig, LoraSize, ModelConfig, ProcessorConfig, RunConfig
-from tests.models.test_weights import PARITY, small, stage_1
+from bita.weights.layouts import published
+from bita.weights.load import load_checkpoint
+from tests.weights.test_weights import PARITY, small, stage_1
 
 ROOT = Path(__file__).parents[1]
 

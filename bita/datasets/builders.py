@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from bita.config_checks import annotation_paths, check_annotation, data_path
-from bita.config_published import DEFAULT_PROCESSORS
-from bita.datasets.cache import TRAIN_MARGIN, PixelCache, exclusive, open_cache
+from bita.config.checks import annotation_paths, check_annotation, data_path
+from bita.config.published import DEFAULT_PROCESSORS
+from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
+from bita.datasets.cache import TRAIN_MARGIN, PixelCache, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
     CaptionRecord,
@@ -24,11 +25,9 @@ from bita.datasets.captions import (
     read_ground_truth,
 )
 from bita.datasets.shards import INDEX_SUFFIX, ShardDataset
-from bita.datasets.sources import has_words, load_json
 from bita.errors import ConfigError, UserError
+from bita.files import exclusive, has_words, load_json, write_text
 from bita.registry import processors as registry
-from bita.runners.files import write_text
-from bita.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 
 LOG = logging.getLogger(__name__)
 Normalise = tuple[Sequence[float], Sequence[float]]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bita.errors import UserError
+from bita.files import exclusive
 
 LOG = logging.getLogger(__name__)
 TRAIN_MARGIN = 8 / 7
@@ -78,14 +77,6 @@ def open_cache(
             f"{path}: cache cannot be written ({error.strerror}); set cache_images: false"
         ) from None
     return PixelCache(path)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file: of all processes that ask for it, one at a time goes on."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(path: Path, names: Sequence[str], read: Callable[[str], Image.Image], size: int) -> None:

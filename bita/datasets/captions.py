@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bita.datasets.cache import PixelCache
-from bita.datasets.sources import field, load_json
 from bita.errors import UserError
+from bita.files import field, load_json
 from bita.processors.image import ASPECT_RATIOS
 from bita.processors.rgb import open_rgb
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bita.batch import Batch
+from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.datasets.faults import BadRecord, Failure
 from bita.datasets.readers import EvalReader, TrainKey, TrainReader
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
-from bita.schema import RunConfig
 
 CHUNK, WINDOW = 128, 64
 """Sharded records are read in chunks of 128 neighbours, and shuffled in windows of 64 chunks."""

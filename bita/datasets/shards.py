@@ -27,8 +27,8 @@ from PIL import Image
 
 from bita.datasets.captions import Processors, group_by_image, read_annotations
 from bita.errors import UserError
+from bita.files import write_text
 from bita.processors.rgb import IMAGE_SUFFIXES, decode_rgb
-from bita.runners.files import write_text
 
 INDEX_SUFFIX = ".shards.json"
 TEXT_SUFFIXES = (".json", ".txt")

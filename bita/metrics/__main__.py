@@ -19,6 +19,7 @@ from bita.metrics.files import Pairing, paired, read_hypotheses, read_images, re
 from bita.metrics.scorers import CaptionScorer
 from bita.metrics.scores import Scores
 from bita.metrics.stats import by_class, intervals, paired_test
+from bita.registry import metrics
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,7 +134,6 @@ def _classes(args: argparse.Namespace, pairing: Pairing) -> dict[int, str] | Non
 
 def _add_clip_scores(args: argparse.Namespace, scores: Scores, pairing: Pairing) -> None:
     """Add CLIPScore, of the images that the ground truth names."""
-    from bita.metrics.clipscore import ClipScorer, add_clip_scores
 
     folder = args.images or args.references.resolve().parent.parent / "images"
     names = pairing.names or {n: str(n) for n in pairing.references}
@@ -143,7 +143,7 @@ def _add_clip_scores(args: argparse.Namespace, scores: Scores, pairing: Pairing)
         for n, name in names.items()
         if "file_name" in entries.get(name, {})
     }
-    add_clip_scores(scores, ClipScorer(args.clip), images, pairing.hypotheses, pairing.references)
+    metrics.get("CLIPScore")(args.clip).add_to(scores, images, pairing.hypotheses, pairing.references)
 
 
 def _print(content: Mapping[str, Any]) -> None:

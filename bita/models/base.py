@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
+from bita.config.schema import ModelConfig
 from bita.errors import UserError
 from bita.models.bridge import Bridge
 from bita.models.ift import IFT
 from bita.models.qformer import QFormer
 from bita.models.vision import VisionEncoder, build_vision_encoder
-from bita.schema import ModelConfig
+from bita.precision import PRECISIONS, sixteen_bit
 
 BRIDGES: dict[str, type[Bridge]] = {"ift": IFT, "qformer": QFormer}
 """`model.bridge` → class; the name is also the part's name in checkpoints."""
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class BitaModel(nn.Module):
@@ -132,13 +132,6 @@ class BitaModel(nn.Module):
 def for_captions(rows: Tensor, captions: int) -> Tensor:
     """(I, …), a row an image → (captions, …), each image's row as often as it has captions (`Batch`)."""
     return rows if len(rows) == captions else rows.repeat_interleave(captions // len(rows), dim=0)
-
-
-def sixteen_bit(device: torch.device) -> str:
-    """The precision that autocast uses on a device: bf16 where it has it, else fp16; fp32 on a CPU."""
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def part_of(name: str) -> str:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
+from bita.config.schema import ModelConfig
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel, for_captions
 from bita.models.bridge import PAD_ID
-from bita.models.decoder import IGNORED
 from bita.models.heads import MaskedLanguageHead, WordHead
+from bita.models.language.decoder import IGNORED
+from bita.models.language.tokenizers import load_tokenizer
 from bita.models.qformer import QFormer
-from bita.models.tokenizers import load_tokenizer
-from bita.schema import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.models.adapters import add_lora, lora_modules, merge_lora
-from bita.models.base import PRECISIONS, BitaModel, for_captions, sixteen_bit
-from bita.models.decoder import (
+from bita.config.schema import ModelConfig
+from bita.models.base import BitaModel, for_captions
+from bita.models.language.adapters import add_lora, lora_modules, merge_lora
+from bita.models.language.decoder import (
     IGNORED,
     CachedDecoder,
     CaptionTokens,
@@ -25,10 +26,10 @@ from bita.models.decoder import (
     load_language_model,
     logits_at,
 )
-from bita.models.generation import GenerationSettings, generate
-from bita.models.quantize import quantize
-from bita.models.tokenizers import load_tokenizer
-from bita.schema import ModelConfig
+from bita.models.language.generation import GenerationSettings, generate
+from bita.models.language.quantize import quantize
+from bita.models.language.tokenizers import load_tokenizer
+from bita.precision import PRECISIONS, sixteen_bit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

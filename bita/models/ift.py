@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bita.config.schema import BridgeSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
-from bita.schema import BridgeSize
 
 
 class FourierMix(nn.Module):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bita.config.schema import BridgeSize
 from bita.models.bridge import PAD_ID, Attention, Bridge, BridgeLayer
-from bita.schema import BridgeSize
 
 
 class QFormerLayer(BridgeLayer):

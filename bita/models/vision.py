@@ -15,9 +15,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from bita.config.schema import ModelConfig
 from bita.errors import ConfigError
 from bita.processors.image import CLIP_MEAN, CLIP_STD
-from bita.schema import ModelConfig
 
 
 class _Known(NamedTuple):
@@ -130,7 +130,7 @@ def image_input(cfg: ModelConfig) -> ImageInput:
 
 
 def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
-    """Build `cfg.vit_model` with fresh weights; weights come later, from a file (`bita.models.weights`).
+    """Build `cfg.vit_model` with fresh weights; weights come later, from a file (`bita.weights.load`).
 
     Raises:
         ConfigError: timm does not know the name, or not the arguments in `vit_args`; `vit_layers` do not fit.

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bita import distributed
+from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.faults import BadRecord
 from bita.datasets.loaders import Loader
 from bita.errors import UserError
-from bita.schema import RunConfig
 
 FILE = "bad_records.jsonl"
 

@@ -13,26 +13,27 @@ from typing import Any
 
 import torch
 
-from bita import distributed
+from bita import checkpoint, distributed
 from bita.batch import Batch
-from bita.config import config_to_dict
+from bita.checkpoint import Meta
+from bita.config.load import config_to_dict
+from bita.config.schema import Config
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
+from bita.files import write_json
 from bita.models.base import BitaModel
+from bita.precision import autocast
 from bita.registry import schedules
-from bita.runners import checkpoint, parallel, seeding, validations
+from bita.runners import parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
-from bita.runners.checkpoint import Meta
-from bita.runners.files import write_json
 from bita.runners.interrupt import Interrupt, Wish
 from bita.runners.run_dir import RunDir
 from bita.runners.run_log import ProgressBar, RunLog
 from bita.runners.state import find_resume, load_state, load_weights, save_state
-from bita.runners.stepper import Stepper, autocast
+from bita.runners.stepper import Stepper
 from bita.runners.validations import Validations
 from bita.runners.watch import StepWatch
-from bita.schema import Config
 from bita.tasks.base import Evaluation, Task, to_device
 
 

@@ -13,9 +13,9 @@ from typing import Self
 import torch
 from torch import nn
 
+from bita.config.schema import RunConfig
 from bita.errors import ConfigError
 from bita.runners.parallel import split
-from bita.schema import RunConfig
 
 BETA1 = 0.9
 

@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from bita import distributed
+from bita.config.schema import RunConfig
 from bita.models.base import BitaModel
-from bita.schema import RunConfig
 
 M = TypeVar("M", bound=BitaModel)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from bita.config import config_to_dict, config_to_yaml
+from bita.config.load import config_to_dict, config_to_yaml
+from bita.config.schema import Config
 from bita.errors import UserError
-from bita.schema import Config
 
 MAY_DIFFER = (
     # where things are

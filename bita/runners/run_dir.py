@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from bita import distributed
-from bita.config import config_to_yaml
+from bita.config.load import config_to_yaml
+from bita.config.schema import Config
 from bita.errors import UserError
+from bita.files import link, write_json, write_text
 from bita.runners import resume
-from bita.runners.files import link, write_json, write_text
-from bita.schema import Config
 
 LOG = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "safetensors", "pycocoevalcap")

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from bita import distributed
-from bita.errors import UserError
-from bita.models.base import BitaModel
-from bita.runners.checkpoint import (
+from bita.checkpoint import (
     MODEL_FILE,
     TRAINER_FILE,
     Meta,
@@ -21,11 +19,13 @@ from bita.runners.checkpoint import (
     verify,
     write_checkpoint,
 )
+from bita.config.schema import Config
+from bita.errors import UserError
+from bita.models.base import BitaModel
 from bita.runners.parallel import collect, cut_like
 from bita.runners.resume import since_checkpoint
 from bita.runners.run_dir import AUTO, RunDir
 from bita.runners.stepper import Stepper
-from bita.schema import Config
 
 
 def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path | None:

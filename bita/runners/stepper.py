@@ -7,9 +7,7 @@ on the device.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,24 +15,12 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from bita.batch import Batch
+from bita.config.schema import RunConfig
 from bita.errors import ConfigError
+from bita.precision import amp_dtype, autocast
 from bita.runners.optim import build_optimizer
 from bita.runners.parallel import cut_like, exchange, split, total_norm, wrap
-from bita.schema import RunConfig
 from bita.tasks.base import Task
-
-
-def amp_dtype(device: torch.device, amp: bool = True) -> torch.dtype | None:
-    """Precision of autocast: bfloat16 where the device has it, else float16; None (float32) on a CPU."""
-    if not amp or device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def autocast(device: torch.device, amp: bool = True) -> AbstractContextManager[Any]:
-    """Autocast in that precision; does nothing where it is None."""
-    dtype = amp_dtype(device, amp)
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class Stepper:

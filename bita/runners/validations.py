@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bita import distributed
+from bita.checkpoint import META_FILE, copy_checkpoint, point
 from bita.errors import UserError
-from bita.runners.checkpoint import META_FILE, copy_checkpoint, point
-from bita.runners.files import write_json
+from bita.files import write_json
 
 FILE = "validation.json"
 

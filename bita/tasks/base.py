@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
+from bita.config.schema import Config
 from bita.models.base import BitaModel
-from bita.schema import Config
 
 if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bita import distributed
 from bita.batch import Batch
+from bita.config.schema import Config
 from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
-from bita.models.generation import GenerationSettings
-from bita.schema import Config
+from bita.models.language.generation import GenerationSettings
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:

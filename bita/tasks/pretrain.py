@@ -13,7 +13,7 @@ from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, similarity
 from bita.models.bita_lm import BitaLM
-from bita.models.decoder import IGNORED
+from bita.models.language.decoder import IGNORED
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:

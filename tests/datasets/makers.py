@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bita.schema import BuildInfo, DatasetConfig, EnvConfig, SplitConfig, StorageConfig
+from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, SplitConfig, StorageConfig
 
 SPLITS = ("train", "val", "test")
 

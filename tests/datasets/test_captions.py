@@ -12,11 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
+from bita.config.schema import (
+    BuildInfo,
+    Config,
+    ModelConfig,
+    ProcessorConfig,
+    RunConfig,
+    SplitConfig,
+    StorageConfig,
+)
 from bita.datasets.builders import build_dataset, build_datasets
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import ConfigError, UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
-from bita.schema import BuildInfo, Config, ModelConfig, ProcessorConfig, RunConfig, SplitConfig, StorageConfig
 from tests.datasets.makers import entry, env, prepared
 
 

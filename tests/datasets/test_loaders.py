@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bita.batch import Batch
+from bita.config.schema import ProcessorConfig, RunConfig
 from bita.datasets.builders import build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import ConfigError, UserError
-from bita.schema import ProcessorConfig, RunConfig
 from tests.datasets.makers import entry, env, prepared
 
 

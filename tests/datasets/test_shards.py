@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bita.config.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
 from bita.datasets.builders import build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
 from bita.datasets.shards import ShardRecord, write_shards
 from bita.errors import ConfigError, UserError
-from bita.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
 from scripts.make_shards import main
 from tests.datasets.makers import entry, env, prepared
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bita.datasets.baselines import constant_captions, nearest_captions
 from bita.datasets.synthetic import (
     SCENES,
     Facts,
@@ -22,6 +21,7 @@ from bita.datasets.synthetic import (
     typical_caption,
 )
 from bita.errors import UserError
+from bita.prepare.baselines import constant_captions, nearest_captions
 
 
 @pytest.fixture(scope="module")
@@ -206,5 +206,5 @@ def test_folder_below_a_file_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_no_torch_is_needed() -> None:
-    code = "import sys, bita.datasets.synthetic, bita.datasets.baselines; sys.exit('torch' in sys.modules)"
+    code = "import sys, bita.datasets.synthetic, bita.prepare.baselines; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

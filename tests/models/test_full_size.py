@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bita.config import load_config
-from bita.models import build_model
+from bita.build import build_model
+from bita.config.load import load_config
 from bita.models.base import BitaModel
 
 LINEAR_768 = 768 * 768 + 768

@@ -13,10 +13,10 @@ from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, caption_number, share_right
 from bita.models.bita_lm import BitaLM
-from bita.models.decoder import IGNORED
-from bita.models.generation import GenerationSettings
-from bita.models.weights import load_checkpoint
-from tests.models.test_weights import PARITY, small, stage_1, stage_2
+from bita.models.language.decoder import IGNORED
+from bita.models.language.generation import GenerationSettings
+from bita.weights.load import load_checkpoint
+from tests.weights.test_weights import PARITY, small, stage_1, stage_2
 
 TEXTS = ["a pale house", "two ferries in a harbour", "a pale house", "some fields"]
 

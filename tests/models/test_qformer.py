@@ -20,10 +20,10 @@ from transformers import (
 
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
-from bita.models.layouts import TRUNK, published
 from bita.models.qformer import QFormer
-from bita.models.weights import load_bert, load_checkpoint
-from tests.models.test_weights import equal, refused, stage_1, stage_2
+from bita.weights.layouts import TRUNK, published
+from bita.weights.load import load_bert, load_checkpoint
+from tests.weights.test_weights import equal, refused, stage_1, stage_2
 
 WIDTH, QUERIES = 24, 4
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

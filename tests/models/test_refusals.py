@@ -11,10 +11,10 @@ from transformers import BertConfig, BertForMaskedLM, CLIPVisionModel
 
 from bita.errors import UserError
 from bita.models.base import BitaModel
-from bita.models.layouts import published
-from bita.models.weights import load_bert, load_vision
+from bita.weights.layouts import published
+from bita.weights.load import load_bert, load_vision
 from tests.models.clip_files import by_hand, openai, saved
-from tests.models.test_weights import refused, stage_1
+from tests.weights.test_weights import refused, stage_1
 
 
 def refused_vision(model: BitaModel, path: Path) -> str:

@@ -18,12 +18,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bita import distributed
 from bita.batch import Batch
+from bita.config.schema import LossWeights
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, draw_negatives
 from bita.models.qformer import QFormer
-from bita.schema import LossWeights
 from tests.models.test_models import TEXTS, batch
-from tests.models.test_weights import SMALL, stage_1
+from tests.weights.test_weights import SMALL, stage_1
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import main

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
 from bita.errors import ConfigError
-from bita.models.layouts import published
 from bita.models.vision import image_input
-from bita.models.weights import load_checkpoint, load_vision
+from bita.weights.layouts import published
+from bita.weights.load import load_checkpoint, load_vision
 from tests.models.clip_files import BLOCKS, EVA, HEADS, PATCH, WIDTH, openai, saved
-from tests.models.test_weights import small, stage_1
+from tests.weights.test_weights import small, stage_1
 
 
 @pytest.mark.parametrize("encoder", [{}, EVA])
@@ -100,7 +100,7 @@ def test_encoders_bring_their_size_and_normalisation() -> None:
 
 
 def test_processors_take_the_encoders_size_and_normalisation(tmp_path: Path) -> None:
-    from bita.config import load_config
+    from bita.config.load import load_config
     from bita.datasets.builders import build_datasets
 
     (tmp_path / "images").mkdir()

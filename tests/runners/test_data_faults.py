@@ -11,10 +11,10 @@ import pytest
 import torch
 from toy_run import toy_config, toy_runner
 
+from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
-from bita.schema import RunConfig
 
 
 def bomb() -> bytes:

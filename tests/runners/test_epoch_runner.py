@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from toy_run import toy_config, toy_model, toy_runner
 
+from bita.checkpoint import list_checkpoints, read_meta
 from bita.errors import UserError
-from bita.runners.checkpoint import list_checkpoints, read_meta
 from bita.runners.interrupt import Interrupted
 from bita.runners.stepper import Stepper
 from bita.tasks.pretrain import PretrainTask

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy_run import toy_config, toy_runner
 
+from bita.checkpoint import resolve_checkpoint, verify
 from bita.errors import UserError
-from bita.runners.checkpoint import resolve_checkpoint, verify
 from bita.runners.run_dir import open_run_dir
 from bita.runners.state import read_trainer
 

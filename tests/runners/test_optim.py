@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bita.config.schema import RunConfig
 from bita.errors import ConfigError
 from bita.runners.optim import (
     LinearWarmupCosine,
@@ -14,7 +15,6 @@ from bita.runners.optim import (
     Schedule,
     build_optimizer,
 )
-from bita.schema import RunConfig
 
 RECORDED = json.loads(
     (Path(__file__).parents[1] / "fixtures/parity/expected.json").read_text(encoding="utf-8")

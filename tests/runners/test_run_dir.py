@@ -6,7 +6,7 @@ import sys
 import pytest
 from toy_run import toy_config
 
-from bita.config import config_from_dict, config_to_dict
+from bita.config.load import config_from_dict, config_to_dict
 from bita.errors import UserError
 from bita.runners import run_dir as run_dir_module
 from bita.runners.run_dir import open_run_dir

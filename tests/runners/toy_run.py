@@ -19,22 +19,22 @@ from PIL import Image
 from torch.distributed.tensor import DTensor
 
 from bita import distributed
+from bita.checkpoint import resolve_checkpoint
+from bita.config.schema import BridgeSize, Config, ModelConfig, RunConfig
 from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
 from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
-from bita.models.weights import load_checkpoint
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 from bita.processors.text import CaptionProcessor
 from bita.runners import seeding
-from bita.runners.checkpoint import resolve_checkpoint
 from bita.runners.epoch_runner import EpochRunner
 from bita.runners.run_dir import open_run_dir
-from bita.schema import BridgeSize, Config, ModelConfig, RunConfig
 from bita.tasks.base import Task
 from bita.tasks.captioning import CaptioningTask
 from bita.tasks.pretrain import PretrainTask
+from bita.weights.load import load_checkpoint
 
 TOKENIZERS = Path(__file__).parents[1] / "fixtures/parity/tokenizers"
 SIZE = 28

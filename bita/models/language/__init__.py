@@ -1,0 +1,1 @@
+"""The language model that writes: decoders, tokenizers, adapters, search."""

@@ -1,0 +1,1 @@
+"""From published files to ours, verified: sources, forms, archives, cards."""

@@ -1,0 +1,1 @@
+"""Files of weights: reading them, their layouts, loading them into a model."""

@@ -1,0 +1,349 @@
+"""Weights come in from files, and every load says, part by part, what came from where.
+
+What is neither loaded, nor frozen and held by an external file, nor fresh by design is an error, never a surprise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bita.errors import UserError
+from bita.models.base import BitaModel, part_of
+from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
+from bita.weights.files import WeightFile
+from bita.weights.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
+
+PART_NAMES = {
+    "visual_encoder": "vision",
+    "ift": "IFT",
+    "qformer": "Q-Former",
+    "query_tokens": "queries",
+    "opt_model": "language model",
+    "lora": "LoRA",
+}
+TEXT_SIDE = (
+    ".word_embedding.",
+    ".position_embedding.",
+    ".text_ffn.",
+    "mlm_head.",
+    "text_proj.",
+    "vision_proj.",
+)
+VOCABULARY = ("word_embedding.weight", "mlm_head.bias", "embed_tokens.weight", "lm_head.weight", "wte.weight")
+DEPTHS = {
+    re.compile(rf"{re.escape(TRUNK)}blocks\.(\d+)\."): "vit_depth",
+    re.compile(r"(?:ift|qformer)\.layers\.(\d+)\."): "bridge_size.layers",
+}
+"""Names that carry a layer's number, and the key of how many there are."""
+STAGE_1_ONLY = ("temp", "itm_head.", "word_head.", "vision_proj.", "text_proj.", "mlm_head.")
+
+
+@dataclass
+class LoadReport:
+    """What a load did, part by part.
+
+    Attributes:
+        names: our names of the tensors that came whole from the file.
+        unused: names of its tensors that found no place.
+    """
+
+    source: str
+    layout: str
+    names: set[str] = field(default_factory=set)
+    loaded: Counter[str] = field(default_factory=Counter)
+    total: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line: part, tensors loaded of tensors there are, and why the rest is not."""
+        parts = []
+        for part, total in self.total.items():
+            note = f" ({self.notes[part]})" if part in self.notes else ""
+            parts.append(f"{PART_NAMES.get(part, part)} {self.loaded[part]}/{total}{note}")
+        unused = f"; {len(self.unused)} not used ({_summary(self.unused)})" if self.unused else ""
+        return f"weights from {self.source} [{self.layout}]: {', '.join(parts)}{unused}"
+
+
+def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
+    """Load a run's checkpoint, an exported folder, or a published file, into a model.
+
+    Args:
+        model: takes the weights in place.
+        path: a file, or a folder of one (a checkpoint of ours holds `model.safetensors`).
+
+    Raises:
+        UserError: a shape differs, or a trained part would stay random without being fresh by design.
+    """
+    renamed, mapped = _fit_bridge(rename(WeightFile(path)), model, path)
+    _check_depths(model, renamed, str(path))
+    report = _check(model, renamed, str(path))
+    lora = [name for name in report.unused if name.endswith(".lora_A.weight")]
+    if lora:
+        raise UserError(
+            f"weights {path}: its language model has LoRA weights of rank {len(renamed.tensors[lora[0]])} and this one "
+            "has none; set model.lora as in the run that wrote it"
+        )
+    from_stage_1 = any(name.startswith("text_proj.") for name in renamed.tensors)
+    tied = model.tied_names()
+    for name in sorted(set(model.state_dict()) - report.names - tied):
+        part = part_of(name)
+        if part in model.sources and not (part == "opt_model" and _is_another(path, model)):
+            report.notes[part] = f"from {model.sources[part]}, not in file"
+        elif part == "lora":
+            report.notes[part] = "fresh, without effect before training"
+        elif part == "opt_proj" and from_stage_1:
+            report.notes[part] = "fresh: stage 1 has none"
+        elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
+            report.notes[part] = "fresh: trained along"
+        elif mapped and (".mix." in name or ".cross." in name):
+            report.notes[part] = (
+                "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
+            )
+        elif renamed.layout.startswith("BLIP-2") and part in ("opt_proj", "itm_head", "mlm_head", "temp"):
+            report.notes[part] = "fresh"
+        else:
+            raise UserError(_incomplete(model, path, part, name))
+    _copy_in(model, renamed)
+    # What the file holds whole may be other weights than the external ones, and is now their only place.
+    for part in [part for part in model.external if report.loaded[part] == report.total[part]]:
+        del model.external[part]
+    return report
+
+
+def _is_another(path: Path, model: BitaModel) -> bool:
+    """Whether a trained language model would not be the one in the exported folder, which belongs to its weights."""
+    beside = path / LANGUAGE_MODEL_FOLDER
+    return (
+        not model.cfg.freeze_lm
+        and beside.is_dir()
+        and Path(model.sources["opt_model"]).resolve() != beside.resolve()
+    )
+
+
+def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
+    """A file's tensors for the model's bridge, and whether they were made for the other one.
+
+    Raises:
+        UserError: they were, and the configuration does not say that this is meant.
+    """
+    bridge = model.cfg.bridge
+    held = {part_of(name) for name in renamed.tensors} & {"ift", "qformer"}
+    if not held or bridge in held:
+        return renamed, False
+    if bridge == "ift" and model.cfg.init_map == "qformer_to_ift":
+        return as_bridge(renamed, bridge), True
+    other = held.pop()
+    hint = " (or model.init_map=qformer_to_ift to take what both have)" if bridge == "ift" else ""
+    raise UserError(
+        f"weights {path}: hold the {PART_NAMES[other]}, and model.bridge is {bridge}; set model.bridge={other}{hint}"
+    )
+
+
+def load_vision(model: BitaModel, path: Path) -> LoadReport:
+    """Load the vision encoder alone; as many blocks as the model keeps are taken, from the first.
+
+    Args:
+        model: takes the weights in place.
+        path: a file, an index of shards, or a folder, in any layout of `bita.weights.layouts.VISION_LAYOUTS`.
+
+    Raises:
+        UserError: a tensor is missing or has another shape: another encoder's file, or one with fewer blocks.
+    """
+    renamed = rename_vision(WeightFile(path))
+    _check_depths(model, renamed, f"model.vit_weights {path}")
+    report = _check(model, renamed, str(path))
+    expected = {name for name in model.state_dict() if name.startswith(TRUNK)}
+    missing = expected - report.names
+    if missing:
+        raise UserError(
+            f"model.vit_weights {path} [{renamed.layout}]: {len(missing)} of {len(expected)} tensors of "
+            f"{model.cfg.vit_model} are not in it, e.g. {min(missing).removeprefix(TRUNK)}; is it another encoder's?"
+        )
+    _copy_in(model, renamed)
+    report.total = Counter({"visual_encoder": report.total["visual_encoder"]})
+    model.sources["visual_encoder"] = str(path)
+    if model.cfg.freeze_vit:
+        model.external["visual_encoder"] = str(path)
+    return report
+
+
+def load_bert(model: BitaModel, source: str) -> LoadReport:
+    """Start the bridge from BERT where names match, then copy the text feed-forward to the queries' one.
+
+    The word embedding has a row more than BERT's, for [DEC]; that row stays fresh.
+    """
+    from transformers import BertForMaskedLM
+
+    bridge = model.cfg.bridge
+    try:
+        renamed = as_bridge(rename(dict(BertForMaskedLM.from_pretrained(source).state_dict())), bridge)
+    except Exception as error:
+        raise not_there("model.text_model", source, error) from error
+    where = f"model.text_model {source}"
+    _check_depths(model, renamed, where)
+    own = model.state_dict()
+    padded = {
+        name: _with_dec(renamed.tensors[name], own[name], where)
+        for name in (f"{bridge}.word_embedding.weight", "mlm_head.bias")
+        if name in own and name in renamed.tensors
+    }
+    renamed = replace(renamed, tensors=dict(renamed.tensors) | padded)
+    report = _check(model, renamed, source)
+    _copy_in(model, renamed)
+    if hasattr(model.bridge, "word_embedding"):
+        model.bridge.copy_text_ffn_to_queries()
+        fresh = "cross-attention and Fourier norms" if bridge == "ift" else "cross-attention"
+        report.notes[bridge] = f"queries' feed-forward copied from the text's; {fresh} fresh"
+    for part in set(report.total) - {bridge, "mlm_head"}:
+        del report.total[part]
+    return report
+
+
+def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
+    """A tensor with a row for each word, with our fresh row for [DEC] where it has none."""
+    if len(theirs) == len(ours) or theirs.shape[1:] != ours.shape[1:]:
+        return theirs  # complete, or of another width: refused with both shapes
+    if len(theirs) != len(ours) - 1:
+        raise UserError(
+            f"{where}: a vocabulary of {len(theirs)} words, and the tokenizer has {len(ours)} with [DEC]; "
+            "model.text_tokenizer must be that model's"
+        )
+    return torch.cat([theirs, ours[-1:]])
+
+
+def _check(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
+    """What a load would do; every tensor that has a place must fit it and be finite. Nothing is changed."""
+    own, tied = model.state_dict(), model.tied_names()
+    report = LoadReport(source, renamed.layout)
+    report.total.update(part_of(name) for name in own if name not in tied)
+    report.unused = [name for name in renamed.no_place if not _is_copy(name)]
+    thirds: Counter[str] = Counter()
+    for name, tensor in renamed.tensors.items():
+        target = _target(own, name)
+        if target is None:
+            report.unused.append(name)
+            continue
+        tensor = _fitted(model, name, tensor, target)
+        if target.shape != tensor.shape:
+            raise UserError(_misfit(model, source, name, tensor, target))
+        if not _is_finite(tensor):
+            raise UserError(
+                f"weights {source}: {name} holds infinite values or NaN ({str(tensor.dtype).removeprefix('torch.')}); "
+                "the file is damaged or its training diverged, use another"
+            )
+        fused = None if name in own else third_of(name)
+        if fused is not None:
+            name = fused[0]
+            thirds[name] += 1
+        if fused is None or thirds[name] == len(THIRDS):
+            report.names.add(name)
+            report.loaded[part_of(name)] += name not in tied
+    return report
+
+
+@torch.no_grad()
+def _copy_in(model: BitaModel, renamed: Renamed) -> None:
+    """Copy every tensor that has a place, after `_check`."""
+    own = model.state_dict()
+    for name, tensor in renamed.tensors.items():
+        target = _target(own, name)
+        if target is not None:
+            target.copy_(_fitted(model, name, tensor, target))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() and tensor.numel()) or bool(
+        torch.stack(tensor.aminmax()).isfinite().all()
+    )
+
+
+def _target(own: dict[str, Tensor], name: str) -> Tensor | None:
+    """Where a tensor goes: one of the model's, or a third of a fused one; None when it has no place."""
+    if name in own:
+        return own[name]
+    third = third_of(name)
+    if third is None or third[0] not in own:
+        return None
+    return own[third[0]].chunk(len(THIRDS))[third[1]]
+
+
+def _fitted(model: BitaModel, name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """Positions of the vision encoder, resized for another image size; else the tensor as it is."""
+    if (
+        not name.endswith(".pos_embed")
+        or tensor.shape == target.shape
+        or tensor.shape[-1] != target.shape[-1]
+    ):
+        return tensor
+    return model.visual_encoder.fit_positions(tensor)
+
+
+def _check_depths(model: BitaModel, renamed: Renamed, where: str) -> None:
+    """Refuse a file with fewer layers than the model has, and one whose IFT is deeper: cut, it is another model."""
+    for pattern, key in DEPTHS.items():
+        there, here = (
+            1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
+            for names in (renamed.tensors, model.state_dict())
+        )
+        if not there or there == here or (there > here and key == "vit_depth"):
+            continue
+        part = "vision" if key == "vit_depth" else PART_NAMES[model.cfg.bridge]
+        if there < here:
+            raise UserError(
+                f"{where}: {part} is not complete in it: it holds {there} blocks, and model.{key} asks for {here}"
+            )
+        raise UserError(f"{where}: its {part} has {there} layers; set model.{key}={there}, it is {here}")
+
+
+def _misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Tensor) -> str:
+    """Why a tensor does not fit: vocabulary, width, or something else."""
+    shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
+    if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
+        kind = "vocabulary"
+        hint = f"it has {len(tensor)} words there and {len(target)} here: name the tokenizer that it was trained with"
+    elif name.startswith(TRUNK):
+        kind = "vision encoder"
+        hint = f"model.vit_model={model.cfg.vit_model} is another width or patch size: name the encoder of this file"
+    else:
+        kind, hint = "sizes", "use the configuration that the file was trained with"
+    return f"weights {source}: other {kind}: {shapes}; {hint}"
+
+
+def _is_copy(name: str) -> bool:
+    """Position ids and tied copies are expected in published files, and not worth a word."""
+    return name.endswith("position_ids") or "predictions.decoder" in name
+
+
+def _incomplete(model: BitaModel, path: Path, part: str, name: str) -> str:
+    label = PART_NAMES.get(part, part)
+    hint = "use a checkpoint of this architecture"
+    if part == "visual_encoder":
+        hint = "set model.vit_weights to the encoder's file"
+    elif part == "opt_model":
+        hint = "set model.opt_model to the language model's folder"
+    return f"weights {path}: {label} is not complete in it, e.g. {name} is missing; {hint}"
+
+
+def _summary(names: Iterable[str]) -> str:
+    """What the unused tensors are, by kind."""
+    kinds: Counter[str] = Counter()
+    for name in names:
+        if any(piece in name for piece in TEXT_SIDE) or name.startswith(STAGE_1_ONLY):
+            kinds["text side and contrastive head"] += 1
+        elif ".attention." in name and name.startswith(("ift.", "qformer.")):
+            kinds["self-attention"] += 1
+        elif "visual_encoder" in name or name.startswith(TRUNK):
+            kinds["vision past the last kept block"] += 1
+        elif name.startswith("vision_model."):
+            kinds["vision encoder by transformers' names"] += 1
+        else:
+            kinds[name] += 1
+    return ", ".join(f"{kind}: {count}" for kind, count in kinds.items())

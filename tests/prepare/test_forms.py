@@ -1,0 +1,132 @@
+"""Generic forms of caption data: each gives the same prepared dataset, and each mistake is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.datasets.makers import karpathy_record, write_image
+from tests.prepare.test_prepare import load, run
+
+IMAGES = {"a/1.jpg": "train", "b/1.jpg": "train", "2.jpg": "val", "3.jpg": "test"}
+CAPTIONS = {name: [f'{name} one, "quoted"', f"{name} two"] for name in IMAGES}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for seed, name in enumerate(IMAGES):
+        write_image(tmp_path / "source/pictures" / name, seed)
+    return tmp_path / "source"
+
+
+def check(out: Path) -> None:
+    records = {split: load(out / f"annotations/{split}.json") for split in ("train", "val", "test")}
+    found = {(r["image"], r["caption"], split) for split, group in records.items() for r in group}
+    assert found == {(name, caption, IMAGES[name]) for name in IMAGES for caption in CAPTIONS[name]}
+    ids = {r["image"]: r["image_id"] for group in records.values() for r in group}
+    assert sorted(ids.values()) == [0, 1, 2, 3]
+    assert "field:" in (out / "dataset_card.md").read_text()
+
+
+def test_coco(source: Path, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        names = [name for name in IMAGES if IMAGES[name] == split]
+        content = {
+            "images": [{"id": f"x{k}", "file_name": name} for k, name in enumerate(names)],
+            "annotations": [
+                {"image_id": f"x{k}", "caption": text}
+                for k, name in enumerate(names)
+                for text in CAPTIONS[name]
+            ],
+        }
+        (source / f"{split}.json").write_text(json.dumps(content))
+    files = [f"{split}={split}.json" for split in ("train", "val", "test")]
+    done = run(
+        "field", source, tmp_path / "o", "--form", "coco", "--images", "pictures", "--annotations", *files
+    )
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "o")
+    bare = run(
+        "field", source, tmp_path / "p", "--form", "coco", "--images", "pictures", "--annotations", "val.json"
+    )
+    assert "val.json: a COCO file has no splits; declare its split as train=val.json" in bare.stderr
+
+
+def test_karpathy(source: Path, tmp_path: Path) -> None:
+    records = [karpathy_record(name, k, IMAGES[name], CAPTIONS[name]) for k, name in enumerate(IMAGES)]
+    records[0].update(filename="1.jpg", filepath="a", split="restval")
+    (source / "all.json").write_text(json.dumps({"images": records}))
+    arguments = ("--form", "karpathy", "--images", "pictures", "--annotations", "all.json")
+    assert run("field", source, tmp_path / "o", *arguments).returncode == 0
+    check(tmp_path / "o")
+
+
+def test_csv_with_columns_of_other_names(source: Path, tmp_path: Path) -> None:
+    with (source / "all.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["part", "file", "text"])
+        writer.writerows([IMAGES[name], name, caption] for name in IMAGES for caption in CAPTIONS[name])
+    arguments = ("--form", "csv", "--images", "pictures", "--annotations", "all.csv", "--columns")
+    out = tmp_path / "o"
+    assert run("field", source, out, *arguments, "image=file", "caption=text", "split=part").returncode == 0
+    check(out)
+    wrong = run("field", source, out, *arguments, "image=file")
+    assert f"{source}/all.csv: line 2 (a/1.jpg): field 'split' is missing" in wrong.stderr
+    assert (
+        "--columns picture: wanted KEY=COLUMN" in run("field", source, out, *arguments, "picture=file").stderr
+    )
+
+
+def test_jsonl_with_lists_and_a_file_a_split(source: Path, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        rows = [{"image": name, "caption": CAPTIONS[name]} for name in IMAGES if IMAGES[name] == split]
+        (source / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    files = [f"{split}={split}.jsonl" for split in ("train", "val", "test")]
+    arguments = ("--form", "jsonl", "--images", "pictures", "--annotations", *files)
+    assert run("field", source, tmp_path / "o", *arguments).returncode == 0
+    check(tmp_path / "o")
+    (source / "val.jsonl").write_text('{"image": "2.jpg", "caption": "x"}\n{"image":')
+    assert "val.jsonl: line 2: not JSON" in run("field", source, tmp_path / "o", *arguments).stderr
+
+
+def test_folders_with_text_files(tmp_path: Path) -> None:
+    for seed, (name, split) in enumerate(IMAGES.items()):
+        path = write_image(tmp_path / "source" / split / name, seed)
+        path.with_suffix(".txt").write_text("\n".join(CAPTIONS[name]) + "\n\n")
+    write_image(tmp_path / "source/test/silent.jpg", 9)
+    done = run("field", tmp_path / "source", tmp_path / "o", "--form", "text")
+    assert "left out: test/silent.jpg test/silent.jpg: no caption" in done.stdout
+    train = load(tmp_path / "o/annotations/train.json")
+    assert [(r["image"], r["image_id"]) for r in train] == [("train/a/1.jpg", 0)] * 2 + [
+        ("train/b/1.jpg", 1)
+    ] * 2
+    assert train[0]["caption"] == CAPTIONS["a/1.jpg"][0]
+    done = run("field", tmp_path / "source/train", tmp_path / "p", "--form", "text")
+    assert "no folder train/, val/ or test/; splits are declared by folders" in done.stderr
+
+
+def test_an_image_declared_in_two_splits_is_named(source: Path, tmp_path: Path) -> None:
+    rows = [{"image": "2.jpg", "caption": "x", "split": split} for split in ("train", "test")]
+    (source / "all.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ("--form", "jsonl", "--images", "pictures", "--annotations")
+    done = run("field", source, tmp_path / "o", *arguments, "all.jsonl")
+    assert "all.jsonl: line 2 (2.jpg): split 'test', but 'train' at line 1" in done.stderr
+    (source / "a.jsonl").write_text(json.dumps(rows[0]))
+    done = run("field", source, tmp_path / "o", *arguments, "train=a.jsonl", "test=a.jsonl")
+    assert "left out: line 1 2.jpg: image is listed before, as line 1" in done.stdout
+
+
+def test_what_is_not_given_is_named(source: Path, tmp_path: Path) -> None:
+    assert "none of ucm_caption, sydney_caption" in run("field", source, tmp_path / "o").stderr
+    assert "form csv needs annotation files" in run("field", source, tmp_path / "o", "--form", "csv").stderr
+    done = run(
+        "field", source, tmp_path / "o", "--form", "csv", "--images", "gone", "--annotations", "all.csv"
+    )
+    assert f"{source}/gone: image folder is missing" in done.stderr
+    done = run("field", source, tmp_path / "o", "--form", "csv", "--annotations", "gone.csv")
+    assert f"{source}/gone.csv: file is missing" in done.stderr
+    done = run("field", source, tmp_path / "o", "--form", "csv", "--annotations", "tset=x.csv")
+    assert "split 'tset' is none of train, val, test" in done.stderr

@@ -1,0 +1,287 @@
+"""Preparing published datasets: ids, splits, what is left out and why, second runs, messages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from bita.prepare.archives import ImageFolder
+from bita.prepare.prepare import prepare, published_source
+from scripts.prepare_data import main
+from tests.datasets.makers import karpathy_record, nwpu_source, ucm_source, write_image
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the script's main in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def load(path: Path) -> list[dict[str, object]]:
+    content = json.loads(path.read_text())
+    assert isinstance(content, list)
+    return content
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_ucm_becomes_records_ground_truth_link_and_card(tmp_path: Path) -> None:
+    source, out = ucm_source(tmp_path / "source"), tmp_path / "out"
+    done = run("ucm_caption", source, out)
+    assert done.returncode == 0, done.stderr
+    train = load(out / "annotations/train.json")
+    assert train[0] == {"image": "1.tif", "caption": "Image 0 has caption 0 .", "image_id": 0}
+    assert len(train) == 10
+    assert [record["image_id"] for record in load(out / "annotations/test.json")] == [4] * 5 + [5] * 5
+    truth = json.loads((out / "annotations/test_gt.json").read_text())
+    assert [image["id"] for image in truth["images"]] == [4, 5]
+    assert [entry["id"] for entry in truth["annotations"]] == list(range(10))
+    assert truth["annotations"][7] == {"id": 7, "image_id": 5, "caption": "Image 5 has caption 2 ."}
+    assert (out / "images").resolve() == (source / "imgs").resolve()
+    assert not (out / "annotations/train_gt.json").exists()
+    assert "| train | 2 | 1680 | 10 | 10 | 2 × 5 |" in (out / "dataset_card.md").read_text()
+
+
+def test_the_command_line_runs_from_anywhere_and_prints_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "ucm_caption", "gone", "out"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: gone: source is missing\n")
+
+
+def test_second_run_verifies_and_writes_nothing(tmp_path: Path) -> None:
+    source, out = ucm_source(tmp_path / "source"), tmp_path / "out"
+    assert run("ucm_caption", source, out).returncode == 0
+    before = snapshot(out)
+    done = run("ucm_caption", source, out)
+    assert done.returncode == 0
+    assert "verified: nothing had to be written" in done.stdout
+    assert snapshot(out) == before
+
+
+def test_an_interrupted_run_is_completed_and_a_changed_source_is_refused(tmp_path: Path) -> None:
+    source, out = ucm_source(tmp_path / "source"), tmp_path / "out"
+    prepare(published_source("ucm_caption", source, out), out)
+    (out / "annotations/val.json").unlink()
+    assert prepare(published_source("ucm_caption", source, out), out).written == ["annotations/val.json"]
+    text = (source / "dataset.json").read_text()
+    (source / "dataset.json").write_text(text.replace("Image 0 has", "Image 0 had"))
+    done = run("ucm_caption", source, out)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "annotations/train.json, dataset_card.md" in done.stderr
+    assert run("ucm_caption", source, out, "--overwrite").returncode == 0
+    assert load(out / "annotations/train.json")[0]["caption"] == "Image 0 had caption 0 ."
+    (source / "dataset.json").write_text(text.replace('"val"', '"train"'))
+    assert "annotations/val.json" in run("ucm_caption", source, out).stderr
+    assert run("ucm_caption", source, out, "--overwrite").returncode == 0
+    assert not list((out / "annotations").glob("val*"))
+
+
+def test_names_that_differ_in_case_alone_keep_their_own_pictures(tmp_path: Path) -> None:
+    for name in ("A.jpg", "a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    folder = ImageFolder(tmp_path)
+    assert [folder.find(name) for name in ("A.jpg", "a.jpg", "A.JPG", "b.jpg")] == [
+        "A.jpg",
+        "a.jpg",
+        "a.jpg",
+        None,
+    ]
+
+
+def test_nwpu_faults_are_listed_and_ids_are_unique_and_stable(tmp_path: Path) -> None:
+    source, out = nwpu_source(tmp_path / "source"), tmp_path / "out"
+    done = run("nwpu_caption", source, out)
+    assert done.returncode == 0, done.stderr
+    left_out = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 4
+    assert left_out[0] == "left out: airplane[3] airplane/003.jpg: image is missing"
+    assert left_out[1].startswith("left out: airplane[4] airplane/004.jpg: image does not open")
+    assert left_out[2] == "left out: beach[3] beach/003.jpg: split 'tset' is none of train, val, test"
+    assert left_out[3] == "left out: beach[5] beach/005.jpg: no caption"
+    assert "note: beach/004.jpg: 4 captions, where most images have 5" in done.stdout
+    records = [
+        record for split in ("train", "val", "test") for record in load(out / f"annotations/{split}.json")
+    ]
+    images = {record["image_id"]: record["image"] for record in records}
+    assert len(images) == len(set(images.values())) == 8
+    assert (images[0], images[6]) == ("airplane/000.jpg", "beach/000.jpg")
+    write_image(source / "NWPU_images/airplane/003.jpg", 3)
+    assert run("nwpu_caption", source, out, "--overwrite").returncode == 0
+    again = [
+        record for split in ("train", "val", "test") for record in load(out / f"annotations/{split}.json")
+    ]
+    assert {record["image_id"]: record["image"] for record in again} == {**images, 3: "airplane/003.jpg"}
+
+
+def test_strict_ends_in_an_error_code(tmp_path: Path) -> None:
+    assert run("nwpu_caption", nwpu_source(tmp_path / "a"), tmp_path / "out", "--strict").returncode == 1
+    assert run("ucm_caption", ucm_source(tmp_path / "b"), tmp_path / "out2", "--strict").returncode == 0
+
+
+@pytest.mark.parametrize("form", ["zip", "gztar"])
+def test_archives_give_the_same_as_folders(tmp_path: Path, form: str) -> None:
+    source = nwpu_source(tmp_path / "pack" / "NWPU-Captions")
+    archive = Path(shutil.make_archive(str(tmp_path / "nwpu"), form, tmp_path / "pack"))
+    out, reference = tmp_path / "out", tmp_path / "reference"
+    assert run("nwpu_caption", archive, out).returncode == 0
+    assert run("nwpu_caption", source, reference).returncode == 0
+    for name in ("train.json", "val.json", "test.json", "test_gt.json"):
+        assert (out / "annotations" / name).read_bytes() == (reference / "annotations" / name).read_bytes()
+    assert (out / "images/beach/000.jpg").is_file()
+    before = snapshot(out)
+    assert run("nwpu_caption", archive, out).returncode == 0
+    assert snapshot(out) == before
+
+
+def test_images_packed_beside_the_annotation_file(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    shutil.make_archive(str(source / "imgs"), "zip", source, "imgs")
+    shutil.rmtree(source / "imgs")
+    assert run("ucm_caption", source, tmp_path / "out").returncode == 0
+    assert (tmp_path / "out/images/1.tif").is_file()
+
+
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    payload = tmp_path / "payload"
+    payload.write_text("x")
+    with tarfile.open(tmp_path / "evil.tar", "w") as file:
+        file.add(payload, arcname="../../escaped")
+    done = run("ucm_caption", tmp_path / "evil.tar", tmp_path / "a/b/out")
+    assert done.returncode == 1
+    assert "archive does not unpack" in done.stderr
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_converted_images_are_found_under_their_new_suffix(tmp_path: Path) -> None:
+    source, out = ucm_source(tmp_path / "source"), tmp_path / "out"
+    for path in list((source / "imgs").iterdir()):
+        write_image(path.with_suffix(".jpg"), int(path.stem))
+        path.unlink()
+    assert run("ucm_caption", source, out, "--strict").returncode == 0
+    assert load(out / "annotations/train.json")[0]["image"] == "1.jpg"
+
+
+def test_copied_images_are_files_of_their_own(tmp_path: Path) -> None:
+    source, out = nwpu_source(tmp_path / "source"), tmp_path / "out"
+    assert run("nwpu_caption", source, out, "--copy-images").returncode == 0
+    before = snapshot(out)
+    assert run("nwpu_caption", source, out, "--copy-images").returncode == 0
+    assert snapshot(out) == before
+    assert not (out / "images").is_symlink()
+    assert sorted(path.name for path in (out / "images/beach").iterdir()) == [
+        "000.jpg",
+        "001.jpg",
+        "002.jpg",
+        "004.jpg",
+    ]
+    copy = out / "images/beach/000.jpg"
+    content = copy.read_bytes()
+    copy.write_bytes(bytes(len(content)))  # of the right size, and another picture
+    assert run("nwpu_caption", source, out, "--copy-images").returncode == 0
+    assert copy.read_bytes() == content
+
+
+def test_repeats_and_paths_that_leave_the_folder_are_left_out(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    content = json.loads((source / "dataset.json").read_text())
+    content["images"].append(karpathy_record("1.tif", 6, "test", ["again"]))
+    content["images"].append(karpathy_record("../imgs/2.tif", 7, "test", ["outside"]))
+    content["images"].append(karpathy_record("3.tif", 8, "test", [" . "]))
+    content["images"][0]["sentences"][2]["raw"] = " ."
+    (source / "dataset.json").write_text(json.dumps(content))
+    report = prepare(published_source("ucm_caption", source, tmp_path / "out"), tmp_path / "out")
+    assert report.left_out == [
+        ("images[6] 1.tif", "image is listed before, as images[0]"),
+        ("images[7] ../imgs/2.tif", "path leaves the image folder"),
+        ("images[8] 3.tif", "no caption"),
+    ]
+    assert report.notes == ["1.tif: caption ' .' has no word"]
+    assert len(report.kept[0].captions) == 5
+
+
+def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    annotation = source / "dataset.json"
+    content = json.loads(annotation.read_text())
+    cases: list[tuple[object, str]] = [
+        ("[1, 2", f"{annotation}: not JSON (line 1:"),
+        (json.dumps([]), f"{annotation}: top level: wanted an object, found list"),
+        (json.dumps({"pictures": []}), f"{annotation}: top level: field 'images' is missing"),
+    ]
+    for key in ("filename", "split", "sentences"):
+        changed = json.loads(json.dumps(content))
+        del changed["images"][3][key]
+        cases.append((json.dumps(changed), f"{annotation}: images[3]"))
+    for text, message in cases:
+        annotation.write_text(str(text))
+        done = run("ucm_caption", source, tmp_path / "out")
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert "field 'sentences' is missing" in done.stderr
+
+
+def test_missing_source_annotation_and_images_are_named(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    assert (
+        f"error: {tmp_path}/gone: source is missing"
+        in run("ucm_caption", tmp_path / "gone", tmp_path / "o").stderr
+    )
+    assert "dataset_rsicd.json is missing" in run("rsicd_caption", source, tmp_path / "o").stderr
+    shutil.rmtree(source / "imgs")
+    done = run("ucm_caption", source, tmp_path / "o")
+    assert done.returncode == 1
+    assert f"{source}: image folder imgs/ is missing" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    for path in (source / "imgs").iterdir():
+        path.unlink()
+    done = run("ucm_caption", source, tmp_path / "out")
+    assert done.returncode == 1
+    assert "none of 6 records is usable; the first: images[0] 1.tif: image is missing" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "folder", "counts"),
+    [
+        ("ucm_caption", "ucm_captions", (1680, 210, 210)),
+        ("rsicd_caption", "rsicd_captions", (8734, 1094, 1093)),
+    ],
+)
+def test_real_datasets(
+    bita_data: Path, tmp_path: Path, name: str, folder: str, counts: tuple[int, ...]
+) -> None:
+    assert run(name, bita_data / folder, tmp_path, "--strict").returncode == 0
+    found = []
+    for split in ("train", "val", "test"):
+        records = load(tmp_path / f"annotations/{split}.json")
+        found.append(len({record["image_id"] for record in records}))
+        assert len(records) == 5 * found[-1]
+    assert tuple(found) == counts
