@@ -201,6 +201,7 @@ def test_three_losses_fall_on_a_repeated_batch() -> None:
     model = qformer(freeze_vit=False, bridge_size=sizes).train()
     data = batch(["a pale house", "two ferries in a harbour", "some fields", "a runway"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    torch.manual_seed(0)  # of the negatives that are drawn
     seen = []
     for _ in range(120):
         output = model(data)

@@ -17,7 +17,7 @@ from bita.errors import ConfigError
 from bita.models.vision import image_input
 from bita.weights.layouts import published
 from bita.weights.load import load_checkpoint, load_vision
-from tests.models.clip_files import BLOCKS, EVA, HEADS, PATCH, WIDTH, openai, saved
+from tests.weights.clip_files import BLOCKS, EVA, HEADS, PATCH, WIDTH, openai, saved
 from tests.weights.test_weights import small, stage_1
 
 

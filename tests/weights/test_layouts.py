@@ -17,7 +17,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.weights.layouts import CLIP_RULES, HUGGING_FACE_RULES, VisionLayout, published, vision_names
 from bita.weights.load import load_bert, load_checkpoint, load_vision
-from tests.models.clip_files import BLOCKS, EVA, PATCH, SIZE, WIDTH, State, as_timm, by_hand, openai, saved
+from tests.weights.clip_files import BLOCKS, EVA, PATCH, SIZE, WIDTH, State, as_timm, by_hand, openai, saved
 from tests.weights.test_weights import PARITY, stage_1
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tests.models.clip_files import BLOCKS, HEADS, PATCH, SIZE, WIDTH
+from tests.weights.clip_files import BLOCKS, HEADS, PATCH, SIZE, WIDTH
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ from bita.metrics import CaptionScorer, __main__
 from bita.models.bita_itc import BitaITC
 from bita.processors.image import EvalImageProcessor
 from tests.datasets.makers import entry, write_image
-from tests.metrics.test_command import Kept
 from tests.weights.test_weights import small, stage_1, stage_2
+
+from .test_command import Kept
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.weights.layouts import published
 from bita.weights.load import load_bert, load_vision
-from tests.models.clip_files import by_hand, openai, saved
+from tests.weights.clip_files import by_hand, openai, saved
 from tests.weights.test_weights import refused, stage_1
 
 
