@@ -5,6 +5,7 @@ Shapes: B images, Q query tokens, T text tokens, H width of the language model, 
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -27,12 +28,15 @@ from bita.models.language.decoder import (
     logits_at,
 )
 from bita.models.language.generation import GenerationSettings, generate
+from bita.models.language.packing import can_be_packed, pack
 from bita.models.language.quantize import quantize
 from bita.models.language.tokenizers import load_tokenizer
 from bita.precision import PRECISIONS, sixteen_bit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
 
 
 class BitaLM(BitaModel):
@@ -132,10 +136,15 @@ class BitaLM(BitaModel):
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`)."""
+        """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`).
+
+        An image's captions stand in one sequence where the language model can read them so (`packing`).
+        """
         ids, labels = self.tokenize(batch["text"])
-        prefix = for_captions(self.prefix(batch["image"]), len(ids))
-        return {"loss": self.caption_loss(prefix, ids, labels)}
+        prefix = self.prefix(batch["image"])
+        if len(ids) > len(prefix) and self.packs:
+            return {"loss": self.packed_loss(prefix, ids, labels)}
+        return {"loss": self.caption_loss(for_captions(prefix, len(ids)), ids, labels)}
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """B texts (the prompt on them already) → ids and labels (B, T), on the CPU, padded on the right.
@@ -162,6 +171,29 @@ class BitaLM(BitaModel):
         words = self.opt_model.get_input_embeddings()(ids.to(device, non_blocking=True))
         inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
         logits = logits_at(self.opt_model, inputs, rows, queries + columns - 1)
+        return F.cross_entropy(logits.float(), targets)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the language model reads the captions of an image in one sequence."""
+        possible = can_be_packed(self.opt_model)
+        if not possible:
+            family = self.opt_model.config.model_type
+            LOG.warning(
+                "model.opt_model: a model of type %s reads the captions of an image one by one", family
+            )
+        return possible
+
+    def packed_loss(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+        """What `caption_loss` gives when each of I prefixes (I, Q, H) is repeated for its captions; reads it once."""
+        device = prefix.device
+        packed = pack(ids, labels, *prefix.shape[:2])
+        words = self.opt_model.get_input_embeddings()(packed.ids.to(device, non_blocking=True))
+        inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
+        rows, places, targets = (
+            x.to(device, non_blocking=True) for x in (packed.rows, packed.places, packed.targets)
+        )
+        logits = logits_at(self.opt_model, inputs, rows, places, **packed.reading(device, inputs.dtype))
         return F.cross_entropy(logits.float(), targets)
 
     @torch.inference_mode()
