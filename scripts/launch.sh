@@ -60,7 +60,7 @@ step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 road() {
     local out=$3 data=$3/data
     step "tokenizers from the training captions"
-    .venv/bin/python scripts/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json"
+    .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json"
     local common=(--options "env.cache_root=$data")
     step "stage 1: queries and captions are aligned"
     MODEL=$1 launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$out/pretrain_stage1"
@@ -71,5 +71,5 @@ road() {
     MODEL=$1 launch train.py train/caption_ft "${common[@]}" "run.output_dir=$out/caption" \
         "model.init_from=$out/pretrain_stage2"
     step "scores"
-    .venv/bin/python scripts/report.py "$out/caption" "$out" --seconds "$SECONDS"
+    .venv/bin/python scripts/results/report.py "$out/caption" "$out" --seconds "$SECONDS"
 }

@@ -10,6 +10,6 @@ OUT=output/quickstart
 SECONDS=0
 if [ ! -f "$OUT/data/synthetic/facts.json" ]; then
     step "drawing the synthetic dataset"
-    .venv/bin/python scripts/make_synthetic.py "$OUT/data/synthetic"
+    .venv/bin/python scripts/data/make_synthetic.py "$OUT/data/synthetic"
 fi
 road tiny synthetic "$OUT"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark import main
+from scripts.benchmarks.loading import main
 from tests.datasets.makers import prepared
 
 

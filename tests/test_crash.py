@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.long
 def test_four_kills_lose_nothing():
-    command = [sys.executable, "scripts/crash_test.py", "--kills", "4"]
+    command = [sys.executable, "scripts/checks/crash_test.py", "--kills", "4"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "final weights equal the undisturbed run byte for byte: 0 lost" in answer.stdout

@@ -38,9 +38,9 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     out = tmp_path_factory.mktemp("road")
     data, said = out / "data", {}
     scenes = [f"--{key}={value}" for key, value in SCENES.items()]
-    run([sys.executable, "scripts/make_synthetic.py", str(data / "synthetic"), *scenes])
+    run([sys.executable, "scripts/data/make_synthetic.py", str(data / "synthetic"), *scenes])
     annotations = str(data / "synthetic/annotations/train.json")
-    run([sys.executable, "scripts/make_tokenizers.py", str(data / "tokenizers"), annotations])
+    run([sys.executable, "scripts/data/make_tokenizers.py", str(data / "tokenizers"), annotations])
     before = ""
     for stage, script in (
         ("pretrain_stage1", "train/pretrain_stage1.sh"),
@@ -80,7 +80,7 @@ def test_evaluation_repeats_the_test_scores_of_training(road: tuple[Path, dict[s
 
 def test_report_and_captions_outside_training(road: tuple[Path, dict[str, str]]) -> None:
     out, _ = road
-    run([sys.executable, "scripts/report.py", str(out / "caption"), str(out), "--seconds", "12"])
+    run([sys.executable, "scripts/results/report.py", str(out / "caption"), str(out), "--seconds", "12"])
     scores = json.loads((out / "scores.json").read_text())
     assert scores["seconds"] == 12
     assert scores["test"].keys() == scores["test_shuffled_images"].keys()

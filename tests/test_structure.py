@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "cli captioner clipscore",
+    "cli captioner clipscore report",
     "runners",
     "export",
     "tasks",

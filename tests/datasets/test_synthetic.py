@@ -187,7 +187,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts/make_synthetic.py"), str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "scripts/data/make_synthetic.py"), str(tmp_path / "out")]
     small = ["--train", "2", "--val", "1", "--test", "1", "--size", "64"]
     done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
     assert done.returncode == 0

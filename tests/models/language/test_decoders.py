@@ -21,8 +21,8 @@ from bita.models.language.decoder import (
 )
 from bita.models.language.generation import GenerationSettings
 from bita.models.language.quantize import size_in_bytes
+from bita.prepare.tokenizers import make_family
 from bita.weights.load import load_checkpoint
-from scripts.make_tokenizers import make_family
 from tests.models.test_models import TEXTS, batch
 from tests.weights.test_weights import PARITY, small
 

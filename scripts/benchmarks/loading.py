@@ -1,7 +1,7 @@
 """Measure what a part costs on this machine.
 
-    python scripts/benchmark.py loader data/ucm data/rsicd --markdown benchmarks/loader.md
-    python scripts/benchmark.py stream --records 200000
+    python scripts/benchmarks/loading.py loader data/ucm data/rsicd --markdown benchmarks/loader.md
+    python scripts/benchmarks/loading.py stream --records 200000
 
 `loader` reads the first training images of prepared datasets in turn by a plain torch DataLoader, pair by pair,
 grouped, from the pixel cache and from shards, whole epochs after a first one that is not counted. An image is
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = (
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
-    text = "\n".join([f"`python scripts/{command}`: {machine}, {versions}.\n", *lines]) + "\n"
+    text = "\n".join([f"`python scripts/benchmarks/{command}`: {machine}, {versions}.\n", *lines]) + "\n"
     print(text, end="")
     if options.markdown is not None:
         options.markdown.write_text(text, encoding="utf-8")

@@ -1,23 +1,14 @@
-"""Make the tokenizers of a small model from training captions: word pieces for stage 1, byte pairs for stage 2.
-
-    .venv/bin/python scripts/make_tokenizers.py OUT ANNOTATIONS.json… [--families llama qwen gpt2]
-
-writes OUT/bert and OUT/opt, folders that transformers reads like those of BERT and OPT, and one for each further family
-of language models, with the special tokens of that family. The captions are cleaned as in training. Use the training
-split only; words that it does not have are spelt in pieces.
-"""
+"""Tokenizers of a small model from training captions: word pieces for stage 1, byte pairs for the language model."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 from tokenizers import AddedToken, BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 
-from bita.errors import UserError, program
+from bita.errors import UserError
 from bita.processors.text import clean_caption
 
 BERT_SPECIAL: list[str | AddedToken] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -105,34 +96,3 @@ def make_family(captions: list[str], family: str, out: Path, vocabulary: int) ->
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **special)
     tokenizer.save_pretrained(out)
     return len(tokenizer)
-
-
-@program
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("annotations", type=Path, nargs="+")
-    parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
-    parser.add_argument(
-        "--families", nargs="*", default=[], choices=sorted(FAMILIES), help="further decoders"
-    )
-    args = parser.parse_args()
-    captions = read_captions(args.annotations)
-    bert = make_bert(captions, args.out / "bert", args.vocabulary)
-    opt = make_opt(captions, args.out / "opt", args.vocabulary)
-    others = [
-        f", {family} {make_family(captions, family, args.out / family, args.vocabulary)}"
-        for family in args.families
-    ]
-    print(
-        f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt}{''.join(others)} "
-        "byte pairs"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """Runs of several language models on one test split: scores, the shuffled control, and the same captions in 8 bit.
 
-    python scripts/compare_decoders.py OUT FAMILY… [--markdown FILE]
+    python scripts/benchmarks/compare_decoders.py OUT FAMILY… [--markdown FILE]
 
-OUT/FAMILY is a caption run whose test split was scored (scripts/decoders.sh trains them).
+OUT/FAMILY is a caption run whose test split was scored (scripts/benchmarks/decoders.sh trains them).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from report import TestSplit, load_run, shuffled
 
 import bita
 from bita.errors import program
 from bita.metrics import score_captions
 from bita.models.language.quantize import size_in_bytes
+from bita.report import TestSplit, load_run, shuffled
 
 COLUMNS = ("Bleu_4", "METEOR", "CIDEr")
 HEADER = (

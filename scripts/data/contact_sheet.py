@@ -1,6 +1,6 @@
-"""Draw examples of every kind of synthetic scene, a caption under each: ``python scripts/contact_sheet.py OUT``.
+"""Draw examples of every kind of synthetic scene, a caption under each: ``python scripts/data/contact_sheet.py OUT``.
 
-The sheet in the README is ``python scripts/contact_sheet.py docs/synthetic_contact_sheet.png``.
+The sheet in the README is ``python scripts/data/contact_sheet.py docs/synthetic_contact_sheet.png``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One small language model of each family, each on the same stage 1: trained, scored beside shuffled images, and
-# captioned again in 8 bit.   bash scripts/decoders.sh [OUT [FAMILY…]]   (opt llama qwen gpt2)
+# captioned again in 8 bit.   bash scripts/benchmarks/decoders.sh [OUT [FAMILY…]]   (opt llama qwen gpt2)
 # Results: OUT/decoders.md. OPTIONS="key=value …" goes to every training run.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash scripts/setup.sh
 source scripts/launch.sh
 
@@ -13,10 +13,10 @@ if [ ${#FAMILIES[@]} -eq 0 ]; then FAMILIES=(opt llama qwen gpt2); fi
 read -ra MORE <<<"${OPTIONS:-}"
 if [ ! -f "$OUT/data/synthetic/facts.json" ]; then
     step "drawing the synthetic dataset"
-    .venv/bin/python scripts/make_synthetic.py "$OUT/data/synthetic"
+    .venv/bin/python scripts/data/make_synthetic.py "$OUT/data/synthetic"
 fi
 step "tokenizers from the training captions"
-.venv/bin/python scripts/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
+.venv/bin/python scripts/data/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
     --families llama qwen gpt2
 common=(--options "env.cache_root=$OUT/data" "${MORE[@]}")
 if ! grep -q '"finished"' "$OUT/pretrain_stage1/latest/run.json" 2>/dev/null; then
@@ -29,4 +29,4 @@ for family in "${FAMILIES[@]}"; do
         "model.init_from=$OUT/pretrain_stage1"
 done
 step "scores"
-.venv/bin/python scripts/compare_decoders.py "$OUT" "${FAMILIES[@]}" --markdown "$OUT/decoders.md"
+.venv/bin/python scripts/benchmarks/compare_decoders.py "$OUT" "${FAMILIES[@]}" --markdown "$OUT/decoders.md"

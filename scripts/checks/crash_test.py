@@ -1,6 +1,6 @@
 """Kill a training run again and again, and check that nothing is lost.
 
-    python scripts/crash_test.py --kills 20
+    python scripts/checks/crash_test.py --kills 20
 
 Trains a small stage-1 model on synthetic scenes in two torchrun processes: once undisturbed, then under SIGKILL at
 random moments. A worker is killed mostly, at least every fourth time inside a checkpoint write; the launcher itself
@@ -25,7 +25,7 @@ from typing import Any
 
 from bita.errors import program
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2
 SAVE_EVERY = 4
 IMAGES = 96
@@ -78,9 +78,9 @@ def prepare(data: Path) -> None:
     """Scenes and tokenizers."""
     sizes = [f"--train={IMAGES}", "--val=8", "--test=8", "--size=64", "--seed=3"]
     for command in (
-        ["scripts/make_synthetic.py", str(data / "synthetic"), *sizes],
+        ["scripts/data/make_synthetic.py", str(data / "synthetic"), *sizes],
         [
-            "scripts/make_tokenizers.py",
+            "scripts/data/make_tokenizers.py",
             str(data / "tokenizers"),
             str(data / "synthetic/annotations/train.json"),
         ],

@@ -1,7 +1,7 @@
 """Measure what saving costs: a checkpoint of a stage at full size, beside a training step.
 
-    python scripts/benchmark_checkpoint.py                                          # stage 2, full size
-    python scripts/benchmark_checkpoint.py --cfg-path configs/projects/bita/train/pretrain_stage2_tiny.yaml
+    python scripts/benchmarks/saving.py                                          # stage 2, full size
+    python scripts/benchmarks/saving.py --cfg-path configs/projects/bita/train/pretrain_stage2_tiny.yaml
 
 Builds the model of stage 2 or 3 with random weights, trains some steps on random images with the configured batch, and
 writes checkpoints as a run does: bytes, seconds of a save, seconds of a step with and without the fault handling around
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         result = measure(cfg, device, options.steps, Path(folder))
     command = shlex.join(
-        ["python", "scripts/benchmark_checkpoint.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ["python", "scripts/benchmarks/saving.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
     print(report(result, device, command, options.minutes))
     return 0

@@ -1,7 +1,7 @@
 """Run the full-size models with random weights, and measure them: memory, time, share of the device's arithmetic.
 
-    python scripts/full_size.py cpu --markdown benchmarks/full_size.md    # one caption, bf16, about 7 GB
-    python scripts/full_size.py gpu --markdown benchmarks/full_size.md    # stages 1 and 2, fine-tuning, captioning
+    python scripts/benchmarks/full_size.py cpu --markdown benchmarks/full_size.md    # one caption, bf16, about 7 GB
+    python scripts/benchmarks/full_size.py gpu --markdown benchmarks/full_size.md    # all stages, captioning
 
 `cpu` captions one image: ViT-L/14 (21 blocks), IFT-base, OPT-2.7B, the large parts created in bf16. `gpu` trains each
 stage at its published batch size on one repeated batch, whose loss must fall, captions with 5 beams, and does the same
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from make_tokenizers import make_bert, make_opt
 from measuring import (
     BF16_PEAK,
     HEADER,
@@ -48,6 +47,7 @@ from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings
 from bita.models.language.tokenizers import load_tokenizer
+from bita.prepare.tokenizers import make_bert, make_opt
 
 TINY = (
     "model.vit_args={embed_dim: 32, num_heads: 2, patch_size: 14}",
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device = torch.device("cuda" if cuda else "cpu")
             text = measure_gpu(tokenizers, device, args.tiny, args.steps)
     command = shlex.join(
-        ["python", "scripts/full_size.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ["python", "scripts/benchmarks/full_size.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
     section = f"`{command}`, torch {torch.__version__}, Python {platform.python_version()}\n\n{text}"
     print(section)

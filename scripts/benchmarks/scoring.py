@@ -1,6 +1,6 @@
 """Time scoring: pycocoevalcap run fresh, then our first, second and third validation of the same split.
 
-    python scripts/benchmark_metrics.py DATASET_JSON [--split test] [--images N] [--json FILE]
+    python scripts/benchmarks/scoring.py DATASET_JSON [--split test] [--images N] [--json FILE]
 
 DATASET_JSON is a dataset as published (`dataset_rsicd.json`). Every set of hypotheses takes captions of other images,
 drawn anew, so that no answer is known from the set before. Each of pycocoevalcap's runs is a process of its own, and
@@ -24,7 +24,7 @@ from typing import Any
 from bita.errors import program
 from bita.metrics import CaptionScorer
 
-PLAIN = Path(__file__).parents[1] / "tests" / "metrics" / "plain.py"
+PLAIN = Path(__file__).parents[2] / "tests" / "metrics" / "plain.py"
 VALIDATIONS = 3
 
 
