@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -10,8 +10,10 @@ from torch import Tensor
 class Batch(TypedDict):
     """I images with B captions: one each, or in grouped sampling B/I each, an image's side by side."""
 
-    image: Tensor
+    image: NotRequired[Tensor]
     """(I, 3, H, W) float32, normalised."""
+    tokens: NotRequired[Tensor]
+    """(I, N, C) float16, in the place of `image`: what the frozen encoder once said of it."""
     text: list[str]
     """B processed captions ("" where a split has none)."""
     image_id: list[int]

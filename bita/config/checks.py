@@ -45,6 +45,7 @@ AT_LEAST: dict[Keys, float] = {
     ("run", "validate_every"): 1,
     ("run", "log_freq"): 1,
     ("run", "keep_last"): 1,
+    ("run", "cache_features"): 1,
     ("run", "max_bad_fraction"): 0,
 }
 BELOW: dict[Keys, float] = {
@@ -209,6 +210,9 @@ def _check_fit(cfg: Config, places: Places) -> None:
         raise wrong(("model", "lm_quantize"), places, problem)
     if cfg.run.lr_sched == "linear_warmup_step_lr" and cfg.run.lr_decay_rate is None:
         raise wrong(("run", "lr_decay_rate"), places, "linear_warmup_step_lr needs it, such as 0.9")
+    if cfg.run.cache_features is not None and not cfg.model.freeze_vit:
+        problem = "keeps what a frozen encoder says; set it to null, or model.freeze_vit=true"
+        raise wrong(("run", "cache_features"), places, problem)
     cached = [name for name, entry in cfg.datasets.items() if entry.cache_images]
     if cfg.run.on_bad_image == "skip" and cached:
         problem = f"cached images are all opened at the start; set datasets.{cached[0]}.cache_images=false"

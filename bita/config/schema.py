@@ -265,6 +265,9 @@ class RunConfig:
     save_every_minutes: float | None = None
     keep_last: int = 2
     """Checkpoints kept besides the best one."""
+    cache_features: int | None = None
+    """n: what the frozen encoder says of n random views of each image is kept on the disk and read in their turn, epoch
+    by epoch; None: every epoch draws and encodes new ones, as published."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What a broken or missing image is: the end, or a record that is left out, counted and listed."""
     max_bad_fraction: float = 0.01

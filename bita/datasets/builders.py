@@ -14,7 +14,7 @@ from typing import Any, cast
 from bita.config.checks import annotation_paths, check_annotation, data_path
 from bita.config.published import DEFAULT_PROCESSORS
 from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
-from bita.datasets.cache import TRAIN_MARGIN, PixelCache, open_cache
+from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
     CaptionRecord,
@@ -327,15 +327,6 @@ def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
     files = dataset.files
     size = _size(dataset.processors, train=dataset.train)
     size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size
-    beside = files.folder.parent / "cache"
-    where = beside if _writable(beside) else root / "cache" / dataset.name
+    where = cache_folder(files.folder, root, dataset.name)
     rule = f"bands {files.bands} draft {files.draft}"
     return open_cache(dataset.image_names, files.folder, files.open, size, where, rule)
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return True

@@ -1,4 +1,7 @@
-"""Images decoded and resized once: a memory-mapped uint8 file beside the dataset, for small images and machines."""
+"""What is worked out once and kept in a memory-mapped file beside the dataset: decoded images, encoded images.
+
+Shapes: V images, K views of each, N image tokens, C image width.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from bita.errors import UserError
 from bita.files import exclusive
@@ -36,6 +41,38 @@ class PixelCache:
     def size(self) -> int:
         """Side of a cached image in pixels."""
         return int(self.pixels.shape[1])
+
+
+class FeatureCache:
+    """A file of features, memory-mapped.
+
+    Attributes:
+        tokens: (K, V, N, C) float16.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokens: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[Path]]:
+        """Travel to worker processes as a path."""
+        return FeatureCache, (self.path,)
+
+    def read(self, rows: Sequence[int], turn: int) -> Tensor:
+        """The tokens of some images in the `turn`-th view, views being taken round and round: (B, N, C) float16."""
+        return torch.from_numpy(self.tokens[turn % len(self.tokens)][list(rows)])
+
+
+def cache_folder(images: Path, root: str | Path, name: str) -> Path:
+    """The folder for what is kept of a dataset: beside its images, or below `root` where that is read-only."""
+    for folder in (images.parent / "cache", Path(root) / "cache" / name):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            break
+    return folder
 
 
 def open_cache(

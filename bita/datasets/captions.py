@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bita.datasets.cache import PixelCache
+from bita.datasets.cache import FeatureCache, PixelCache
 from bita.errors import UserError
 from bita.files import field, load_json
 from bita.processors.image import ASPECT_RATIOS
@@ -129,6 +129,7 @@ class CaptionDataset(Dataset[Sample]):
         self.seed = seed
         self.captions_per_image = captions_per_image
         self.cache = cache
+        self.features: FeatureCache | None = None
         self.groups = group_by_image(self.records)
         self.image_names = [self.records[group[0]].image for group in self.groups]
         self.references = references if references is not None else self._captions()
@@ -188,6 +189,12 @@ class CaptionDataset(Dataset[Sample]):
         if self.cache is None:
             raise ValueError(f"dataset {self.name} has no cache")
         return torch.from_numpy(self.cache.pixels[[self._row[record] for record in records]])
+
+    def encoded(self, record: int, turn: int) -> Tensor:
+        """Return what was kept of a record's image, (1, N, C) float16, in the view whose turn it is."""
+        if self.features is None:
+            raise ValueError(f"dataset {self.name} has no features")
+        return self.features.read([self._row[record]], turn)
 
     def _captions(self) -> dict[int, list[str]]:
         return {

@@ -60,7 +60,8 @@ class TrainReader(Dataset[Read | Failure]):
         self.skip = skip
         self.whereabouts = Whereabouts(workers, self.name)
         self.offsets = list(itertools.accumulate((len(dataset) for dataset in datasets), initial=0))
-        self.cached = all(
+        self.encoded = all(dataset.features is not None for dataset in datasets)
+        self.cached = self.encoded or all(
             dataset.cache is not None and isinstance(dataset.processors.train_image, TrainImageProcessor)
             for dataset in datasets
         )
@@ -135,7 +136,18 @@ class TrainReader(Dataset[Read | Failure]):
                 texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
                 ids.append(number * IDS_OF_A_DATASET + dataset.records[record].image_id)
             picked.append((number, drawn[0], generator))
+        if self.encoded:
+            return {"tokens": self._tokens(picked, turn=keys[0][1]), "text": texts, "image_id": ids}
         return {"image": self._augment(picked), "text": texts, "image_id": ids}
+
+    def _tokens(self, picked: Sequence[tuple[int, int, torch.Generator]], turn: int) -> Tensor:
+        """Read what was kept of images: (I, N, C) float16, the view whose turn it is."""
+        found = []
+        for number, record, _ in picked:
+            dataset = self.datasets[number]
+            assert isinstance(dataset, CaptionDataset)
+            found.append(dataset.encoded(record, turn))
+        return torch.cat(found)
 
     def _augment(self, picked: Sequence[tuple[int, int, torch.Generator]]) -> Tensor:
         """Augment cached images, dataset by dataset; returns (I, 3, S, S) in the order of ``picked``."""

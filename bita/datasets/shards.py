@@ -64,6 +64,7 @@ class ShardDataset:
     """
 
     cache = None
+    features = None
     sharded = True
 
     def __init__(

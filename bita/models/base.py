@@ -85,6 +85,10 @@ class BitaModel(nn.Module):
             tokens: Tensor = self.visual_encoder(images)
         return tokens
 
+    def batch_tokens(self, batch: Batch) -> Tensor:
+        """`raw_tokens` of a batch's images, (I, N, C), or what was kept of them."""
+        return batch["tokens"] if "tokens" in batch else self.raw_tokens(batch["image"])
+
     def query_image(self, image_tokens: Tensor) -> Tensor:
         """What the query tokens read in (B, N, C): (B, Q, D)."""
         output: Tensor = self.bridge(self._queries(len(image_tokens)), image_tokens)

@@ -87,7 +87,7 @@ class BitaITC(BitaModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum of a batch's losses, each of them, and the shares that came right."""
-        raw, groups = self.raw_tokens(batch["image"]), self._groups(batch)
+        raw, groups = self.batch_tokens(batch), self._groups(batch)
         tokens, ids = self.ln_vision(raw.float()), self._encode(batch["text"])
         text_ids = ids.to(self.device, non_blocking=True)
         output: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ class BitaITC(BitaModel):
 
     def evaluate_batch(self, batch: Batch) -> tuple[Tensor, tuple[float, int] | None]:
         """Features (B, Q, E) of a batch's images and, where it is trained, the caption loss and its number of words."""
-        tokens = self.encode_image(batch["image"])
+        tokens = self.ln_vision(self.batch_tokens(batch).float())
         if "itg" not in self.losses:
             return self.project(tokens), None
         ids = self._encode(batch["text"])

@@ -141,7 +141,7 @@ class BitaLM(BitaModel):
         An image's captions stand in one sequence where the language model can read them so (`packing`).
         """
         ids, labels = self.tokenize(batch["text"])
-        prefix = self.prefix(batch["image"])
+        prefix = self.prefix_of(self.batch_tokens(batch))
         if len(ids) > len(prefix) and self.packs:
             return {"loss": self.packed_loss(prefix, ids, labels)}
         return {"loss": self.caption_loss(for_captions(prefix, len(ids)), ids, labels)}
@@ -155,7 +155,11 @@ class BitaLM(BitaModel):
 
     def prefix(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, Q, H): what the language model reads in place of words."""
-        prefix: Tensor = self.opt_proj(self.query_image(self.encode_image(images)))
+        return self.prefix_of(self.raw_tokens(images))
+
+    def prefix_of(self, raw_tokens: Tensor) -> Tensor:
+        """(B, N, C), before `ln_vision` → (B, Q, H)."""
+        prefix: Tensor = self.opt_proj(self.query_image(self.ln_vision(raw_tokens.float())))
         return prefix
 
     def caption_loss(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from bita.precision import autocast
 from bita.registry import schedules
 from bita.runners import parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
+from bita.runners.features import keep_features
 from bita.runners.interrupt import Interrupt, Wish
 from bita.runners.run_dir import RunDir
 from bita.runners.run_log import ProgressBar, RunLog
@@ -91,6 +92,8 @@ class EpochRunner:
         if self.run.deterministic:
             seeding.make_deterministic()
         sets = [dataset for split in self.run.train_splits for dataset in self.datasets[split]]
+        if self.run.cache_features is not None:
+            keep_features(self.model, sets, self.cfg, self.device)
         self.loader = train_loader(
             sets,
             self.run,

@@ -67,4 +67,9 @@ class Task(ABC):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its images on `device`; the copy does not wait when they lie in pinned memory."""
-    return {**batch, "image": batch["image"].to(device, non_blocking=True)}
+    moved = batch.copy()
+    if "image" in batch:
+        moved["image"] = batch["image"].to(device, non_blocking=True)
+    if "tokens" in batch:
+        moved["tokens"] = batch["tokens"].to(device, non_blocking=True)
+    return moved

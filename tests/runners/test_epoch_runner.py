@@ -49,6 +49,7 @@ EXACT = {
     "plain": {},
     "accumulation": {"accum_grad_iters": 4, "clip_grad_norm": 0.5},
     "workers": {"num_workers": 2, "model__arch": "bita_former"},
+    "features": {"cache_features": 2, "model__freeze_vit": True},
 }
 
 

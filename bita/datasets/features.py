@@ -1,0 +1,138 @@
+"""What a frozen encoder says of images, made once for every epoch: K views an image, in a file.
+
+Shapes: V images, K views of each, N image tokens, C image width, S the processors' image size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bita import distributed
+from bita.datasets.cache import FeatureCache
+from bita.datasets.captions import CaptionDataset, seeded
+from bita.errors import UserError
+
+LOG = logging.getLogger(__name__)
+Encode = Callable[[Tensor], Tensor]
+"""(B, 3, S, S), on the CPU → (B, N, C)."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a dataset's images that an encoder is shown.
+
+    Attributes:
+        dataset: its images, in the order of `image_names`.
+        count: K random views of the training processor; None: the evaluation processor's one.
+        seed: the k-th view of the v-th image is drawn from (seed, k, v).
+    """
+
+    dataset: CaptionDataset
+    count: int | None
+    seed: int
+
+    def of(self, rows: Sequence[int], view: int) -> Dataset[Tensor]:
+        """One view of some images, each (3, S, S)."""
+        return _View(self, rows, view)
+
+    def key(self, encoder: str) -> str:
+        """A hash of all that the features depend on; `encoder` is one of the encoder's weights and precision."""
+        data = self.dataset
+        processor = data.processors.eval_image if self.count is None else data.processors.train_image
+        rule = {name: str(value) for name, value in sorted(vars(processor).items())}
+        opened = (data.files, data.cache and data.cache.size)
+        drawn = self.count and (self.count, self.seed)
+        found = hashlib.sha256(repr((encoder, drawn, type(processor).__qualname__, rule, opened)).encode())
+        for name in data.image_names:
+            status = (data.files.folder / name).stat()
+            found.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
+        return found.hexdigest()[:16]
+
+
+class _View(Dataset[Tensor]):
+    def __init__(self, views: Views, rows: Sequence[int], view: int) -> None:
+        self.views, self.rows, self.view = views, rows, view
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        data, row = self.views.dataset, self.rows[index]
+        image = data.open(data.groups[row][0])
+        if self.views.count is None:
+            return data.processors.eval_image(image)
+        return data.processors.train_image(image, seeded(self.views.seed, self.view, row))
+
+
+def encoder_hash(encoder: torch.nn.Module, precision: str) -> str:
+    """Hash of an encoder's weights and of the precision that it computes in."""
+    found = hashlib.sha256(precision.encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, workers: int) -> FeatureCache:
+    """Open a file of features; where it is not there, all processes make it together, each its share of the images.
+
+    Args:
+        views: what is encoded.
+        encode: the frozen encoder, in evaluation mode.
+        path: the file, the same for all processes; `Views.key` should be in its name.
+        batch_size: images encoded at a time.
+        workers: loader processes.
+
+    Raises:
+        UserError: the disk has no room, a value does not fit into 16 bit, or an image does not open.
+    """
+    if distributed.on_main(path.is_file):
+        return FeatureCache(path)
+    images, count = len(views.dataset.groups), views.count or 1
+    share = range(distributed.rank(), images, distributed.world_size())
+    with torch.inference_mode():
+        shape = encode(next(iter(DataLoader(views.of([0], 0))))).shape[1:]
+    temporary = path.with_name(f".tmp-{path.name}")
+    distributed.on_main(lambda: _make_room(temporary, (count, images, *shape)))
+    target = np.load(temporary, mmap_mode="r+")
+    problem = None
+    try:
+        for view in range(count):
+            loader = DataLoader(views.of(share, view), batch_size, num_workers=workers)
+            for number, batch in enumerate(loader):
+                with torch.inference_mode():
+                    tokens = encode(batch).half().cpu()
+                if not torch.isfinite(tokens).all():
+                    raise UserError(
+                        "run.cache_features: the encoder's values are beyond 16 bit; set it to null"
+                    )
+                target[view, share[number * batch_size : (number + 1) * batch_size]] = tokens.numpy()
+        target.flush()
+    except UserError as error:
+        problem = str(error)
+    problems = [found for found in distributed.gather_objects(problem) if found]
+    distributed.on_main(lambda: temporary.unlink() if problems else temporary.replace(path))
+    if problems:
+        raise UserError(problems[0])
+    return FeatureCache(path)
+
+
+def _make_room(path: Path, shape: tuple[int, ...]) -> None:
+    """Say what the file takes, and make it, empty."""
+    size, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
+    said = f"{size / 1e9:.2f} GB for {shape[0]} views of {shape[1]} images in {path.parent}"
+    if size > free:
+        problem = f"wants {said}, where {free / 1e9:.2f} GB are free"
+        raise UserError(f"run.cache_features: {problem}; ask for fewer views, or make room")
+    LOG.info("run.cache_features: %s", said)
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()

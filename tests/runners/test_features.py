@@ -1,0 +1,102 @@
+"""What a frozen encoder says, kept: the numbers of encoding anew, under a name that changes with all that matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_run import SIZE, toy_config, toy_dataset, toy_runner
+
+from bita.datasets import features
+from bita.datasets.captions import seeded
+from bita.datasets.features import Views, encoder_hash, open_features
+from bita.errors import UserError
+from bita.processors.image import EvalImageProcessor
+
+
+class WholeImage(EvalImageProcessor):
+    """A training processor that draws nothing."""
+
+    def __call__(self, image, generator):
+        return super().__call__(image)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory):
+    return toy_dataset(tmp_path_factory.mktemp("images"))
+
+
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    """An encoder: the means of an image's channels, as one token of width three."""
+    return images.mean(dim=(2, 3))[:, None]
+
+
+def test_every_view_is_what_the_encoder_says_of_it(data, tmp_path: Path) -> None:
+    kept = open_features(Views(data, 3, seed=7), brightness, tmp_path / "f.npy", batch_size=4, workers=0)
+    assert kept.tokens.shape == (3, 6, 1, 3)
+    assert kept.tokens.dtype == np.float16
+    for turn, row in ((0, 0), (2, 5), (4, 3)):
+        image = data.processors.train_image(data.open(data.groups[row][0]), seeded(7, turn % 3, row))
+        torch.testing.assert_close(
+            kept.read([row], turn)[0].float(), brightness(image[None])[0], rtol=1e-3, atol=1e-3
+        )
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.npy"]
+
+
+def test_the_file_is_made_once(data, tmp_path: Path) -> None:
+    for encode in (brightness, None):  # nobody encodes the second time
+        open_features(Views(data, None, seed=0), encode, tmp_path / "f.npy", batch_size=4, workers=0)  # type: ignore[arg-type]
+
+
+def test_the_name_holds_all_that_matters(data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(2, 2)
+    encoder = encoder_hash(layer, "bf16 cuda")
+    keys = [
+        Views(data, 2, seed=1).key(encoder),
+        Views(data, 2, seed=2).key(encoder),
+        Views(data, 3, seed=1).key(encoder),
+    ]
+    keys += [
+        Views(data, None, seed=1).key(encoder),
+        Views(data, 2, seed=1).key(encoder_hash(layer, "None cpu")),
+    ]
+    with torch.no_grad():
+        layer.bias[0].add_(1e-3)
+    keys.append(Views(data, 2, seed=1).key(encoder_hash(layer, "bf16 cuda")))
+    before, data.processors.train_image.scale = data.processors.train_image.scale, (0.9, 1.0)
+    keys.append(Views(data, 2, seed=1).key(encoder))
+    data.processors.train_image.scale = before
+    assert len(set(keys)) == len(keys)
+    assert Views(data, 2, seed=1).key(encoder) == keys[0]
+
+
+def test_values_beyond_sixteen_bit_are_refused_and_leave_nothing(data, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="beyond 16 bit"):
+        open_features(
+            Views(data, 1, 0), lambda x: brightness(x) + 1e5, tmp_path / "f.npy", batch_size=4, workers=0
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_said_before(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(UserError, match=r"wants 0.00 GB for 1 views of 6 images"):
+        open_features(Views(data, 1, 0), brightness, tmp_path / "f.npy", batch_size=4, workers=0)
+
+
+def test_training_on_kept_features_learns_what_training_on_images_does(tmp_path: Path) -> None:
+    """One view that is no crop: only the rounding to 16 bit is between the two."""
+    losses = []
+    for number, options in enumerate(({}, {"cache_features": 1})):
+        options |= {"name": "run", "model__freeze_vit": True, "max_epoch": 3}
+        runner = toy_runner(toy_config(tmp_path / str(number), **options), tmp_path / "images")
+        data = runner.datasets["train"][0]
+        data.processors = replace(data.processors, train_image=WholeImage(SIZE))
+        runner.train()
+        losses.append(runner.watch._losses)
+    assert len(losses[0]) > 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
