@@ -25,6 +25,7 @@ from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.language.decoder import IGNORED
 from bita.models.language.tokenizers import load_tokenizer
 from bita.models.qformer import QFormer
+from bita.precision import in_float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +118,7 @@ class BitaITC(BitaModel):
         return self._encode(texts).to(self.device, non_blocking=True)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, Q, E), unit length."""
+        """(B, 3, H, W) → (B, Q, E) float32, unit length."""
         return self.project(self.encode_image(images))
 
     def evaluate_batch(self, batch: Batch) -> tuple[Tensor, tuple[float, int] | None]:
@@ -131,12 +132,12 @@ class BitaITC(BitaModel):
         return self._image_features_of(queries), (float(self.caption_loss(ids, seen)), words)
 
     def project(self, image_tokens: Tensor) -> Tensor:
-        """(B, N, C) → (B, Q, E), unit length."""
+        """(B, N, C) → (B, Q, E) float32, unit length."""
         return self._image_features_of(self.query_image(image_tokens))
 
     def text_features(self, text_ids: Tensor) -> Tensor:
-        """(B, T) → (B, E), unit length."""
-        return F.normalize(self.text_proj(self.bridge(text_ids=text_ids)[:, 0]), dim=-1)
+        """(B, T) → (B, E) float32, unit length."""
+        return unit(self.text_proj, self.bridge(text_ids=text_ids)[:, 0])
 
     def contrast(self, images: Tensor, texts: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
         """Contrastive loss, both directions averaged, against the features of all processes.
@@ -180,7 +181,7 @@ class BitaITC(BitaModel):
             torch.cat([tokens, tokens, self.ln_vision(wrong_images.float())]),
             torch.cat([text_ids, wrong_texts, text_ids]),
         )
-        logits = self.itm_head(joint).mean(dim=1).float()
+        logits = self._match_logits(joint)
         has_wrong = torch.cat([has_text, has_image])
         labels = torch.cat([has_text.new_ones(len(tokens)).long(), torch.where(has_wrong, 0, IGNORED)])
         return {
@@ -208,8 +209,7 @@ class BitaITC(BitaModel):
     def match_scores(self, images: Tensor, text_ids: Tensor) -> Tensor:
         """Image-text matching logits (B,): the mean over queries of `itm_head`'s second logit on the joint pass."""
         joint = self.joint_features(self.encode_image(images), text_ids)
-        score: Tensor = self.itm_head(joint)[..., 1].mean(dim=1)
-        return score
+        return self._match_logits(joint)[:, 1]
 
     def joint_features(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
         """The queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
@@ -241,8 +241,14 @@ class BitaITC(BitaModel):
         nothing = torch.zeros(right.shape, device=self.device)
         return Comparison(nothing, nothing, own, right)
 
+    def _match_logits(self, joint: Tensor) -> Tensor:
+        """(B, Q, D) → (B, 2) float32: the head's mean over the queries."""
+        with in_float32(joint.device):
+            logits: Tensor = self.itm_head(joint.float()).mean(dim=1)
+        return logits
+
     def _image_features_of(self, queries: Tensor) -> Tensor:
-        return F.normalize(self.vision_proj(queries), dim=-1)
+        return unit(self.vision_proj, queries)
 
     def _bridge_that_writes(self) -> QFormer:
         bridge = self.bridge
@@ -275,9 +281,16 @@ def share_right(scores: Tensor, right: Tensor) -> Tensor:
     return right.gather(1, scores.detach().argmax(dim=1, keepdim=True)).float().mean()
 
 
+def unit(projection: nn.Linear, hidden: Tensor) -> Tensor:
+    """(…, D) → (…, E) float32 of unit length, under autocast too."""
+    with in_float32(hidden.device):
+        return F.normalize(projection(hidden.float()), dim=-1)
+
+
 def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """(A, Q, E), (B, E) → (A, B): the best of an image's queries for each text, as one matrix product."""
-    scores = images.flatten(0, 1) @ texts.T
+    """(A, Q, E), (B, E) → (A, B) float32: the best of an image's queries for each text, as one matrix product."""
+    with in_float32(images.device):
+        scores = images.float().flatten(0, 1) @ texts.float().T
     return scores.unflatten(0, images.shape[:2]).amax(dim=1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bita.config.schema import BridgeSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
+from bita.precision import in_float32
 
 
 class FourierMix(nn.Module):
@@ -25,7 +26,7 @@ class FourierMix(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, S, D) → (B, S, D)."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with in_float32(hidden.device):
             mixed: Tensor = torch.fft.fft2(hidden.float()).real
             return self.norm(hidden.float() + mixed)
 

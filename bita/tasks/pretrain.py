@@ -72,9 +72,9 @@ class PretrainTask(Task):
             text_features = torch.empty(len(captions), image_features.shape[-1])
             for number, (_, part) in enumerate(parts):
                 if part is not None:
-                    text_features[number :: distributed.world_size()] = part.float()
+                    text_features[number :: distributed.world_size()] = part
             owners = torch.tensor([image_id for image_id, _ in captions])
-            recall = retrieval(image_features.float(), ids, text_features, owners, model.device)
+            recall = retrieval(image_features, ids, text_features, owners, model.device)
             with distributed.alone():
                 return {"loss": self._loss(model, image_features, ids, text_features, owners)} | recall
 
@@ -89,7 +89,7 @@ class PretrainTask(Task):
         firsts = torch.stack([(owners == image_id).nonzero()[0, 0] for image_id in ids])
         total = 0.0
         for places in _chunks(list(range(len(ids))), self.cfg.run.batch_size_eval):
-            pair = images[places].float().to(model.device), texts[firsts[places]].to(model.device)
+            pair = images[places].to(model.device), texts[firsts[places]].to(model.device)
             total += float(model.contrast(*pair)["loss"]) * len(places)
         return total / len(ids)
 
