@@ -261,6 +261,34 @@ def test_annotation_files_are_looked_for_before_anything_is_built(project, stora
         check_annotations(cfg)
 
 
+def test_evaluation_asks_for_the_files_of_its_test_splits_only(project, tmp_path, caplog):
+    (tmp_path / "test.json").write_text("[]")
+    text = MINIMAL.replace("  test_splits", "  valid_splits: [val]\n  test_splits")
+    evaluation = ("run.evaluate=true", f"model.init_from={tmp_path}", "run.resume=gone")
+    cfg = project(
+        text,
+        *evaluation,
+        f"datasets.ucm_caption.build_info.annotations.test.storage={tmp_path}/test.json",
+        need_files=False,
+    )
+    check_annotations(cfg)
+    assert "gone" not in caplog.text
+    cfg.run.evaluate = False
+    cfg.run.train_splits = []
+    with pytest.raises(ConfigError, match=r"annotations\.val\.storage: .* is missing"):
+        check_annotations(cfg)
+
+
+@pytest.mark.parametrize("key", ["valid_splits", "test_splits"])
+def test_shards_that_would_be_evaluated_are_refused_at_the_start(problem, key):
+    storage = "datasets.ucm_caption.build_info.annotations.train.storage=ucm/train.shards.json"
+    said = problem(MINIMAL, storage, "run.train_splits=[train]", f"run.{key}=[train]")
+    assert said == (
+        f"run.{key} (--options): train of ucm_caption is stored as shards, which can be trained on, not evaluated; "
+        "name a split with image files"
+    )
+
+
 def test_model_and_dataset_can_be_options(project):
     cfg = project(
         "run: {}\n", "model.arch=bita_opt", "model.model_type=caption_opt2.7b", "datasets=[ucm_caption]"

@@ -9,7 +9,7 @@ from pathlib import Path
 from bita import registry
 from bita.checkpoint import resolve_checkpoint, unfinished
 from bita.config.layers import Keys, Places
-from bita.config.schema import Config, DatasetConfig, EnvConfig
+from bita.config.schema import Config, DatasetConfig, EnvConfig, RunConfig
 from bita.config.types import unknown, wrong
 from bita.errors import ConfigError, UserError
 
@@ -18,6 +18,8 @@ LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 MODES = ("train", "eval")
 AUTO = "auto"
+SHARD_INDEX = ".shards.json"
+"""How the name of an index of shards ends."""
 SYNTHETIC = ("train", "val", "test", "size", "seed")
 AT_LEAST: dict[Keys, float] = {
     ("model", "image_size"): 1,
@@ -175,18 +177,34 @@ def _check_datasets(cfg: Config, places: Places, declared: Mapping[str, Iterable
             raise unknown(("run", "train_dataset_ratios", name), "dataset", name, cfg.datasets, places)
 
 
+def splits_in_use(run: RunConfig) -> list[str]:
+    """The splits that a run reads, each once; an evaluation reads its test splits only."""
+    keys = ("test_splits",) if run.evaluate else ("train_splits", "valid_splits", "test_splits")
+    return list(dict.fromkeys(split for key in keys for split in getattr(run, key)))
+
+
 def _check_splits(cfg: Config, places: Places) -> None:
-    """Every split that the run uses is declared by every dataset."""
+    """Every split that the run uses is declared by every dataset, and can be used so."""
     used = ("test_splits",) if cfg.run.evaluate else ("train_splits", "valid_splits", "test_splits")
     if not getattr(cfg.run, used[0]):
         raise wrong(("run", used[0]), places, f"names no split; set it, such as [{used[0].split('_')[0]}]")
     for key in used:
         for split in getattr(cfg.run, key):
             for name, entry in cfg.datasets.items():
-                if split not in entry.build_info.annotations:
-                    raise unknown(
-                        ("run", key), f"split of {name}", split, entry.build_info.annotations, places
+                declared = entry.build_info.annotations
+                if split not in declared:
+                    raise unknown(("run", key), f"split of {name}", split, declared, places)
+                if key != "train_splits" and is_sharded(declared[split].storage):
+                    problem = (
+                        f"{split} of {name} is stored as shards, which can be trained on, not evaluated; "
                     )
+                    raise wrong(("run", key), places, f"{problem}name a split with image files")
+
+
+def is_sharded(storage: str | list[str] | None) -> bool:
+    """Whether a split's storage names an index of shards."""
+    paths = [storage] if isinstance(storage, str) else storage or []
+    return any(str(path).endswith(SHARD_INDEX) for path in paths)
 
 
 def _check_fit(cfg: Config, places: Places) -> None:
@@ -273,7 +291,7 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
     """(key, what is wrong with the path that it names)."""
     model, run = cfg.model, cfg.run
     for keys, path in ((("model", "init_from"), model.init_from), (("run", "resume"), run.resume)):
-        if path is None or "://" in path or (keys[1] == "resume" and path == AUTO):
+        if path is None or "://" in path or (keys[1] == "resume" and (path == AUTO or run.evaluate)):
             continue
         try:
             resolve_checkpoint(path)
@@ -304,10 +322,8 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
 
 def check_annotations(cfg: Config) -> None:
     """Raise ConfigError where an annotation file of a split in use is not there; synthetic ones are drawn later."""
-    run = cfg.run
-    splits = {*(run.train_splits if not run.evaluate else ()), *run.valid_splits, *run.test_splits}
     for name, entry in cfg.datasets.items():
-        for split in sorted(splits & entry.build_info.annotations.keys()):
+        for split in sorted(splits_in_use(cfg.run)):
             for path in annotation_paths(name, entry, cfg.env, split):
                 if not entry.synthetic:
                     check_annotation(name, split, path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from bita.config.checks import annotation_paths, check_annotation, data_path
+from bita.config.checks import SHARD_INDEX, annotation_paths, check_annotation, data_path, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
 from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
@@ -24,7 +24,7 @@ from bita.datasets.captions import (
     read_annotations,
     read_ground_truth,
 )
-from bita.datasets.shards import INDEX_SUFFIX, ShardDataset
+from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
 from bita.files import exclusive, has_words, load_json, write_text
 from bita.registry import processors as registry
@@ -50,9 +50,8 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
 
     run, images = cfg.run, image_input(cfg.model)
     skip = run.on_bad_image == "skip"
-    wanted = [*run.train_splits, *run.valid_splits, *run.test_splits]
     built: dict[str, list[CaptionDataset]] = {}
-    for split in dict.fromkeys(run.test_splits if run.evaluate else wanted):
+    for split in splits_in_use(run):
         train = split in run.train_splits and not run.evaluate
         built[split] = [
             build_dataset(
@@ -111,7 +110,7 @@ def build_dataset(
     )
     entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split)
-    if any(path.name.endswith(INDEX_SUFFIX) for path in files):
+    if any(path.name.endswith(SHARD_INDEX) for path in files):
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)

@@ -25,12 +25,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from bita.config.checks import SHARD_INDEX
 from bita.datasets.captions import Processors, group_by_image, read_annotations
 from bita.errors import UserError
 from bita.files import write_text
 from bita.processors.rgb import IMAGE_SUFFIXES, decode_rgb
 
-INDEX_SUFFIX = ".shards.json"
 TEXT_SUFFIXES = (".json", ".txt")
 _BLOCK = 512
 _OPEN_FILES = 32
@@ -202,7 +202,7 @@ def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_s
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
     _finish(file, folder, names)
-    return index_shards([folder / name for name in names], folder / f"{split}{INDEX_SUFFIX}")
+    return index_shards([folder / name for name in names], folder / f"{split}{SHARD_INDEX}")
 
 
 def _finish(file: tarfile.TarFile | None, folder: Path, names: Sequence[str]) -> None:
