@@ -8,6 +8,7 @@ from bita.checkpoint import resolve_checkpoint
 from bita.config.schema import ModelConfig
 from bita.distributed import is_main
 from bita.errors import UserError
+from bita.machine import keep_memory
 from bita.models.base import BitaModel
 from bita.registry import models
 from bita.weights.downloads import local_file
@@ -30,6 +31,7 @@ def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
         for report in _load_all(model, cfg):
             if is_main():
                 print(report, file=sys.stderr)
+    keep_memory()  # from here on activations come and go; what reading weights has freed may go
     return model
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     "processors",
     "checkpoint",
     "distributed",
-    "precision files registry",
+    "precision files registry machine",
     "batch errors",
 )
 """From the roof to the ground; a name is a room, that is a folder of the package, or a file beside the rooms. The front
