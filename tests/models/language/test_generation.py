@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from bita.errors import ConfigError
 from bita.models.language.generation import GenerationSettings, generate
@@ -120,12 +121,41 @@ def test_sampling_keeps_to_the_nucleus_and_repeats_with_its_seed() -> None:
 
 
 def test_repetition_penalty_breaks_a_loop() -> None:
-    logits = torch.full((6, 6), 0.0)
+    logits = torch.full((6, 6), 1.0)
     logits[:, 2] = 3.0
     settings = GenerationSettings(num_beams=1, max_len=7)
     assert generate(TableDecoder(logits), 1, STOP, settings)[0][0] == [2] * 6
     penal = GenerationSettings(num_beams=1, max_len=7, repetition_penalty=100.0)
     assert len(set(generate(TableDecoder(logits), 1, STOP, penal)[0][0])) > 2
+
+
+class Noise:
+    """A language model that says anything: the logits of every step are random."""
+
+    def __init__(self, rows: int, steps: int, vocabulary: int = 30) -> None:
+        self.logits = torch.randn(steps, rows, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+        self.steps = 0
+
+    def start(self, rows_per_image: int) -> Tensor:
+        return self.logits[0].repeat_interleave(rows_per_image, dim=0)
+
+    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        self.steps += 1
+        return self.logits[self.steps]
+
+
+@pytest.mark.parametrize("penalty", [1.2, 2.5, 0.7])
+def test_repetition_penalty_of_greedy_choice_is_that_of_transformers(penalty: float) -> None:
+    rows, new = 400, 8
+    settings = GenerationSettings(num_beams=1, max_len=new + 1, min_len=new + 1, repetition_penalty=penalty)
+    decoder, said = Noise(rows, new), torch.zeros(rows, 0, dtype=torch.long)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    for logits in decoder.logits:
+        scores = theirs(said, logits.clone()) if said.shape[1] else logits.clone()
+        scores[:, STOP] = -torch.inf
+        said = torch.cat([said, scores.argmax(dim=1, keepdim=True)], dim=1)
+    found = [captions[0] for captions in generate(decoder, rows, STOP, settings)]
+    assert found == said.tolist()
 
 
 def test_impossible_settings_are_refused() -> None:
