@@ -124,6 +124,9 @@ class ModelConfig:
     opt_tokenizer: str | None = None
     """Folder or hub name of the tokenizer; None takes `opt_model`."""
     freeze_lm: bool = True
+    frozen_lm_dropout: bool = False
+    """Whether the language model's own dropout (OPT: 0.1) acts in training though its weights are frozen. Published:
+    true. LoRA's has its own key."""
     lm_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """`auto`: 16 bit on a GPU when frozen, else float32; or `fp32`, `fp16`, `bf16`, on a CPU too."""
     lm_quantize: Quantization = "none"

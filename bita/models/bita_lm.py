@@ -101,8 +101,9 @@ class BitaLM(BitaModel):
         return CaptionTokens.of(self.tokenizer, self.opt_model.config.model_type, rows)
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The vision encoder and the language model, as configured."""
-        return super().frozen_parts() + ([self.opt_model] if self.cfg.freeze_lm else [])
+        """The vision encoder and, without `frozen_lm_dropout`, the language model, as configured."""
+        silent = self.cfg.freeze_lm and not self.cfg.frozen_lm_dropout
+        return super().frozen_parts() + ([self.opt_model] if silent else [])
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained, LoRA's dropout included; frozen parts stay in evaluation mode."""
