@@ -18,7 +18,7 @@ FLOORS = (
     "models",
     "config",
     "processors",
-    "checkpoint",
+    "checkpoint packages",
     "distributed",
     "precision files registry machine",
     "batch errors",

@@ -12,6 +12,7 @@ from bita.config.layers import Keys, Places
 from bita.config.schema import Config, DatasetConfig, EnvConfig, RunConfig
 from bita.config.types import unknown, wrong
 from bita.errors import ConfigError, UserError
+from bita.packages import SCHEME, find
 
 LOG = logging.getLogger(__name__)
 
@@ -305,8 +306,16 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
                 else "; train the stage before, or name a checkpoint"
             )
             yield keys, f"{error}{hint}"
+    for key in ("vit_weights", "text_model", "text_tokenizer", "opt_model", "opt_tokenizer"):
+        source = getattr(model, key)
+        if source is not None and source.startswith(SCHEME):
+            try:
+                find(f"model.{key}", source)
+            except ConfigError as error:
+                yield ("model", key), str(error).removeprefix(f"model.{key}={source}: ")
     if (
         model.vit_weights is not None
+        and not model.vit_weights.startswith(SCHEME)
         and "://" not in model.vit_weights
         and not Path(model.vit_weights).exists()
     ):
@@ -356,6 +365,8 @@ def _storage_key(name: str, split: str) -> str:
 
 def _is_local(path: str, cache_root: str) -> bool:
     """Whether this can only be a path: names of the hub have at most one slash, and none in front."""
+    if path.startswith(SCHEME):
+        return False
     return path.startswith(("/", ".", "~", f"{cache_root}/")) or path.count("/") > 1 or path.endswith(".gguf")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
+from bita.packages import unpacked
 from bita.weights.files import WeightFile
 from bita.weights.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
 
@@ -183,6 +184,7 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     from transformers import BertForMaskedLM
 
     bridge = model.cfg.bridge
+    source = unpacked("model.text_model", source)
     try:
         renamed = as_bridge(rename(dict(BertForMaskedLM.from_pretrained(source).state_dict())), bridge)
     except Exception as error:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bita.config.types import nearest
 from bita.errors import ConfigError
 from bita.models.language.tokenizers import not_there
+from bita.packages import unpacked
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ def load_language_model(source: str, dtype: torch.dtype | None = None) -> PreTra
 
     disable_progress_bar()
     wanted: dict[str, Any] = {"dtype": dtype or "auto"}
-    folder = source
+    folder = source = unpacked("model.opt_model", source)
     if source.endswith(GGUF):
         folder, wanted["gguf_file"] = str(Path(source).parent), Path(source).name
         wanted["quantization_config"] = GgufConfig(dequantize=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bita.errors import ConfigError
+from bita.packages import SCHEME, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,8 @@ def load_tokenizer(
     Raises:
         ConfigError: it is not there.
     """
+    if source is not None and (required or source.startswith(SCHEME)):
+        source = unpacked(key, source)
     local = source is not None and Path(source).exists()
     if not required and not local:
         return None
