@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError
-from bita.files import TEMPORARY, link, sha256, sync, sync_folder, write_json
+from bita.files import TEMPORARY, link, open_to_others, sha256, sync, sync_folder, write_json
 
 MODEL_FILE = "model.safetensors"
 TRAINER_FILE = "trainer.pt"
@@ -106,6 +106,7 @@ def write_checkpoint(parent: Path, meta: Meta, writers: Mapping[str, Writer]) ->
                 "bytes": (temporary / name).stat().st_size,
                 "sha256": sha256(temporary / name),
             }
+        open_to_others(temporary)
         write_json(temporary / META_FILE, asdict(meta))
         final = parent / meta.name
         if final.exists():
@@ -240,7 +241,7 @@ def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
         sync(Path(target))
 
 

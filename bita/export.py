@@ -24,7 +24,7 @@ from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_check
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
 from bita.config.schema import Config
 from bita.errors import UserError
-from bita.files import TEMPORARY, sha256, write_json, write_text
+from bita.files import TEMPORARY, open_to_others, sha256, write_json, write_text
 from bita.models.base import BitaModel, part_of
 from bita.models.bita_lm import BitaLM
 from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
@@ -109,6 +109,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
         }
         write_text(temporary / "config.yaml", config_to_yaml(own))
         write_json(temporary / META_FILE, asdict(replace(meta, config=config_to_dict(own), files=files)))
+        open_to_others(temporary)
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

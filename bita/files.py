@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,22 @@ def link(path: Path, target: str) -> None:
     temporary.symlink_to(target)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or every file below a folder, the mode that the umask gives to a new one.
+
+    Some libraries write through a private temporary file, and some archives bring modes of their own.
+    """
+    probe = (path if path.is_dir() else path.parent) / f"{TEMPORARY}mode-{os.getpid()}"
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import bita
 from bita.build import build_model
-from bita.checkpoint import MODEL_FILE, Meta, verify, write_checkpoint
+from bita.checkpoint import MODEL_FILE, Meta, copy_checkpoint, verify, write_checkpoint
 from bita.config.load import config_to_dict
 from bita.config.schema import Config, DatasetConfig, LoraSize, ModelConfig, ProcessorConfig, RunConfig
 from bita.errors import UserError
@@ -25,6 +25,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.weights.layouts import published
 from bita.weights.load import load_checkpoint
+from tests.test_files import MASKS, modes, umask
 from tests.weights.test_weights import PARITY, small, stage_1
 
 ROOT = Path(__file__).parents[1]
@@ -203,3 +204,16 @@ def test_nothing_is_overwritten(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         export_folder(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@MASKS
+def test_all_that_is_written_can_be_shared_as_far_as_the_umask_says(
+    trained: Trained, tmp_path: Path, mask: int, mode: int
+) -> None:
+    with umask(mask):
+        write_run(bita.load(trained.run).model.cfg, tmp_path / "run")
+        export_folder(tmp_path / "run", tmp_path / "out", max_shard="60KB")
+        export_published(tmp_path / "run", tmp_path / "out.pth")
+        copy_checkpoint(tmp_path / "run/checkpoints/epoch_0003", tmp_path / "copied")
+    assert len(list((tmp_path / "out").rglob("model-*.safetensors"))) > 4
+    assert modes(tmp_path) == {mode}

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from bita.errors import UserError
-from bita.files import write_text
+from bita.files import open_to_others, write_text
 from bita.processors.rgb import IMAGE_SUFFIXES
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -39,6 +39,7 @@ def unpack(archive: Path, target: Path) -> Path:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{archive}: archive does not unpack ({' '.join(str(error).split())})") from None
+    open_to_others(temporary)
     write_text(temporary / _STAMP, stamp)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

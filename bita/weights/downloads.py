@@ -56,6 +56,9 @@ def local_file(path_or_url: str) -> Path:
     cache = Path(torch.hub.get_dir()) / "bita"
     key = hashlib.sha256(url.encode()).hexdigest()[:32]
     partial = cache / "partial" / key
+    cached = _cached(cache, key, expected)  # without the lock, which another user of the cache may own
+    if cached is not None:
+        return cached
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(partial.with_name(f"{key}.lock")):
