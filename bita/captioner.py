@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bita.build import build_model
 from bita.config.schema import Quantization
 from bita.datasets.builders import processors_of
+from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of
@@ -64,7 +67,8 @@ class Captioner:
         Args:
             images: one image gives a text, a sequence gives a list of texts.
             batch_size: images encoded at a time.
-            settings: fields of `GenerationSettings` that differ from the run's, such as `num_beams=3`.
+            settings: fields of `GenerationSettings` that differ from the run's, such as `num_beams=3`; and `seed` of
+                drawn captions (`candidates`).
 
         Raises:
             UserError: an image cannot be read.
@@ -81,9 +85,16 @@ class Captioner:
             yield captions[0]
 
     def candidates(
-        self, images: Sequence[ImageLike], *, batch_size: int = 16, **settings: Any
+        self, images: Sequence[ImageLike], *, batch_size: int = 16, seed: int = 0, **settings: Any
     ) -> Iterator[list[str]]:
         """`num_captions` captions for each image, best first; drawn ones (`use_nucleus_sampling`) have no order.
+
+        Args:
+            images: paths or PIL images.
+            batch_size: images encoded at a time.
+            seed: of drawn captions. With the same seed an image gets the same ones, whatever is beside or before it;
+                another seed gives others.
+            settings: fields of `GenerationSettings` that differ from the run's.
 
         Raises:
             UserError: an image cannot be read, or `num_captions` is more than `num_beams`.
@@ -91,10 +102,18 @@ class Captioner:
         chosen = replace(self.settings, **settings)
         for start in range(0, len(images), batch_size):
             batch = [self._processor(_as_rgb(image)) for image in images[start : start + batch_size]]
+            generators = None
+            if chosen.use_nucleus_sampling:
+                generators = [seeded(seed, _number_of(pixels)) for pixels in batch]
             with autocast(self.model.device, self.amp):
-                written = self.model.generate(torch.stack(batch).to(self.model.device), chosen)
+                written = self.model.generate(torch.stack(batch).to(self.model.device), chosen, generators)
             yield from written
 
 
 def _as_rgb(image: ImageLike) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(Path(image))
+
+
+def _number_of(pixels: Tensor) -> int:
+    """A number that equal images share."""
+    return int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest())

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,15 @@ def test_large_models_are_sharded(trained: Trained, tmp_path: Path) -> None:
     next((tmp_path / "out").glob("model-00002-*")).unlink()
     with pytest.raises(UserError, match=r"1 of \d+ shards missing, model-00002"):
         bita.load(tmp_path / "out")
+
+
+def test_drawn_captions_follow_image_and_seed(trained: Trained) -> None:
+    captioner = bita.load(trained.run)
+    drawing: dict[str, Any] = {"use_nucleus_sampling": True, "num_captions": 2, "temperature": 2.0}
+    drawn = list(captioner.candidates(trained.images, **drawing))
+    again = list(captioner.candidates(trained.images[::-1], batch_size=1, **drawing))
+    assert again[::-1] == drawn
+    assert list(captioner.candidates(trained.images, seed=1, **drawing)) != drawn
 
 
 def test_the_published_layout_loads_back(

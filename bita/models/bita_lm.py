@@ -6,6 +6,7 @@ Shapes: B images, Q query tokens, T text tokens, H width of the language model, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -203,20 +204,29 @@ class BitaLM(BitaModel):
 
     @torch.inference_mode()
     def generate_ids(
-        self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[list[int]]]:
-        """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams."""
+        """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams.
+
+        `generators` are for sampling, one an image (`generation.generate`).
+        """
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.opt_model.get_input_embeddings()(prompt).expand(len(images), -1, -1)
         inputs = torch.cat([self.prefix(images).to(words.dtype), words], dim=1)
         decoder = CachedDecoder(self.opt_model, inputs)
-        return generate(decoder, len(images), self.tokens.stop, settings, generator)
+        return generate(decoder, len(images), self.tokens.stop, settings, generators)
 
     def generate(
-        self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[str]]:
-        """`num_captions` captions for each of (B, 3, H, W) images, best first."""
-        ids = self.generate_ids(images, settings, generator)
+        """`num_captions` captions for each of (B, 3, H, W) images, best first; see `generate_ids`."""
+        ids = self.generate_ids(images, settings, generators)
         return [self.decode(captions) for captions in ids]
 
     def decode(self, ids: list[list[int]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bita import distributed
 from bita.batch import Batch
 from bita.config.schema import Config
+from bita.datasets.captions import seeded
 from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
@@ -47,9 +48,7 @@ class CaptioningTask(Task):
             {"image_id": image_id, "caption": captions[0]}
             | ({"candidates": captions} if self.settings.num_captions > 1 else {})
             for batch in batches
-            for image_id, captions in zip(
-                batch["image_id"], model.generate(batch["image"], self.settings), strict=True
-            )
+            for image_id, captions in zip(batch["image_id"], self._write(model, batch), strict=True)
         ]
         predictions = merge(distributed.gather_objects(own), dataset)
 
@@ -58,6 +57,11 @@ class CaptioningTask(Task):
             return self._score(dataset, predictions, save) if self.cfg.run.report_metric else Evaluation()
 
         return distributed.on_main(score)
+
+    def _write(self, model: BitaLM, batch: Batch) -> list[list[str]]:
+        """Captions for each image of a batch; drawn ones by `run.seed` and the image's id alone."""
+        generators = [seeded(self.cfg.run.seed, image_id) for image_id in batch["image_id"]]
+        return model.generate(batch["image"], self.settings, generators)
 
     def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]], save: Save) -> Evaluation:
         from bita.metrics import score_captions

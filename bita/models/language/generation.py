@@ -17,6 +17,7 @@ Shapes: B images, K beams, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, Self
 
@@ -112,14 +113,24 @@ def generate(
     images: int,
     stop_id: int,
     settings: GenerationSettings,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> list[list[list[int]]]:
-    """Token ids of `num_captions` captions for each image, best first, the stop included when there was one."""
+    """Token ids of `num_captions` captions for each image, best first, the stop included when there was one.
+
+    Args:
+        decoder: has the prefixes of all images.
+        images: B.
+        stop_id: the token that ends a caption.
+        settings: how captions are searched for.
+        generators: for sampling, one an image (on the CPU): what an image gets then depends on its own alone, not on
+            those beside it. None draws from torch's.
+    """
     if settings.use_nucleus_sampling:
-        rows = _one_by_one(decoder, images * settings.num_captions, stop_id, settings, True, generator)
+        draws = _draws(images, settings, generators)
+        rows = _one_by_one(decoder, images * settings.num_captions, stop_id, settings, draws)
         return [rows[i : i + settings.num_captions] for i in range(0, len(rows), settings.num_captions)]
     if settings.num_beams == 1:
-        return [[row] for row in _one_by_one(decoder, images, stop_id, settings, False, generator)]
+        return [[row] for row in _one_by_one(decoder, images, stop_id, settings)]
     return _beam_search(decoder, images, stop_id, settings)
 
 
@@ -182,16 +193,15 @@ def _one_by_one(
     rows: int,
     stop_id: int,
     settings: GenerationSettings,
-    sample: bool,
-    generator: torch.Generator | None,
+    draws: Tensor | None = None,
 ) -> list[list[int]]:
-    """One token at a time for each row: the most likely one, or one drawn from the nucleus."""
+    """One token at a time for each row: the likeliest, or with `draws` (rows, `max_new`) one from the nucleus."""
     sequences: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
-    logits = decoder.start(settings.num_captions if sample else 1)
+    logits = decoder.start(1 if draws is None else settings.num_captions)
     for length in range(settings.max_new):
         scores = _next_scores(logits, [sequences[row] for row in active], length, stop_id, settings)
-        tokens = _draw(scores, settings, generator) if sample else scores.argmax(dim=1)
+        tokens = scores.argmax(dim=1) if draws is None else _draw(scores, settings, draws[active, length])
         for row, token in zip(active, tokens.tolist(), strict=True):
             sequences[row].append(token)
         kept = [i for i, row in enumerate(active) if sequences[row][-1] != stop_id]
@@ -203,13 +213,22 @@ def _one_by_one(
     return sequences
 
 
-def _draw(scores: Tensor, settings: GenerationSettings, generator: torch.Generator | None) -> Tensor:
-    """(rows, V) → (rows,): drawn from the fewest tokens whose probabilities reach `top_p`."""
-    probs = F.softmax(scores / settings.temperature, dim=-1)
-    ordered, order = probs.sort(dim=-1, descending=True)
+def _draws(images: int, settings: GenerationSettings, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Uniform numbers (B·`num_captions`, `max_new`) that decide every token; each image's from its own generator."""
+    shape = (settings.num_captions, settings.max_new)
+    sources: Sequence[torch.Generator | None] = generators or [None] * images
+    return torch.cat([torch.rand(shape, generator=own) for own in sources])
+
+
+def _draw(scores: Tensor, settings: GenerationSettings, uniform: Tensor) -> Tensor:
+    """(rows, V) → (rows,): one of the fewest tokens whose probabilities reach `top_p`, by numbers (rows,) in [0, 1)."""
+    ordered, order = F.softmax(scores / settings.temperature, dim=-1).sort(dim=-1, descending=True)
     outside = ordered.cumsum(dim=-1) - ordered >= settings.top_p
-    drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=generator)
-    return order.gather(1, drawn)[:, 0]
+    reached = ordered.masked_fill(outside, 0.0).cumsum(dim=-1)
+    wanted = uniform.to(scores.device)[:, None] * reached[:, -1:]
+    drawn = torch.searchsorted(reached, wanted, right=True)
+    last = (~outside).sum(dim=-1, keepdim=True) - 1  # where rounding leads past the nucleus
+    return order.gather(1, drawn.minimum(last))[:, 0]
 
 
 def _next_scores(

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from bita.errors import ConfigError
 from bita.models.language.generation import GenerationSettings, generate
@@ -107,7 +107,7 @@ def test_sampling_keeps_to_the_nucleus_and_repeats_with_its_seed() -> None:
         use_nucleus_sampling=True, top_p=0.5, num_captions=20, max_len=10, min_len=1
     )
     draws = [
-        generate(TableDecoder(logits), 1, STOP, settings, torch.Generator().manual_seed(7))[0]
+        generate(TableDecoder(logits), 1, STOP, settings, [torch.Generator().manual_seed(7)])[0]
         for _ in range(2)
     ]
     assert draws[0] == draws[1]
@@ -156,6 +156,48 @@ def test_repetition_penalty_of_greedy_choice_is_that_of_transformers(penalty: fl
         said = torch.cat([said, scores.argmax(dim=1, keepdim=True)], dim=1)
     found = [captions[0] for captions in generate(decoder, rows, STOP, settings)]
     assert found == said.tolist()
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(0.9, 1.0), (0.5, 1.7), (1.0, 0.6)])
+def test_a_drawn_token_is_as_likely_as_in_transformers(top_p: float, temperature: float) -> None:
+    """The last of two steps, where a token has been said, on a few rows of random logits, many times each."""
+    rows, times, penalty = 5, 4000, 1.3
+    settings = GenerationSettings(
+        use_nucleus_sampling=True,
+        num_captions=times,
+        top_p=top_p,
+        temperature=temperature,
+        repetition_penalty=penalty,
+        max_len=3,
+        min_len=1,
+    )
+    said = torch.tensor([4, 5, 6, 7, 8])
+    decoder = Noise(rows, 2)
+    decoder.logits[0].fill_(-100.0)[torch.arange(rows), said] = 100.0
+    scores = RepetitionPenaltyLogitsProcessor(penalty)(said[:, None], decoder.logits[1].clone())
+    scores = TemperatureLogitsWarper(temperature)(said[:, None], scores)
+    expected = TopPLogitsWarper(top_p)(said[:, None], scores).softmax(dim=1)
+    decoder.logits = decoder.logits.repeat_interleave(times, dim=1)
+    decoder.start = lambda rows_per_image: decoder.logits[0]  # type: ignore[method-assign]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
+    drawn = torch.tensor(generate(decoder, rows, STOP, settings, generators))
+    assert torch.equal(drawn[..., 0], said[:, None].expand(-1, times))
+    found = torch.nn.functional.one_hot(drawn[..., 1], 30).float().mean(dim=1)
+    assert (found[expected == 0] == 0).all()
+    assert (found - expected).abs().max() < 0.03  # about four times what chance gives
+
+
+def test_what_is_drawn_for_an_image_depends_on_its_own_generator_alone() -> None:
+    settings = GenerationSettings(use_nucleus_sampling=True, num_captions=3, max_len=10, min_len=1)
+
+    def draw(*seeds: int) -> list[list[list[int]]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return generate(TableDecoder(table(3), len(seeds)), len(seeds), STOP, settings, generators)
+
+    one, two, three = draw(1, 2, 3)
+    assert draw(3, 1) == [three, one]
+    assert draw(2) == [two]
+    assert one != two
 
 
 def test_impossible_settings_are_refused() -> None:
