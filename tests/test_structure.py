@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "cli captioner clipscore report",
+    "cli",
+    "captioner clipscore report",
     "runners",
     "export",
     "tasks",

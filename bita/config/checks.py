@@ -355,7 +355,7 @@ def annotation_paths(name: str, entry: DatasetConfig, env: EnvConfig, split: str
 def check_annotation(name: str, split: str, path: Path) -> None:
     """Raise ConfigError where an annotation file is not there, saying how to prepare it."""
     if not path.is_file():
-        command = f"python scripts/prepare_data.py {name} SOURCE {path.parent.parent}"
+        command = f"python -m bita.prepare {name} SOURCE {path.parent.parent}"
         raise ConfigError(f"{_storage_key(name, split)}: {path} is missing; prepare it: {command}")
 
 

@@ -28,7 +28,9 @@ from bita.config.schema import Config, EnvConfig, ModelConfig, ProjectFile, RunC
 from bita.config.types import build, check_keys, nearest, unknown, wrong
 from bita.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+"""The shipped files: inside the package where it was installed, beside it in a checkout."""
 
 MODEL_TYPES: dict[str, dict[str, str | tuple[str, ...]]] = {
     "bita_former": {
@@ -111,7 +113,9 @@ def config_from_dict(content: dict[str, Any]) -> Config:
 
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
-    """The user's own layers: the project file, then each option."""
+    """The user's own layers: the project file, then each option; `configs/…` is a shipped one from any folder."""
+    if not path.exists() and path.parts[:1] == ("configs",):
+        path = CONFIGS.joinpath(*path.parts[1:])
     if not path.exists():
         shipped = sorted(
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")

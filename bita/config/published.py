@@ -43,7 +43,7 @@ WITHOUT_EFFECT: dict[Keys, str] = {
         "annotations",
         ANY,
         "url",
-    ): "nothing is downloaded; see scripts/prepare_data.py",
+    ): "nothing is downloaded; see python -m bita.prepare",
     ("datasets", ANY, "build_info", "annotations", ANY, "md5"): "nothing is downloaded",
     ("datasets", ANY, "build_info", "images", "url"): "nothing is downloaded",
 }

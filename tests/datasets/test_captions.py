@@ -182,7 +182,7 @@ def test_what_the_configuration_lacks_is_named(tmp_path: Path) -> None:
         build(tmp_path, build_info=BuildInfo({"train": SplitConfig()}, StorageConfig("images")))
     (tmp_path / "annotations/val.json").unlink()
     with pytest.raises(
-        ConfigError, match=r"val\.storage: .* is missing; prepare it: python scripts/prepare_data\.py toy"
+        ConfigError, match=r"val\.storage: .* is missing; prepare it: python -m bita\.prepare toy"
     ):
         build(tmp_path, "val", train=False)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bita.metrics.meteor import Meteor, MeteorError
 from bita.metrics.references import ReferenceSet
 from bita.metrics.spice import ENGINE, JARS, spice
 from bita.metrics.tokenizer import Tokenizer
+from scripts.checks import build_spice_engine
 
 from .conftest import HYPOTHESES, REFERENCES
 
@@ -376,6 +378,19 @@ def test_engine_gives_spice_its_json_back() -> None:
     command = [*find_java().base("64m"), "-cp", str(ENGINE), "bita.JsonEngine", '{"a": [1, "é"]}']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == {"a": [1, "é"]}
+
+
+def test_engine_is_built_from_its_source(tmp_path: Path) -> None:
+    with zipfile.ZipFile(ENGINE) as jar:
+        manifest = jar.read("META-INF/MANIFEST.MF").decode().replace("\r\n ", "").splitlines()
+    assert f"Source-SHA-256: {build_spice_engine.source_hash()}" in manifest
+    try:
+        same_compiler = f"Created-By: {build_spice_engine.compiler()}" in manifest
+    except UserError:
+        pytest.skip("no javac")
+    build_spice_engine.build(tmp_path / "again.jar")
+    if same_compiler:
+        assert (tmp_path / "again.jar").read_bytes() == ENGINE.read_bytes()
 
 
 # --- a read-only installation -------------------------------------------------------------------------------------

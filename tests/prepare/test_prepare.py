@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bita.prepare.__main__ import main
 from bita.prepare.archives import ImageFolder
 from bita.prepare.prepare import prepare, published_source
-from scripts.prepare_data import main
 from tests.datasets.makers import karpathy_record, nwpu_source, ucm_source, write_image
 
 ROOT = Path(__file__).parents[2]
