@@ -13,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from bita.build import build_model
-from bita.config.schema import Quantization
+from bita.config.parts import Quantization
 from bita.datasets.builders import processors_of
 from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of
-from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
 from bita.processors.rgb import open_rgb, to_rgb
+from bita.registry import models
 
 if TYPE_CHECKING:
     from bita.config.schema import Config
@@ -40,7 +40,7 @@ class Captioner:
 
     def __init__(self, cfg: Config, device: str = "auto") -> None:
         model = build_model(cfg.model)
-        if not isinstance(model, BitaLM):
+        if not models.config(cfg.model.arch).writes_captions:
             raise UserError(
                 f"{cfg.model.init_from}: is a stage-1 checkpoint, which aligns but does not write captions"
             )
@@ -56,7 +56,8 @@ class Captioner:
         cfg = config_of(run)
         if quantize not in get_args(Quantization):
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
-        cfg.model.lm_quantize = quantize  # type: ignore[assignment]
+        if hasattr(cfg.model, "lm_quantize"):
+            cfg.model.lm_quantize = quantize
         return cls(cfg, device)
 
     def caption(

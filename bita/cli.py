@@ -126,7 +126,6 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
     from bita import distributed, registry
     from bita.build import build_model
     from bita.datasets.builders import build_datasets
-    from bita.models.language.tokenizers import keep_tokenizer
     from bita.runners.run_dir import open_run_dir
     from bita.runners.seeding import seed_process
 
@@ -136,8 +135,8 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
         datasets = build_datasets(cfg)
         run_dir = open_run_dir(cfg)
         model = build_model(cfg.model)
-        if cfg.model.arch == "bita_opt" and distributed.is_main():
-            keep_tokenizer(model.tokenizer, run_dir.path)
+        if distributed.is_main():
+            model.keep_tokenizer(run_dir.path)
         task = registry.tasks.get(cfg.run.task)(cfg)
         runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
         scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()

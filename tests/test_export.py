@@ -19,7 +19,8 @@ import bita
 from bita.build import build_model
 from bita.checkpoint import MODEL_FILE, Meta, copy_checkpoint, verify, write_checkpoint
 from bita.config.load import config_to_dict
-from bita.config.schema import Config, DatasetConfig, LoraSize, ModelConfig, ProcessorConfig, RunConfig
+from bita.config.parts import ImageConfig, LoraSize, ModelConfig
+from bita.config.schema import Config, DatasetConfig, RunConfig
 from bita.errors import UserError
 from bita.export import export_folder, export_published
 from bita.models.bita_itc import BitaITC
@@ -50,7 +51,7 @@ def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning") -> No
             if parameter.requires_grad and "norm" not in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
-    processor = ProcessorConfig(name="bita_image_eval", mean=mean, std=std)
+    processor = ImageConfig(name="bita_image_eval", mean=mean, std=std)
     datasets = {"mine": DatasetConfig(vis_processor={"eval": processor})}
     cfg = Config(model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3))
     meta = Meta(epoch=2, step_in_epoch=5, steps_per_epoch=5, step=15, config=config_to_dict(cfg))

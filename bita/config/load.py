@@ -16,6 +16,7 @@ from typing import Any
 
 from bita import registry
 from bita.config.checks import check, check_files, check_imports
+from bita.config.keys import fields_of, registry_of
 from bita.config.layers import Layer, interpolated, merge, read_layer, read_options, to_yaml
 from bita.config.published import (
     DEFAULT_PROCESSORS,
@@ -24,34 +25,14 @@ from bita.config.published import (
     settle_weights,
     warn_without_effect,
 )
-from bita.config.schema import Config, EnvConfig, ModelConfig, ProjectFile, RunConfig
-from bita.config.types import build, check_keys, nearest, unknown, wrong
+from bita.config.schema import ArchConfig, Config, EnvConfig, ProjectFile, RunConfig
+from bita.config.types import build, check_keys, defaults, nearest, own_keys, unknown, wrong
 from bita.errors import ConfigError
+from bita.registry import FREE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped files: inside the package where it was installed, beside it in a checkout."""
-
-MODEL_TYPES: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "bita_former": {
-        "pretrain": "bita_pretrain.yaml",
-        "pretrain_vitL": "bita_pretrain_vitL.yaml",
-        "pretrain_qformer_vitL": ("bita_pretrain_vitL.yaml", "bita_qformer.yaml"),
-        "pretrain_tiny": "bita_pretrain_tiny.yaml",
-    },
-    "bita_opt": {
-        "pretrain_opt2.7b": "bita_pretrain_opt2.7b.yaml",
-        "pretrain_opt6.7b": "bita_pretrain_opt6.7b.yaml",
-        "caption_opt2.7b": "bita_caption_opt2.7b.yaml",
-        "caption_opt6.7b": "bita_caption_opt6.7b.yaml",
-        "caption_rsicd_opt2.7b": "bita_caption_opt2.7b.yaml",
-        "pretrain_qformer_opt2.7b": ("bita_pretrain_opt2.7b.yaml", "bita_qformer.yaml"),
-        "caption_qformer_opt2.7b": ("bita_caption_opt2.7b.yaml", "bita_qformer.yaml"),
-        "caption_tiny": "bita_caption_tiny.yaml",
-    },
-}
-"""arch → model_type → file in configs/models/bita, or several, later ones win; a model_type may also be the path of a
-YAML file."""
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bool = True) -> Config:
@@ -70,14 +51,16 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     _check_given(given, path)
     model = _model_defaults(given)
     _drop_other_sizes(model, given)
+    _drop_other_parts(model, given)
     datasets = _dataset_defaults(given)
     preprocess = merge(model.part("preprocess"), given.part("preprocess"))
-    layers = [_schema_defaults(), model.part("model").under("model")]
-    for name, defaults in datasets.items():
-        entry = merge(defaults, given.part("datasets", name))
+    layers = [model.part("model").under("model")]
+    for name, layer in datasets.items():
+        entry = merge(layer, given.part("datasets", name))
         layers.append(_processor_defaults(preprocess, entry).under("datasets", name))
-        layers.append(defaults.under("datasets", name))
+        layers.append(layer.under("datasets", name))
     merged = merge(*layers, *own)
+    merged = merge(_schema_defaults(merged), merged)
     merged.content.pop("preprocess", None)
     merged.content["datasets"] = {name: merged.content["datasets"][name] for name in datasets}
     places = merged.places
@@ -140,8 +123,8 @@ def _check_given(given: Layer, path: str | Path) -> None:
     entries = given.part("datasets")
     if entries.names():  # an option `datasets.NAME=null` takes one away
         given.content["datasets"] = {n: entry for n, entry in entries.content.items() if entry is not None}
-    check_keys(ProjectFile, given.content, given.places)
     _import_modules(given)
+    check_keys(ProjectFile, given.content, given.places)
     for key in ("arch", "model_type"):
         if not isinstance(given.part("model").content.get(key), str):
             raise wrong(("model", key), given.places, f"is missing; name it in {path} or in --options")
@@ -166,9 +149,12 @@ def _import_modules(given: Layer) -> None:
             raise wrong(("imports",), given.places, f"{module} cannot be imported ({reason})") from error
 
 
-def _schema_defaults() -> Layer:
-    asdict = dataclasses.asdict
-    return Layer({"model": asdict(ModelConfig()), "run": asdict(RunConfig()), "env": asdict(EnvConfig())})
+def _schema_defaults(merged: Layer) -> Layer:
+    """The defaults of every key that is not of a dataset, own keys of the parts that are named included."""
+    kinds = (("model", ArchConfig), ("run", RunConfig), ("env", EnvConfig))
+    return Layer(
+        {name: defaults(cls, merged.content.get(name), merged.places, (name,)) for name, cls in kinds}
+    )
 
 
 def _model_defaults(given: Layer) -> Layer:
@@ -178,14 +164,12 @@ def _model_defaults(given: Layer) -> Layer:
         raise unknown(("model", "arch"), registry.models.kind, arch, registry.models.names(), given.places)
     if kind.endswith((".yaml", ".yml")):
         return read_layer(Path(kind))
-    known = MODEL_TYPES.get(arch)
+    known = registry.models.config(arch).model_types
     if known is None:
         return Layer()
     if kind not in known:
         raise unknown(("model", "model_type"), f"type of {arch}", kind, known, given.places)
-    files = known[kind]
-    files = (files,) if isinstance(files, str) else files
-    return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in files))
+    return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in known[kind]))
 
 
 def _drop_other_sizes(model: Layer, given: Layer) -> None:
@@ -195,6 +179,18 @@ def _drop_other_sizes(model: Layer, given: Layer) -> None:
     family = wanted.get("model_type") if isinstance(wanted, dict) else None
     if family is not None and isinstance(sizes, dict) and sizes.get("model_type") != family:
         model.content["model"]["opt_config"] = {}
+
+
+def _drop_other_parts(model: Layer, given: Layer) -> None:
+    """Defaults of a part's own keys say nothing to another one that was asked for, unless it has all of them."""
+    content, wanted = model.part("model").content, given.content["model"]
+    arch = registry.models.config(wanted["arch"])
+    for f in dataclasses.fields(arch):
+        chooser = f.metadata.get("keys_of", "")
+        if content.get(f.name) and chooser in wanted and wanted[chooser] in registry_of(arch, chooser):
+            before, now = own_keys(arch, f, content), own_keys(arch, f, wanted)
+            if now is not before and (now is FREE or not content[f.name].keys() <= fields_of(now).keys()):
+                content[f.name] = {}
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:

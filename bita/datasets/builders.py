@@ -199,9 +199,11 @@ def build_processors(
 
     def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
         where = f"datasets.{name}.{kind}.{mode}"
-        entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULT_PROCESSORS[kind, mode])
-        if kind == "vis_processor" and image_size and entry.image_size not in (None, image_size):
-            raise ConfigError(f"{where}.image_size: {entry.image_size} is not model.image_size, {image_size}")
+        default = DEFAULT_PROCESSORS[kind, mode]
+        entry = getattr(cfg, kind).get(mode) or registry.config(default)(name=default)
+        own_size = getattr(entry, "image_size", None)
+        if kind == "vis_processor" and image_size and own_size not in (None, image_size):
+            raise ConfigError(f"{where}.image_size: {own_size} is not model.image_size, {image_size}")
         built = _build_processor(entry, common, where)
         if (kind, mode) == ("vis_processor", "eval") and "generator" in inspect.signature(built).parameters:
             raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
@@ -229,18 +231,14 @@ def processors_of(cfg: Config) -> Processors:
 
 
 def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:
-    """Call the processor's class with the keys that are set; a key that it does not take is warned about."""
+    """Call the processor's class with what it takes of the model's, and with its own keys that are set."""
     target = registry.get(entry.name)
     accepted = inspect.signature(target).parameters
-    given = {
+    own = {
         key: value for key, value in dataclasses.asdict(entry).items() if key != "name" and value is not None
     }
-    for key in given:
-        if key not in accepted:
-            LOG.warning("%s.%s: has no effect on %s", where, key, entry.name)
-    arguments = {key: value for key, value in {**common, **given}.items() if key in accepted}
     try:
-        return target(**arguments)
+        return target(**{key: value for key, value in common.items() if key in accepted} | own)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 

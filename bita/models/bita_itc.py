@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.config.schema import ModelConfig
+from bita.config.parts import FormerConfig, ModelConfig
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel, for_captions
 from bita.models.bridge import PAD_ID
 from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.language.decoder import IGNORED
-from bita.models.language.tokenizers import load_tokenizer
+from bita.models.language.tokenizers import TEXT_TOKENIZER_FOLDER, load_tokenizer
 from bita.models.qformer import QFormer
 from bita.precision import in_float32
 
@@ -56,6 +57,9 @@ class BitaITC(BitaModel):
         tokenizer: BERT's, with [DEC] added; None when only token ids will be given.
     """
 
+    Config = FormerConfig
+    cfg: ModelConfig
+
     def __init__(self, cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         vocab_size = cfg.text_vocab_size if tokenizer is None else len(tokenizer)
         super().__init__(cfg, vocab_size=vocab_size)
@@ -68,7 +72,7 @@ class BitaITC(BitaModel):
         self.itm_head = nn.Linear(width, 2)
         self.mlm_head = MaskedLanguageHead(width, vocab_size)
         self.word_head = WordHead(self.visual_encoder.width, vocab_size) if cfg.word_loss_weight else None
-        self.losses = cfg.loss_weights.in_force(cfg.bridge)
+        self.losses = cfg.losses()
         for part in (self.vision_proj, self.text_proj):
             part.requires_grad_("itc" in self.losses)
         self.temp.requires_grad_("itc" in self.losses)
@@ -112,6 +116,12 @@ class BitaITC(BitaModel):
             output["word_loss"] = self.word_head(for_captions(tokens, len(ids)), text_ids)
             loss = loss + self.cfg.word_loss_weight * output["word_loss"]
         return {"loss": loss} | {name: value.detach() for name, value in output.items()}
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """See `BitaModel.save_parts`: the tokenizer."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
+        return set()
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """B captions → ids (B, T) on the model's device, always padded to T, since padding takes part in the IFT."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.config.schema import ModelConfig
+from bita.config.parts import CaptionerConfig, ModelConfig
+from bita.errors import UserError
 from bita.models.base import BitaModel, for_captions
 from bita.models.language.adapters import add_lora, lora_modules, merge_lora
 from bita.models.language.decoder import (
@@ -31,7 +33,7 @@ from bita.models.language.decoder import (
 from bita.models.language.generation import GenerationSettings, generate
 from bita.models.language.packing import can_be_packed, pack
 from bita.models.language.quantize import quantize
-from bita.models.language.tokenizers import load_tokenizer
+from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER, load_tokenizer
 from bita.precision import PRECISIONS, sixteen_bit
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class BitaLM(BitaModel):
         language_model: any causal language model of transformers.
         tokenizer: its tokenizer; None when only token ids will be given.
     """
+
+    Config = CaptionerConfig
+    cfg: ModelConfig
 
     def __init__(
         self,
@@ -127,6 +132,36 @@ class BitaLM(BitaModel):
     def merge_lora(self) -> None:
         """Add LoRA's weights to those that they stand beside and take them out: the same model, as fast as without."""
         merge_lora(self.opt_model)
+        if self.cfg.lora is not None:
+            self.external.pop("opt_model", None)  # it is no longer what its owner published
+
+    def loss_weight(self, batch: Batch) -> int:
+        """What a batch's loss counts in the mean over a split: its captions' tokens."""
+        return int((self.tokenize(batch["text"])[1] != IGNORED).sum())
+
+    def language_model(self) -> nn.Module | None:
+        """See `BitaModel.language_model`."""
+        return self.opt_model
+
+    def check_frozen_parts(self) -> None:
+        """See `BitaModel.check_frozen_parts`."""
+        super().check_frozen_parts()
+        if self.cfg.opt_model is None and self.cfg.freeze_lm:
+            raise UserError(
+                "model.opt_model: the frozen language model would stay random; name its folder, or a checkpoint that "
+                "holds it in model.init_from, or set model.freeze_lm=false to train it"
+            )
+
+    def keep_tokenizer(self, folder: Path) -> None:
+        """See `BitaModel.keep_tokenizer`."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """See `BitaModel.save_parts`: the language model as transformers saves it, and its tokenizer."""
+        self.opt_model.save_pretrained(folder / LANGUAGE_MODEL_FOLDER, max_shard_size=max_shard)
+        self.keep_tokenizer(folder)
+        return {"opt_model"}
 
     def tied_names(self) -> set[str]:
         """The output head, where it shares the input embedding's weights."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize
 
 LAYER_NORM_EPS = 1e-12
 PAD_ID = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
 from bita.precision import in_float32
 

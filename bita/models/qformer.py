@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize
 from bita.models.bridge import PAD_ID, Attention, Bridge, BridgeLayer
 
 

@@ -15,7 +15,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from bita.config.schema import ModelConfig
+from bita.config.schema import ArchConfig
 from bita.errors import ConfigError
 from bita.processors.image import CLIP_MEAN, CLIP_STD
 
@@ -113,7 +113,7 @@ class VisionEncoder(nn.Module):
         return resized
 
 
-def image_input(cfg: ModelConfig) -> ImageInput:
+def image_input(cfg: ArchConfig) -> ImageInput:
     """What the encoder of a configuration reads; `model.image_size` has the last word on the size.
 
     Raises:
@@ -129,7 +129,7 @@ def image_input(cfg: ModelConfig) -> ImageInput:
     return ImageInput(size, tuple(map(float, known.mean)), tuple(map(float, known.std)))
 
 
-def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
+def build_vision_encoder(cfg: ArchConfig) -> VisionEncoder:
     """Build `cfg.vit_model` with fresh weights; weights come later, from a file (`bita.weights.load`).
 
     Raises:
@@ -154,7 +154,7 @@ def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
     )
 
 
-def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
+def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
     """The timm model that a configuration names, for images of its size."""
     if "img_size" in cfg.vit_args:
         raise ConfigError("model.vit_args.img_size: the size of images is model.image_size; set that")
@@ -179,7 +179,7 @@ def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
     return trunk
 
 
-def _cut_after(trunk: Any, cfg: ModelConfig) -> None:
+def _cut_after(trunk: Any, cfg: ArchConfig) -> None:
     """Drop the blocks after the last one that `vit_layers` names."""
     if not hasattr(trunk, "blocks") or not hasattr(trunk, "forward_intermediates"):
         raise ConfigError(f"model.vit_layers: {cfg.vit_model} has no blocks to choose from; set it to []")

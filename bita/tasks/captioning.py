@@ -12,7 +12,6 @@ from bita.config.schema import Config
 from bita.datasets.captions import seeded
 from bita.errors import UserError
 from bita.models.base import BitaModel
-from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings
 from bita.tasks.base import Evaluation, Save, Task
 
@@ -43,7 +42,6 @@ class CaptioningTask(Task):
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
     ) -> Evaluation:
         """Caption every image once, over all processes; save; score on the main process (`run.report_metric`)."""
-        assert isinstance(model, BitaLM), "captions need arch bita_opt"
         own = [
             {"image_id": image_id, "caption": captions[0]}
             | ({"candidates": captions} if self.settings.num_captions > 1 else {})
@@ -58,7 +56,7 @@ class CaptioningTask(Task):
 
         return distributed.on_main(score)
 
-    def _write(self, model: BitaLM, batch: Batch) -> list[list[str]]:
+    def _write(self, model: BitaModel, batch: Batch) -> list[list[str]]:
         """Captions for each image of a batch; drawn ones by `run.seed` and the image's id alone."""
         generators = [seeded(self.cfg.run.seed, image_id) for image_id in batch["image_id"]]
         return model.generate(batch["image"], self.settings, generators)

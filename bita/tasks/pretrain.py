@@ -12,8 +12,6 @@ from bita import distributed
 from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, similarity
-from bita.models.bita_lm import BitaLM
-from bita.models.language.decoder import IGNORED
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ class PretrainTask(Task):
         """
         if isinstance(model, BitaITC) and "itc" in model.losses:
             scores = self._contrastive(model, dataset, batches)
-        elif isinstance(model, BitaLM):
-            scores = {"loss": _caption_loss(model, batches)}
         else:
             scores = {"loss": _mean_loss(model, batches)}
         return Evaluation(scores, -scores["loss"])
@@ -99,19 +95,10 @@ def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[start : start + size]
 
 
-def _caption_loss(model: BitaLM, batches: Iterable[Batch]) -> float:
-    """Mean over the caption tokens of all processes."""
-    parts = [
-        (float(model(batch)["loss"]), int((model.tokenize(batch["text"])[1] != IGNORED).sum()))
-        for batch in batches
-    ]
-    return _weighted_mean(parts)
-
-
 def _mean_loss(model: BitaModel, batches: Iterable[Batch]) -> float:
-    """Mean over the images of all processes; the model sees its process's images only."""
+    """Mean over the images, or the caption tokens, of all processes; the model sees its process's images only."""
     with distributed.alone():
-        parts = [(float(model(batch)["loss"]), len(batch["image_id"])) for batch in batches]
+        parts = [(float(model(batch)["loss"]), model.loss_weight(batch)) for batch in batches]
     return _weighted_mean(parts)
 
 

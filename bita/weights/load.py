@@ -102,7 +102,7 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             report.notes[part] = "fresh, without effect before training"
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
-        elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
+        elif part == "opt_model" and from_stage_1 and _is_trained(model, part):
             report.notes[part] = "fresh: trained along"
         elif mapped and (".mix." in name or ".cross." in name):
             report.notes[part] = (
@@ -123,10 +123,14 @@ def _is_another(path: Path, model: BitaModel) -> bool:
     """Whether a trained language model would not be the one in the exported folder, which belongs to its weights."""
     beside = path / LANGUAGE_MODEL_FOLDER
     return (
-        not model.cfg.freeze_lm
+        _is_trained(model, "opt_model")
         and beside.is_dir()
         and Path(model.sources["opt_model"]).resolve() != beside.resolve()
     )
+
+
+def _is_trained(model: BitaModel, part: str) -> bool:
+    return any(p.requires_grad for name, p in model.named_parameters() if part_of(name) == part)
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bita.config.parts import ImageConfig, ModelConfig, TrainImageConfig
 from bita.config.schema import (
     BuildInfo,
     Config,
-    ModelConfig,
-    ProcessorConfig,
     RunConfig,
     SplitConfig,
     StorageConfig,
@@ -70,8 +68,10 @@ def test_captions_are_drawn_without_repeats_and_padded_where_too_few(tmp_path: P
 def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_path: Path) -> None:
     prepared(tmp_path, images=2)
     vis = {
-        "train": ProcessorConfig("bita_image_train", min_scale=0.8, rotate90=True, mean=[0.1, 0.2, 0.3]),
-        "eval": ProcessorConfig("bita_image_eval", mean=[0.1, 0.2, 0.3]),
+        "train": TrainImageConfig(
+            name="bita_image_train", min_scale=0.8, rotate90=True, mean=[0.1, 0.2, 0.3]
+        ),
+        "eval": ImageConfig(name="bita_image_eval", mean=[0.1, 0.2, 0.3]),
     }
     model = ModelConfig(image_size=16, prompt="a photo of", prompt_joint="glued")
     cfg = Config(model, {"toy": entry(vis_processor=vis)}, RunConfig(test_splits=["test"]), env(tmp_path))
@@ -91,26 +91,17 @@ def test_an_evaluation_that_would_draw_at_random_is_refused(tmp_path: Path) -> N
     with pytest.raises(
         ConfigError, match=r"^datasets\.toy\.vis_processor\.eval\.name: bita_image_train draws at random"
     ):
-        build(prepared(tmp_path, images=2), vis_processor={"eval": ProcessorConfig("bita_image_train")})
-
-
-def test_a_key_that_a_processor_does_not_take_is_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepared(tmp_path, images=2)
-    with caplog.at_level(logging.WARNING):
-        build(tmp_path, text_processor={"train": ProcessorConfig("bita_caption", image_size=3)})
-    assert "datasets.toy.text_processor.train.image_size: has no effect on bita_caption" in caplog.text
+        build(prepared(tmp_path, images=2), vis_processor={"eval": TrainImageConfig(name="bita_image_train")})
 
 
 def test_another_image_size_than_the_models_is_refused(tmp_path: Path) -> None:
-    vis = {"train": ProcessorConfig("bita_image_train", image_size=32)}
+    vis = {"train": TrainImageConfig(name="bita_image_train", image_size=32)}
     with pytest.raises(
         ConfigError, match=r"toy\.vis_processor\.train\.image_size: 32 is not model\.image_size, 16"
     ):
         build(prepared(tmp_path, images=2), vis_processor=vis)
     with pytest.raises(ConfigError, match=r"vis_processor\.train: wanted 0 < min_scale"):
-        build(tmp_path, vis_processor={"train": ProcessorConfig("bita_image_train", min_scale=2.0)})
+        build(tmp_path, vis_processor={"train": TrainImageConfig(name="bita_image_train", min_scale=2.0)})
 
 
 def test_several_annotation_files_and_captions_in_lists(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from bita import distributed
 from bita.checkpoint import resolve_checkpoint
-from bita.config.schema import BridgeSize, Config, ModelConfig, RunConfig
+from bita.config.parts import BridgeSize, ModelConfig
+from bita.config.schema import Config, RunConfig
 from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
 from bita.errors import program
 from bita.models.base import BitaModel

@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from bita import packages
 from bita.config.load import load_config
-from bita.config.schema import ModelConfig
+from bita.config.parts import ModelConfig
 from bita.errors import ConfigError, UserError
 from bita.models.vision import build_vision_encoder
 from bita.packages import PACKAGES, unpacked
