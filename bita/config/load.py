@@ -97,8 +97,9 @@ def config_from_dict(content: dict[str, Any]) -> Config:
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
     """The user's own layers: the project file, then each option; `configs/…` is a shipped one from any folder."""
-    if not path.exists() and path.parts[:1] == ("configs",):
-        path = CONFIGS.joinpath(*path.parts[1:])
+    shipped_path = CONFIGS.joinpath(*path.parts[1:])
+    if not path.exists() and path.parts[:1] == ("configs",) and shipped_path.exists():
+        path = shipped_path
     if not path.exists():
         shipped = sorted(
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
