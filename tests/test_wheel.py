@@ -38,7 +38,10 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the commands of an environment that has the wheel, and this one's other packages."""
+    """The folder of the commands of an environment that has the wheel, and this one's other packages.
+
+    It lies in a repository of someone else's, whose commit is not that of the package.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     (folder / "source").mkdir()
     for name in SOURCES:
@@ -51,6 +54,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = next(folder.glob("bita-*.whl"))
     python = str(folder / "venv/bin/python")
     run(["-m", "pip", "--python", python, "install", "--no-deps", "--no-index", str(wheel)], folder)
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m theirs"):
+        subprocess.run(["git", "-C", str(folder), *command.split()], check=True)
     return folder / "venv/bin"
 
 
@@ -79,6 +84,9 @@ def test_five_commands_in_an_empty_folder(installed: Path, tmp_path: Path) -> No
     training = ["configs/projects/bita/train/caption_ft_tiny_ucm.yaml", "--options", *OPTIONS]
     short = ["run.max_epoch=1", "run.batch_size_train=8", "run.warmup_steps=1", "run.output_dir=out"]
     command("bita-train", "--cfg-path", *training, "model.init_from=null", *short)
+    described = json.loads((tmp_path / "out/latest/run.json").read_text())
+    wheel = next(installed.parents[1].glob("bita-*.whl")).name
+    assert (described["git_commit"], described["packages"]["bita"]) == (None, wheel.split("-")[1])
     trained = json.loads((tmp_path / "out/latest/scores.json").read_text())
     evaluation = ["configs/projects/bita/eval/caption_eval_tiny_ucm.yaml", "--options", *OPTIONS]
     command("bita-evaluate", "--cfg-path", *evaluation, "model.init_from=out", "run.output_dir=again")

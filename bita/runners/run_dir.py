@@ -30,7 +30,17 @@ from bita.files import link, write_json, write_text
 from bita.runners import resume
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "safetensors", "pycocoevalcap")
+PACKAGES = (
+    "bita",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pycocoevalcap",
+)
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -223,9 +233,13 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where the package was installed, maybe below a repository of others."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
