@@ -201,7 +201,7 @@ def test_pipes_in_captions_are_not_separators(meteor: Meteor, scorer: CaptionSco
 def test_failed_tokenizer_is_an_error(fake_java: Callable[[str], Java]) -> None:
     java = fake_java("echo 'Could not find or load main class' >&2; exit 3")
     with pytest.raises(UserError, match=r"^the PTB tokenizer failed, exit code 3: Could not find or load"):
-        Tokenizer(java).tokenize(["a river"])
+        Tokenizer(java).tokenize(["a river, wide"])
 
 
 def test_plain_tokenizer_takes_a_failure_for_one_empty_caption(fake_java: Callable[[str], Java]) -> None:
@@ -216,7 +216,7 @@ def test_plain_tokenizer_takes_a_failure_for_one_empty_caption(fake_java: Callab
 def test_wrong_number_of_lines_is_an_error(fake_java: Callable[[str], Java]) -> None:
     java = fake_java("echo only one")
     with pytest.raises(UserError, match=r"^the PTB tokenizer answered 2 captions with 1 lines$"):
-        Tokenizer(java).tokenize(["a river", "two planes"])
+        Tokenizer(java).tokenize(["a river, wide", "2 planes"])
 
 
 # --- white space that shifts captions -----------------------------------------------------------------------------
