@@ -21,7 +21,6 @@ from bita.errors import UserError
 from bita.export import config_of
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
-from bita.processors.rgb import open_rgb, to_rgb
 from bita.registry import models
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ class Captioner:
     Attributes:
         model: on its device, in evaluation mode.
         settings: the search settings of its run; pass others to `caption`.
+        processors: its run's; `processors.evaluated(image)` is what the model sees of an image.
     """
 
     def __init__(self, cfg: Config, device: str = "auto") -> None:
@@ -48,7 +48,7 @@ class Captioner:
         self.model.merge_lora()
         self.settings = GenerationSettings.from_run(cfg.run)
         self.amp = cfg.run.amp
-        self._processor = processors_of(cfg).eval_image
+        self.processors = processors_of(cfg)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto", quantize: str = "none") -> Self:
@@ -102,17 +102,16 @@ class Captioner:
         """
         chosen = replace(self.settings, **settings)
         for start in range(0, len(images), batch_size):
-            batch = [self._processor(_as_rgb(image)) for image in images[start : start + batch_size]]
+            batch = [
+                self.processors.evaluated(image if isinstance(image, Image.Image) else Path(image))
+                for image in images[start : start + batch_size]
+            ]
             generators = None
             if chosen.use_nucleus_sampling:
                 generators = [seeded(seed, _number_of(pixels)) for pixels in batch]
             with autocast(self.model.device, self.amp):
                 written = self.model.generate(torch.stack(batch).to(self.model.device), chosen, generators)
             yield from written
-
-
-def _as_rgb(image: ImageLike) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(Path(image))
 
 
 def _number_of(pixels: Tensor) -> int:

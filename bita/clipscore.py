@@ -23,7 +23,6 @@ from bita.export import config_of, meta_of
 from bita.metrics.checks import named
 from bita.metrics.scores import Scores
 from bita.models.bita_itc import BitaITC
-from bita.processors.rgb import open_rgb
 
 SCALE = 2.5
 BATCH = 32
@@ -102,7 +101,7 @@ class ClipScorer:
         found: list[Tensor] = []
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            pixels = torch.stack([self.processors.eval_image(open_rgb(path)) for path in images[part]])
+            pixels = torch.stack([self.processors.evaluated(path) for path in images[part]])
             seen = self.model.image_features(pixels.to(self.model.device))
             own, others = self._features(captions[part]), references[part]
             said = self._features([text for texts in others for text in texts]).split(list(map(len, others)))

@@ -23,6 +23,7 @@ from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
 from bita.errors import UserError
 from bita.metrics import score_captions
 from bita.prepare.baselines import constant_captions, nearest_captions
+from bita.processors.rgb import ImageOpener
 
 Captions = dict[int, str]
 
@@ -46,6 +47,7 @@ class TestSplit:
         for annotation in truth["annotations"]:
             self.references.setdefault(annotation["image_id"], []).append(annotation["caption"])
         self.images = {r["image_id"]: self.folder / r["image"] for r in json.loads(self.test.read_text())}
+        self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
         self.facts = self.folder.parent / "facts.json"
 
     def baselines(self) -> dict[str, Captions]:
@@ -91,7 +93,11 @@ def write_page(
     chosen = sorted(captions)
     random.Random(1).shuffle(chosen)
     cards = [
-        {"image": thumbnail(split.images[i]), "caption": captions[i], "references": split.references[i]}
+        {
+            "image": thumbnail(split.opener.open(split.images[i])),
+            "caption": captions[i],
+            "references": split.references[i],
+        }
         for i in chosen[:SHOWN]
     ]
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
@@ -102,11 +108,10 @@ def write_page(
     )
 
 
-def thumbnail(path: Path) -> str:
+def thumbnail(image: Image.Image) -> str:
     """An image as a data URL, so that the page is one file."""
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((256, 256))
+    small = image.copy()
+    small.thumbnail((256, 256))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -18,15 +18,15 @@ from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cac
 from bita.datasets.captions import (
     CaptionDataset,
     CaptionRecord,
-    ImageFiles,
     Processors,
-    draft_size,
     read_annotations,
     read_ground_truth,
 )
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
 from bita.files import exclusive, has_words, load_json, write_text
+from bita.processors.image import draft_size
+from bita.processors.rgb import ImageOpener
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
@@ -121,13 +121,11 @@ def build_dataset(
     references = None
     if entry.ground_truth is not None and not train:
         references = _references(name, split, data_path(env, entry.ground_truth), records)
-    bands = tuple(cfg.bands) if cfg.bands is not None else None
-    images = ImageFiles(folder, bands=bands, draft=_draft(cfg, processors, train=train))
     dataset = CaptionDataset(
         name,
         split,
         records,
-        images,
+        folder,
         processors,
         references=references,
         train=train,
@@ -151,14 +149,7 @@ def _shards(
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
         raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
-    if cfg.bands is not None:
-        raise ConfigError(
-            f"datasets.{name}.bands: shards are read in their own colours; train from the image files"
-        )
-    draft = _draft(cfg, processors, train=train)
-    dataset = ShardDataset(
-        name, split, files[0], processors, captions_per_image=cfg.captions_per_image, draft=draft
-    )
+    dataset = ShardDataset(name, split, files[0], processors, captions_per_image=cfg.captions_per_image)
     return cast(CaptionDataset, dataset)
 
 
@@ -173,17 +164,21 @@ def _declared_split(name: str, cfg: DatasetConfig, split: str) -> SplitConfig:
     return entry
 
 
-def _size(processors: Processors, *, train: bool) -> int:
+def _size(processor: Any) -> int:
     """Return the side in pixels of what the model sees."""
-    return int(getattr(processors.train_image if train else processors.eval_image, "image_size", 224))
+    return int(getattr(processor, "image_size", 224))
 
 
-def _draft(cfg: DatasetConfig, processors: Processors, *, train: bool) -> tuple[int, int] | None:
-    """Return (width, height) below which JPEGs are not decoded, where the entry allows for decoding them smaller."""
-    if not cfg.jpeg_draft:
-        return None
-    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0] if train else 1.0
-    return draft_size(_size(processors, train=train), scale)
+def _opener(name: str, cfg: DatasetConfig, processor: Any) -> ImageOpener:
+    """Build what opens images for an image processor: the entry's bands, JPEGs smaller where it allows for it."""
+    scale = getattr(processor, "scale", (1.0, 1.0))[0]
+    try:
+        return ImageOpener(
+            bands=tuple(cfg.bands) if cfg.bands is not None else None,
+            draft=draft_size(_size(processor), scale) if cfg.jpeg_draft else None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"datasets.{name}.bands: {error}") from None
 
 
 def build_processors(
@@ -195,7 +190,7 @@ def build_processors(
     prompt: str = "",
     prompt_joint: str = "space",
 ) -> Processors:
-    """Build a dataset's four processors from its entry."""
+    """Build a dataset's processors, and what opens its images, from its entry."""
 
     def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
         where = f"datasets.{name}.{kind}.{mode}"
@@ -213,11 +208,14 @@ def build_processors(
     if normalise is not None:
         images |= {"mean": normalise[0], "std": normalise[1]}
     texts = {"prompt": prompt, "joint": prompt_joint}
+    train_image, eval_image = (build("vis_processor", mode, images) for mode in ("train", "eval"))
     return Processors(
-        train_image=build("vis_processor", "train", images),
-        eval_image=build("vis_processor", "eval", images),
+        train_image=train_image,
+        eval_image=eval_image,
         train_text=build("text_processor", "train", texts),
         eval_text=build("text_processor", "eval", texts),
+        train_open=_opener(name, cfg, train_image),
+        eval_open=_opener(name, cfg, eval_image),
     )
 
 
@@ -321,9 +319,8 @@ def _references(name: str, split: str, path: Path, records: Sequence[CaptionReco
 
 def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
     """Open the pixel cache in the dataset's folder (beside its images), or under ``root`` if that is read-only."""
-    files = dataset.files
-    size = _size(dataset.processors, train=dataset.train)
+    opener, processors = dataset.opener, dataset.processors
+    size = _size(processors.train_image if dataset.train else processors.eval_image)
     size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size
-    where = cache_folder(files.folder, root, dataset.name)
-    rule = f"bands {files.bands} draft {files.draft}"
-    return open_cache(dataset.image_names, files.folder, files.open, size, where, rule)
+    where = cache_folder(dataset.folder, root, dataset.name)
+    return open_cache(dataset.image_names, dataset.folder, opener, size, where)

@@ -5,7 +5,7 @@ Letters: B records, H rows, W columns, S the processors' image size, n captions 
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 from bita.datasets.cache import FeatureCache, PixelCache
 from bita.errors import UserError
 from bita.files import field, load_json
-from bita.processors.image import ASPECT_RATIOS
-from bita.processors.rgb import open_rgb
+from bita.processors.rgb import ImageOpener
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +52,26 @@ class TrainImage(Protocol):
 
 @dataclass(frozen=True)
 class Processors:
-    """What turns pictures into tensors and captions into texts."""
+    """What turns image files into pictures, pictures into tensors, and captions into texts."""
 
     train_image: TrainImage
     eval_image: Callable[[Image.Image], Tensor]
     train_text: Callable[[str], str]
     eval_text: Callable[[str], str]
+    train_open: ImageOpener = dataclasses.field(default_factory=ImageOpener)
+    eval_open: ImageOpener = dataclasses.field(default_factory=ImageOpener)
+
+    def evaluated(self, image: Path | Image.Image) -> Tensor:
+        """Open an image file, or convert a PIL image, and process it for evaluation: (3, S, S)."""
+        opener = self.eval_open
+        return self.eval_image(
+            opener.convert(image) if isinstance(image, Image.Image) else opener.open(image)
+        )
 
     def training_text(self, caption: str, generator: torch.Generator) -> str:
         """Process a caption for training; a processor that draws (has ``draw``) does so from ``generator``."""
         draw: Callable[[str, torch.Generator], str] | None = getattr(self.train_text, "draw", None)
         return self.train_text(caption) if draw is None else draw(caption, generator)
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Where the images are and how they are opened."""
-
-    folder: Path
-    bands: tuple[int, ...] | None = None
-    draft: tuple[int, int] | None = None
-    """(width, height) below which a JPEG is not decoded; None decodes in full."""
-
-    def open(self, image: str) -> Image.Image:
-        """Open one image as 8-bit RGB."""
-        return open_rgb(self.folder / image, draft=self.draft, bands=self.bands)
-
-
-def draft_size(image_size: int, min_scale: float) -> tuple[int, int]:
-    """Return (width, height) that a JPEG needs so that no random crop has to be enlarged to ``image_size``."""
-    side = math.ceil(image_size / math.sqrt(min_scale * ASPECT_RATIOS[0]))
-    return side, side
 
 
 class CaptionDataset(Dataset[Sample]):
@@ -95,7 +83,7 @@ class CaptionDataset(Dataset[Sample]):
         name: The dataset's name in the configuration.
         split: The split's name.
         records: One record a caption, images in any order.
-        files: Where the images are.
+        folder: Where the images are.
         processors: Image and text processors of both modes.
         references: References by image id, for scoring; None takes the records' captions.
         train: Whether ``dataset[i]`` goes through the training processors.
@@ -111,7 +99,7 @@ class CaptionDataset(Dataset[Sample]):
         name: str,
         split: str,
         records: Sequence[CaptionRecord],
-        files: ImageFiles,
+        folder: Path,
         processors: Processors,
         *,
         references: dict[int, list[str]] | None = None,
@@ -123,7 +111,7 @@ class CaptionDataset(Dataset[Sample]):
         self.name = name
         self.split = split
         self.records = list(records)
-        self.files = files
+        self.folder = folder
         self.processors = processors
         self.train = train
         self.seed = seed
@@ -176,13 +164,18 @@ class CaptionDataset(Dataset[Sample]):
     def where(self, index: int) -> str:
         """Return the image file of item ``index``, for messages."""
         record = index if self.captions_per_image is None else self.groups[index][0]
-        return str(self.files.folder / self.records[record].image)
+        return str(self.folder / self.records[record].image)
 
     def open(self, record: int) -> Image.Image:
         """Open the image of a record, 8-bit RGB: decoded from its file, or a copy of the cached one."""
         if self.cache is not None:
             return Image.fromarray(np.array(self.cache.pixels[self._row[record]]))
-        return self.files.open(self.records[record].image)
+        return self.opener.open(self.folder / self.records[record].image)
+
+    @property
+    def opener(self) -> ImageOpener:
+        """What opens the images of the mode that the split is built for."""
+        return self.processors.train_open if self.train else self.processors.eval_open
 
     def cached_pixels(self, records: Sequence[int]) -> Tensor:
         """Return the cached images of ``records``, (B, H, W, 3) uint8."""

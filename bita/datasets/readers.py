@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -213,7 +214,7 @@ class EvalReader(Dataset[Read | Failure]):
         """Return a record's image, or a grey one."""
         self.whereabouts.note(record)
         try:
-            return self.dataset.files.open(self.dataset.records[record].image)
+            return self.dataset.processors.eval_open.open(Path(self._where(record)))
         except UserError as error:
             if not self.skip:
                 raise
@@ -227,4 +228,4 @@ class EvalReader(Dataset[Read | Failure]):
         return f"{self.dataset.name} {self.dataset.split} record {record} ({self._where(record)})"
 
     def _where(self, record: int) -> str:
-        return str(self.dataset.files.folder / self.dataset.records[record].image)
+        return str(self.dataset.folder / self.dataset.records[record].image)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +31,10 @@ from bita.config.checks import SHARD_INDEX
 from bita.datasets.captions import Processors, group_by_image, read_annotations
 from bita.errors import UserError
 from bita.files import write_text
-from bita.processors.rgb import IMAGE_SUFFIXES, decode_rgb
+from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
 
 TEXT_SUFFIXES = (".json", ".txt")
 _BLOCK = 512
-_OPEN_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class ShardDataset:
         name: The dataset's name in the configuration.
         split: The split's name.
         index: The ``.shards.json`` file.
-        processors: Image and text processors; the training ones are used.
+        processors: Image and text processors; the training ones are used. Without any, images can be opened.
         captions_per_image: Captions drawn an image; None draws one.
-        draft: (width, height) that a JPEG has at least after decoding; None decodes in full.
 
     Raises:
         UserError: The index or a shard is missing, or the index does not fit the shards.
@@ -75,16 +75,15 @@ class ShardDataset:
         processors: Processors,
         *,
         captions_per_image: int | None = None,
-        draft: tuple[int, int] | None = None,
     ) -> None:
         self.name = name
         self.split = split
         self.index = index
         self.processors = processors
+        self.opener = processors.train_open if processors else ImageOpener()
         self.captions_per_image = captions_per_image
-        self.draft = draft
         self.files, self.offsets = read_index(index)
-        self._handles: dict[int, int] = {}
+        self._handles = Handles(self.files)
 
     def __len__(self) -> int:
         """Images."""
@@ -94,10 +93,10 @@ class ShardDataset:
         """Return image ``index`` (8-bit RGB), its drawn captions, and its id; errors name shard and record."""
         shard, image_start, image_size, text_start, text_size = self.offsets[index].tolist()
         where = self.where(index)
-        captions, image_id = parse_text(self._read(shard, text_start, text_size), index, where)
+        captions, image_id = parse_text(self._handles.read(shard, text_start, text_size), index, where)
         order = torch.randperm(len(captions), generator=generator).tolist()
         chosen = [captions[order[k % len(order)]] for k in range(self.captions_per_image or 1)]
-        image = decode_rgb(self._read(shard, image_start, image_size), where, draft=self.draft)
+        image = self.opener.decode(self._handles.read(shard, image_start, image_size), where)
         return image, chosen, image_id
 
     @property
@@ -109,27 +108,48 @@ class ShardDataset:
         """Return the shard of item ``index`` and its number, for messages."""
         return f"{self.files[self.offsets[index, 0]]}: record {index}"
 
-    def _read(self, shard: int, start: int, size: int) -> bytes:
-        """Read bytes of a shard; at most ``_OPEN_FILES`` stay open."""
-        if shard not in self._handles:
-            while len(self._handles) >= _OPEN_FILES:
-                os.close(self._handles.pop(next(iter(self._handles))))
-            try:
-                self._handles[shard] = os.open(self.files[shard], os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"{self.files[shard]}: shard does not open ({error.strerror})") from None
-        return os.pread(self._handles[shard], size, start)
-
     def __getstate__(self) -> dict[str, Any]:
         """Travel to worker processes without open files and without the index's bytes."""
-        return {**self.__dict__, "_handles": {}, "offsets": None}
+        return {**self.__dict__, "_handles": None, "offsets": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.files, self.offsets = read_index(self.index)
+        self._handles = Handles(self.files)
+
+
+class Handles:
+    """Open shards, those that were read last: at most a quarter of the files that a process may have open.
+
+    Args:
+        files: the shards.
+        limit: how many stay open; None asks the system.
+    """
+
+    def __init__(self, files: Sequence[Path], limit: int | None = None) -> None:
+        self.files = files
+        self.limit = limit or max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 1)
+        self.open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, shard: int, start: int, size: int) -> bytes:
+        """Read bytes of a shard.
+
+        Raises:
+            UserError: it does not open.
+        """
+        if shard in self.open:
+            self.open.move_to_end(shard)
+        else:
+            while len(self.open) >= self.limit:
+                os.close(self.open.popitem(last=False)[1])
+            try:
+                self.open[shard] = os.open(self.files[shard], os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self.files[shard]}: shard does not open ({error.strerror})") from None
+        return os.pread(self.open[shard], size, start)
 
     def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
+        for handle in self.open.values():
             os.close(handle)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bita.errors import UserError
+from bita.processors.rgb import open_rgb
 
 THUMBNAIL = 8
 
@@ -53,13 +54,7 @@ def nearest_captions(train: Path, test: Path, images: Path) -> dict[int, str]:
 
 def _thumbnail(path: Path) -> NDArray[np.float32]:
     """Thumbnail and mean colour as one vector, (THUMBNAIL² · 3 + 3,)."""
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(
-            f"{path}: cannot be read as an image; restore it or prepare the dataset anew"
-        ) from error
+    small = open_rgb(path).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).reshape(-1, 3) / 255
     return np.concatenate([pixels.ravel(), pixels.mean(axis=0) * THUMBNAIL])
 

@@ -154,7 +154,7 @@ def test_baselines_name_the_bad_file(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('[{"image": "a.jpg", "caption": "x"}]')
     with pytest.raises(UserError, match=r"bad\.json: record 0 lacks"):
         constant_captions(tmp_path / "bad.json", train)
-    with pytest.raises(UserError, match=r"train_00000\.jpg: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"train_00000\.jpg: image is missing"):
         nearest_captions(train, train, tmp_path)
 
 
