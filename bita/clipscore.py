@@ -55,18 +55,6 @@ def ref_clip_score(images: Tensor, texts: Tensor, references: list[Tensor]) -> T
     return torch.where(total > 0, 2 * score * near / total.clamp(min=1e-12), torch.zeros_like(total))
 
 
-@torch.no_grad()
-def model_clip_score(model: BitaITC, images: Tensor, captions: list[str]) -> Tensor:
-    """CLIPScore of N captions under a stage-1 model, which should be in evaluation mode: (N,).
-
-    Args:
-        model: arch `bita_former`, with its tokenizer.
-        images: (N, 3, H, W), as the evaluation processor makes them.
-        captions: as the text processor makes them.
-    """
-    return clip_score(model.image_features(images), model.text_features(model.tokenize(captions)))
-
-
 class ClipScorer:
     """A run's own stage-1 model, with its processors, that scores captions of image files.
 

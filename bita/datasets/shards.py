@@ -34,7 +34,6 @@ from bita.files import write_text
 from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
 
 TEXT_SUFFIXES = (".json", ".txt")
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
