@@ -23,6 +23,7 @@ from bita.export import config_of, meta_of
 from bita.metrics.checks import named
 from bita.metrics.scores import Scores
 from bita.models.bita_itc import BitaITC
+from bita.records import Id
 
 SCALE = 2.5
 BATCH = 32
@@ -106,9 +107,9 @@ class ClipScorer:
     def add_to(
         self,
         scores: Scores,
-        images: Mapping[int, Path],
-        hypotheses: Mapping[int, str],
-        references: Mapping[int, Sequence[str]],
+        images: Mapping[Id, Path],
+        hypotheses: Mapping[Id, str],
+        references: Mapping[Id, Sequence[str]],
     ) -> None:
         """Add CLIPScore and RefCLIPScore to scores, overall and for every image.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -29,11 +30,14 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
     A ``UserError`` gives its own exit code, an ``OSError`` 1, Ctrl-C 130 without a word, and so does a reader of the
-    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback.
+    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. What the
+    terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its code.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = main(*args, **kwargs)
             sys.stdout.flush()

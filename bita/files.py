@@ -1,4 +1,4 @@
-"""Files: written whole or not at all (temporary name, fsync, rename), locked, read with errors of one line."""
+"""Files: written whole or not at all (temporary name, fsync, rename), locked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from bita.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Every unfinished file and folder starts its name with this."""
@@ -87,32 +85,3 @@ def exclusive(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def has_words(caption: str) -> bool:
-    """Whether a caption says anything: RSICD, as published, has three that are only " ."."""
-    return any(letter.isalnum() for letter in caption)
-
-
-def load_json(path: Path) -> Any:
-    """Read a JSON file; what is wrong with it is said in one line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-
-
-def field(record: Any, key: str, kind: type[Any], path: Path, where: str) -> Any:
-    """Return ``record[key]``, which must be there and of type ``kind``."""
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: {where}: wanted an object, found {type(record).__name__}")
-    if key not in record:
-        raise UserError(f"{path}: {where}: field {key!r} is missing")
-    value = record[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{path}: {where}: field {key!r} must be {kind.__name__}, not {type(value).__name__}")
-    return value

@@ -19,13 +19,17 @@ from PIL import Image
 from bita.checkpoint import read_meta, resolve_checkpoint
 from bita.config.load import config_from_dict
 from bita.config.schema import Config
+from bita.datasets.annotations import read_annotations, read_ground_truth
+from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
 from bita.errors import UserError
 from bita.metrics import score_captions
+from bita.metrics.files import read_hypotheses
 from bita.prepare.baselines import constant_captions, nearest_captions
 from bita.processors.rgb import ImageOpener
+from bita.records import Id, ordered
 
-Captions = dict[int, str]
+Captions = dict[Id, str]
 
 COLUMNS = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 SHOWN = 60
@@ -42,11 +46,11 @@ class TestSplit:
             self.root / str(entry.build_info.annotations[s].storage) for s in ("train", "test")
         )
         self.folder = self.root / str(entry.build_info.images.storage)
-        truth = json.loads((self.root / str(entry.build_info.annotations["test"].ground_truth)).read_text())
-        self.references: dict[int, list[str]] = {}
-        for annotation in truth["annotations"]:
-            self.references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-        self.images = {r["image_id"]: self.folder / r["image"] for r in json.loads(self.test.read_text())}
+        self.references = read_ground_truth(
+            self.root / str(entry.build_info.annotations["test"].ground_truth)
+        )
+        files = ImageFolder(self.folder)
+        self.images = {r.image_id: files.path(r.image) for r in read_annotations([self.test])}
         self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
         self.facts = self.folder.parent / "facts.json"
 
@@ -64,7 +68,7 @@ class TestSplit:
 
 def shuffled(captions: Captions) -> Captions:
     """The same captions, each under another image (a seeded cycle through all of them)."""
-    ids = sorted(captions)
+    ids = ordered(captions)
     random.Random(0).shuffle(ids)
     return {image: captions[other] for image, other in zip(ids, ids[1:] + ids[:1], strict=True)}
 
@@ -82,15 +86,14 @@ def load_run(run: str) -> tuple[Path, Config, Captions]:
         raise UserError(
             f"{predictions}: is missing; run evaluate.py, or training with run.test_splits=[test]"
         )
-    captions = {entry["image_id"]: entry["caption"] for entry in json.loads(predictions.read_text())}
-    return folder, config_from_dict(read_meta(checkpoint).config), captions
+    return folder, config_from_dict(read_meta(checkpoint).config), read_hypotheses(predictions)
 
 
 def write_page(
     path: Path, title: str, rows: list[dict[str, Any]], split: TestSplit, captions: Captions
 ) -> None:
     """Render `report.html`: the table, then images with captions and references side by side."""
-    chosen = sorted(captions)
+    chosen = ordered(captions)
     random.Random(1).shuffle(chosen)
     cards = [
         {

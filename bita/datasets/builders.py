@@ -14,19 +14,19 @@ from typing import Any, cast
 from bita.config.checks import SHARD_INDEX, annotation_paths, check_annotation, data_path, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
 from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
+from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
-    CaptionRecord,
     Processors,
-    read_annotations,
-    read_ground_truth,
 )
+from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
-from bita.files import exclusive, has_words, load_json, write_text
+from bita.files import exclusive, write_text
 from bita.processors.image import draft_size
 from bita.processors.rgb import ImageOpener
+from bita.records import Id, has_words, load_json, no_file, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
@@ -114,8 +114,7 @@ def build_dataset(
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
-    if not images_may_miss:
-        _check_images(records, folder, files)
+    records = _with_files(records, folder, files, may_miss=images_may_miss)
     if train:
         records = _with_words(records, name, split)
     references = None
@@ -293,26 +292,36 @@ def _with_words(records: Sequence[CaptionRecord], name: str, split: str) -> list
     return kept
 
 
-def _check_images(records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path]) -> None:
-    """Raise UserError at the first record whose image file is not there."""
-    seen: set[str] = set()
+def _with_files(
+    records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path], *, may_miss: bool
+) -> list[CaptionRecord]:
+    """Return the records with the names that their image files have; raises UserError at the first without a file."""
+    images = ImageFolder(folder)
+    names: dict[str, str] = {}
     for index, record in enumerate(records):
-        if record.image not in seen and not (folder / record.image).is_file():
-            names = ", ".join(str(path) for path in files)
-            raise UserError(f"{names}: record {index}: image {folder / record.image} is missing")
-        seen.add(record.image)
+        if record.image in names:
+            continue
+        found = images.find(record.image)
+        if len(found) != 1 and not may_miss:
+            problem = f"could be {' or '.join(found)}; rename one" if found else "is missing"
+            where = ", ".join(str(path) for path in files)
+            raise UserError(f"{where}: record {index}: image {folder / record.image} {problem}")
+        names[record.image] = found[0] if len(found) == 1 else record.image
+    return [dataclasses.replace(record, image=names[record.image]) for record in records]
 
 
-def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[int, list[str]]:
+def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[Id, list[str]]:
     """Return the references of the images in ``records``; every image must have some."""
     if not path.is_file():
-        raise ConfigError(f"datasets.{name}.build_info.annotations.{split}.ground_truth: {path} is missing")
+        key = f"datasets.{name}.build_info.annotations.{split}.ground_truth"
+        raise ConfigError(f"{key}: {path} {no_file(path)}")
     references = read_ground_truth(path)
     ids = list(dict.fromkeys(record.image_id for record in records))
     missing = [image_id for image_id in ids if image_id not in references]
     if missing:
         raise UserError(
-            f"{path}: no reference for {len(missing)} images of {name} {split}, the first id {missing[0]}"
+            f"{path}: no reference for {len(missing)} images of {name} {split}, the first id "
+            f"{missing[0]}{twin(missing[0], references)}"
         )
     return {image_id: references[image_id] for image_id in ids}
 

@@ -43,10 +43,10 @@ class CaptioningTask(Task):
     ) -> Evaluation:
         """Caption every image once, over all processes; save; score on the main process (`run.report_metric`)."""
         own = [
-            {"image_id": image_id, "caption": captions[0]}
+            {"image_id": dataset.own_id(number), "caption": captions[0]}
             | ({"candidates": captions} if self.settings.num_captions > 1 else {})
             for batch in batches
-            for image_id, captions in zip(batch["image_id"], self._write(model, batch), strict=True)
+            for number, captions in zip(batch["image_id"], self._write(model, batch), strict=True)
         ]
         predictions = merge(distributed.gather_objects(own), dataset)
 

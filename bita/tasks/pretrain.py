@@ -50,8 +50,8 @@ class PretrainTask(Task):
             images.update(zip(batch["image_id"], features.cpu(), strict=True))
             written += [loss] if loss is not None else []
         captions = [
-            (image_id, dataset.processors.eval_text(text))
-            for image_id in sorted(dataset.references)
+            (number, dataset.processors.eval_text(text))
+            for number, image_id in sorted((dataset.numbers[n], n) for n in dataset.references)
             for text in dataset.references[image_id]
         ]
         own = captions[distributed.rank() :: distributed.world_size()]

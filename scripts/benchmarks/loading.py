@@ -40,8 +40,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
+from bita.datasets.annotations import read_annotations
 from bita.datasets.builders import build_dataset
-from bita.datasets.captions import read_annotations
 from bita.datasets.loaders import TrainLoader, train_loader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
 from bita.errors import program

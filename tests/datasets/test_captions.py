@@ -128,7 +128,21 @@ def test_captions_without_a_word_are_not_learnt_from_but_stay_references(tmp_pat
         (lambda r: r[3].pop("image"), r"train\.json: record 3: field 'image' is missing"),
         (lambda r: r[3].pop("caption"), r"train\.json: record 3 \(0\.png\): field 'caption' is missing"),
         (lambda r: r[3].pop("image_id"), r"train\.json: record 3 \(0\.png\): field 'image_id' is missing"),
-        (lambda r: r[3].update(image_id="0"), r"record 3 \(0\.png\): field 'image_id' must be int, not str"),
+        (
+            lambda r: r[3].update(image_id="0"),
+            r"record 3 \(0\.png\): image_id '0' is text, but 0 of record 0 \(0\.png\) is a number; write all alike",
+        ),
+        (lambda r: r[3].update(image_id=1.0), r"field 'image_id' must be an id, .*, not 1\.0"),
+        (lambda r: r[3].update(image_id=True), r"field 'image_id' must be an id, .*, not true or false"),
+        (lambda r: r[3].update(image_id=2**63), r"field 'image_id' must be an id, .* more than 64 bits"),
+        (
+            lambda r: r[3].update(caption=["a", 7]),
+            r"record 3 \(0\.png\): field 'caption', caption 2 must be text",
+        ),
+        (
+            lambda r: r[3].update(caption="a \ud83d lake"),
+            r"record 3 \(0\.png\): field 'caption' holds half of a surrogate pair \(\\ud83d\); write the whole",
+        ),
         (lambda r: r[3].update(caption=" \n"), r"record 3 \(0\.png\): caption is empty"),
         (lambda r: r[3].update(caption=[]), r"record 3 \(0\.png\): caption is empty"),
         (lambda r: r[3].update(image_id=1), r"record 3 \(0\.png\): image_id 1, but 0 in an earlier record"),
@@ -137,7 +151,7 @@ def test_captions_without_a_word_are_not_learnt_from_but_stay_references(tmp_pat
             r"record 7 \(1\.png\): image_id 0 is that of 0\.png; ids must differ",
         ),
         (lambda r: r[6].update(image="gone.png", image_id=99), r"record 6: image .*gone\.png is missing"),
-        (lambda r: r.insert(2, "text"), r"train\.json: record 2: wanted an object, found str"),
+        (lambda r: r.insert(2, "text"), r"train\.json: record 2: wanted an object, found text"),
         (lambda r: r.clear(), r"train\.json: the list is empty"),
     ],
 )
@@ -153,7 +167,7 @@ def test_wrong_records_are_named(tmp_path: Path, change: Callable[[Any], object]
     ("text", "message"),
     [
         ("{not json", r"train\.json: not JSON \(line 1"),
-        ('{"image": 1}', r"train\.json: wanted a JSON list of \{image, caption, image_id\}, not dict"),
+        ('{"image": 1}', r"train\.json: wanted a list of \{image, caption, image_id\}, found an object"),
     ],
 )
 def test_annotation_files_that_are_no_list(tmp_path: Path, text: str, message: str) -> None:
