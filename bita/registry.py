@@ -160,13 +160,15 @@ bridges = Registry(
     },
     keys="BridgeConfig",
 )
-decoders = Registry("decoder", {"transformers": ("bita.models.language.decoder:TransformersDecoder", NoKeys)})
+decoders = Registry(
+    "decoder", {"transformers": ("bita.models.language.language_model:TransformersDecoder", NoKeys)}
+)
 losses = Registry(
     "stage-1 loss",
     {
-        "itc": ("bita.models.losses:Contrast", NoKeys),
-        "itm": ("bita.models.losses:Matching", NoKeys),
-        "itg": ("bita.models.losses:Writing", NoKeys),
+        "itc": ("bita.models.bita_itc:Contrast", NoKeys),
+        "itm": ("bita.models.bita_itc:Matching", NoKeys),
+        "itg": ("bita.models.bita_itc:Writing", NoKeys),
     },
 )
 tasks = Registry(

@@ -14,9 +14,9 @@ from bita.config.schema import ArchConfig
 from bita.errors import UserError
 from bita.models.bridge import Bridge
 from bita.models.language.generation import GenerationSettings
-from bita.models.vision import VisionEncoder, build_vision_encoder
+from bita.models.vision import VisionEncoder
 from bita.precision import PRECISIONS, sixteen_bit
-from bita.registry import bridges
+from bita.registry import bridges, encoders
 
 
 class BitaModel(nn.Module):
@@ -34,7 +34,7 @@ class BitaModel(nn.Module):
         self.cfg = cfg
         self.external: dict[str, str] = {}
         self.sources: dict[str, str] = {}
-        self.visual_encoder: VisionEncoder = build_vision_encoder(cfg)
+        self.visual_encoder: VisionEncoder = encoders.get(cfg.vit_model).from_config(cfg)
         self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, cfg.bridge_size.hidden_size))
         nn.init.normal_(self.query_tokens, std=0.02)

@@ -135,6 +135,14 @@ class Bridge(nn.Module):
         """
         raise NotImplementedError
 
+    def read(self, queries: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The queries' output (B, Q, D), and what each layer was given, for `write`; where the Config `writes`."""
+        raise NotImplementedError
+
+    def write(self, text_ids: Tensor, seen: list[Tensor]) -> Tensor:
+        """Text (B, T) after the queries that gave `seen`, each token after those before it: (B, T, D)."""
+        raise NotImplementedError
+
     def embed(self, queries: Tensor | None = None, text_ids: Tensor | None = None) -> Tensor:
         """What the first layer reads (B, Q + T, D): queries, without positions, in front of the text."""
         inputs = [] if queries is None else [queries]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bita.config.parts import BridgeSize
+from bita.config.parts import BridgeSize, IFTSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
 from bita.precision import in_float32
 
@@ -46,6 +46,7 @@ class IFTLayer(BridgeLayer):
 class IFT(Bridge):
     """The bridge that BITA published, with cross-attention in every layer."""
 
+    Config = IFTSize
     layer = IFTLayer
     cross_attention_every = 1
 

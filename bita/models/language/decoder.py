@@ -180,26 +180,6 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     return all(extra in (None, 1, 1.0) for extra in extras)
 
 
-def logits_at(
-    model: PreTrainedModel, inputs: Tensor, rows: Tensor, positions: Tensor, **reading: Tensor
-) -> Tensor:
-    """Logits (N, V) at N places of inputs (B, S, H); the head reads only these where it is plain.
-
-    Args:
-        model: the language model.
-        inputs: embeddings, the prefix among them.
-        rows: (N,) the places' rows.
-        positions: (N,) and columns.
-        reading: mask and positions, where they are not plainly from left to right.
-    """
-    if head_is_plain(model):
-        hidden = model.base_model(inputs_embeds=inputs, use_cache=False, **reading).last_hidden_state
-        logits: Tensor = model.get_output_embeddings()(hidden[rows, positions])
-        return logits
-    everywhere: Tensor = model(inputs_embeds=inputs, use_cache=False, **reading).logits
-    return everywhere[rows, positions]
-
-
 class CachedDecoder:
     """A causal language model that keeps what it has read (a `generation.Decoder`).
 
