@@ -22,8 +22,9 @@ import torch
 
 from bita.build import build_model
 from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
-from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
+from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
 from bita.config.parts import ImageConfig
+from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
 from bita.files import TEMPORARY, open_to_others, sha256, write_json, write_text
@@ -45,11 +46,10 @@ def config_of(run: str | Path) -> Config:
     """
     checkpoint = resolve_checkpoint(run)
     folder = folder_of(checkpoint)
-    cfg = (
-        config_from_dict(read_meta(folder).config)
-        if (folder / META_FILE).is_file()
-        else _config_in(checkpoint)
-    )
+    if (folder / META_FILE).is_file():
+        cfg = recorded_config(read_meta(folder).config, checkpoint)
+    else:
+        cfg = _config_in(checkpoint)
     cfg.model.init_from = str(checkpoint)
     for key, name in cfg.model.folders.items():
         for kept in (folder.resolve() / name, folder.resolve().parent.parent / name):
@@ -62,7 +62,9 @@ def config_of(run: str | Path) -> Config:
 def _config_in(checkpoint: Path) -> Config:
     """The configuration in a file that `export_published` wrote."""
     try:
-        return config_from_dict(read_config(checkpoint))
+        return recorded_config(read_config(checkpoint), checkpoint)
+    except ModuleError:
+        raise
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint {checkpoint}: neither a {META_FILE} beside it nor a configuration of ours in it; "

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from bita.checkpoint import read_meta, resolve_checkpoint
-from bita.config.load import config_from_dict
+from bita.config.load import recorded_config
 from bita.config.schema import Config
 from bita.datasets.annotations import read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
@@ -86,7 +86,7 @@ def load_run(run: str) -> tuple[Path, Config, Captions]:
         raise UserError(
             f"{predictions}: is missing; run evaluate.py, or training with run.test_splits=[test]"
         )
-    return folder, config_from_dict(read_meta(checkpoint).config), read_hypotheses(predictions)
+    return folder, recorded_config(read_meta(checkpoint).config, checkpoint), read_hypotheses(predictions)
 
 
 def write_page(

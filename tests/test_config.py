@@ -288,6 +288,36 @@ def test_shards_that_would_be_evaluated_are_refused_at_the_start(problem, key):
     )
 
 
+def test_a_file_may_start_from_others(project):
+    Path("far").mkdir()
+    Path("far/first.yaml").write_text(MINIMAL + "  max_epoch: 7\n  min_lr: 1e-5\n")
+    Path("far/second.yaml").write_text("base: first.yaml\nrun: {max_epoch: 8, seed: 3}\n")
+    run = project("base: far/second.yaml\nrun: {max_epoch: 9}\n", "run.seed=4").run
+    assert (run.task, run.min_lr, run.max_epoch, run.seed) == ("captioning", 1e-5, 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: no.yaml", "base (my.yaml:1): no.yaml: no such file"),
+        ("base: [a]", "base (my.yaml:1): wanted the path of a project file, not a list"),
+        ("base: my.yaml", "base (my.yaml:1): my.yaml starts from this file itself; break the circle"),
+        ("base: a.yaml", "base (a.yaml:1): ./my.yaml starts from this file itself; break the circle"),
+        ("base: wrong.yaml", "run.max_epohc (wrong.yaml:1): unknown key; did you mean 'run.max_epoch'?"),
+    ],
+)
+def test_a_base_that_is_wrong(problem, text, expected):
+    Path("a.yaml").write_text("base: ./my.yaml")
+    Path("wrong.yaml").write_text("run: {max_epohc: 1}")
+    assert problem(text) == expected
+
+
+def test_a_base_stands_in_a_file(problem):
+    assert problem(MINIMAL, "base=my.yaml").startswith(
+        "base (--options): the file to start from can only stand"
+    )
+
+
 def test_model_and_dataset_can_be_options(project):
     cfg = project(
         "run: {}\n", "model.arch=bita_opt", "model.model_type=caption_opt2.7b", "datasets=[ucm_caption]"
@@ -571,6 +601,9 @@ def test_a_mistake_in_an_option(problem, option, expected):
     ("old", "new", "expected"),
     [
         ("  test", "  max_epochs: 3\n  test", "run.max_epochs (my.yaml:8): unknown key; did you mean 'run.max_epoch'?"),
+        ("run:", "run.max_epoch: 3\nrun:", "run.max_epoch (my.yaml:6): unknown key; did you mean run: {max_epoch: …}?"),
+        ("run:", "max_epoch: 3\nrun:", "max_epoch (my.yaml:6): unknown key; did you mean 'run.max_epoch'?"),
+        ("run:", "max_epohc: 3\nrun:", "max_epohc (my.yaml:6): unknown key; did you mean 'run.max_epoch'?"),
         ("run:", "runs: {}\nrun:", "runs (my.yaml:6): unknown key; did you mean 'run'?"),
         ("captioning", "caption", "run.task (my.yaml:7): unknown task 'caption'; did you mean 'captioning'? of"),
         ("ucm_caption:", "umc_caption:", "datasets.umc_caption (my.yaml:5): unknown dataset 'umc_caption'; did you"),

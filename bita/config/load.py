@@ -2,14 +2,13 @@
 
 Layers, later ones win: schema defaults ← the model's defaults (`configs/models/`, chosen by `model.arch` and
 `model.model_type`) ← each dataset's defaults (`configs/datasets/` and the folders in `env.dataset_configs`) ← the
-project file ← `--options key=value …`. The model's `preprocess` gives the defaults of each dataset's processors.
+files that the project file starts from (`base: other.yaml`) ← the project file ← `--options key=value …`. The model's
+`preprocess` gives the defaults of each dataset's processors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bita import registry
 from bita.config.checks import check, check_files, check_imports
 from bita.config.keys import fields_of, registry_of
 from bita.config.layers import Layer, interpolated, merge, read_layer, read_options, to_yaml
+from bita.config.plugins import ModuleError, import_modules, load_plugins
 from bita.config.published import (
     DEFAULT_PROCESSORS,
     rename_processors,
@@ -26,7 +26,7 @@ from bita.config.published import (
     warn_without_effect,
 )
 from bita.config.schema import ArchConfig, Config, EnvConfig, ProjectFile, RunConfig
-from bita.config.types import build, check_keys, defaults, nearest, own_keys, unknown, wrong
+from bita.config.types import build, check_keys, defaults, nearest, own_keys, shown, unknown, wrong
 from bita.errors import ConfigError
 from bita.registry import FREE
 
@@ -46,12 +46,16 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     Raises:
         ConfigError: one line that names the key, where it stands, and the nearest valid name.
     """
+    load_plugins()
     own = _read_own(Path(path), options)
     given = merge(*own)
     _check_given(given, path)
     model = _model_defaults(given)
-    _drop_other_sizes(model, given)
-    _drop_other_parts(model, given)
+    *bases, _ = [layer for layer in own if not layer.is_option]
+    for number, later in enumerate([*bases, merge(*own[len(bases) :])]):
+        _drop_other_parts(
+            [model, *bases[:number]], later, registry.models.config(given.content["model"]["arch"])
+        )
     datasets = _dataset_defaults(given)
     preprocess = merge(model.part("preprocess"), given.part("preprocess"))
     layers = [model.part("model").under("model")]
@@ -86,8 +90,24 @@ def config_to_dict(cfg: Config) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
+def recorded_config(content: dict[str, Any], source: Path) -> Config:
+    """The configuration of an earlier run, after what registers its parts: plugins, and its own `imports`.
+
+    Args:
+        content: what `config_to_dict` gave then.
+        source: where it was recorded, for messages.
+
+    Raises:
+        ConfigError: a module cannot be imported, or see `config_from_dict`.
+    """
+    load_plugins()
+    hint = "it was trained with that module; put its folder on PYTHONPATH"
+    import_modules(content.get("imports") or [], lambda what: ModuleError(f"{source}: {what}; {hint}"))
+    return config_from_dict(content)
+
+
 def config_from_dict(content: dict[str, Any]) -> Config:
-    """The opposite of `config_to_dict`; nothing is read or imported.
+    """The opposite of `config_to_dict`; nothing is read or imported (`recorded_config` does).
 
     Raises:
         ConfigError: a key or type that this version does not know.
@@ -105,18 +125,33 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
         )
         raise ConfigError(f"--cfg-path {path}: no such file; {nearest(str(path), shipped)}")
-    project = read_layer(path)
-    entries = project.content.get("datasets")
-    if isinstance(entries, dict):  # a bare name takes the dataset as it is
-        project.content["datasets"] = {
-            name: {} if entry is None else entry for name, entry in entries.items()
-        }
-    own = [project, *read_options(options)]
+    own = [*_with_bases(path), *read_options(options)]
     for layer in own:
+        if layer.is_option and "base" in layer.content:
+            raise ConfigError("base (--options): the file to start from can only stand in a project file")
         rename_processors(layer.part("preprocess"), "preprocess")
         for name in layer.part("datasets").names():
             rename_processors(layer.part("datasets", name), "datasets", name)
     return own
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """A project file after the one that it names as its `base`, and that one's, and so on; the farthest first."""
+    layer = read_layer(path)
+    entries = layer.content.get("datasets")
+    if isinstance(entries, dict):  # a bare name takes the dataset as it is
+        layer.content["datasets"] = {name: {} if entry is None else entry for name, entry in entries.items()}
+    base = layer.content.pop("base", None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str):
+        raise wrong(("base",), layer.places, f"wanted the path of a project file, not {shown(base)}")
+    below = path.parent / Path(base).expanduser()
+    if below.resolve() in {file.resolve() for file in (*above, path)}:
+        raise wrong(("base",), layer.places, f"{base} starts from this file itself; break the circle")
+    if not below.is_file():
+        raise wrong(("base",), layer.places, f"{below}: no such file")
+    return [*_with_bases(below, (*above, path)), layer]
 
 
 def _check_given(given: Layer, path: str | Path) -> None:
@@ -124,7 +159,11 @@ def _check_given(given: Layer, path: str | Path) -> None:
     entries = given.part("datasets")
     if entries.names():  # an option `datasets.NAME=null` takes one away
         given.content["datasets"] = {n: entry for n, entry in entries.content.items() if entry is not None}
-    _import_modules(given)
+    modules = given.content.get("imports")
+    if modules is not None:
+        import_modules(
+            check_imports(modules, given.places), lambda what: wrong(("imports",), given.places, what)
+        )
     check_keys(ProjectFile, given.content, given.places)
     for key in ("arch", "model_type"):
         if not isinstance(given.part("model").content.get(key), str):
@@ -133,21 +172,6 @@ def _check_given(given: Layer, path: str | Path) -> None:
         raise wrong(
             ("datasets",), given.places, f"name at least one in {path} or in --options, such as ucm_caption"
         )
-
-
-def _import_modules(given: Layer) -> None:
-    """Import the modules under `imports`, which register the user's own classes; they may lie in the current folder."""
-    modules = given.content.get("imports")
-    if modules is None:
-        return
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    for module in check_imports(modules, given.places):
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise wrong(("imports",), given.places, f"{module} cannot be imported ({reason})") from error
 
 
 def _schema_defaults(merged: Layer) -> Layer:
@@ -173,25 +197,35 @@ def _model_defaults(given: Layer) -> Layer:
     return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in known[kind]))
 
 
-def _drop_other_sizes(model: Layer, given: Layer) -> None:
-    """Sizes of another type of language model than the one asked for would only mix with its own."""
-    sizes = model.part("model", "opt_config").content
-    wanted = given.part("model", "opt_config").content
-    family = wanted.get("model_type") if isinstance(wanted, dict) else None
-    if family is not None and isinstance(sizes, dict) and sizes.get("model_type") != family:
-        model.content["model"]["opt_config"] = {}
+def _drop_other_parts(earlier: Sequence[Layer], later: Layer, arch: type) -> None:
+    """Own keys of a part say nothing to another one that a later layer names, unless it has all of them.
 
-
-def _drop_other_parts(model: Layer, given: Layer) -> None:
-    """Defaults of a part's own keys say nothing to another one that was asked for, unless it has all of them."""
-    content, wanted = model.part("model").content, given.content["model"]
-    arch = registry.models.config(wanted["arch"])
+    So do sizes of a language model of another type (`opt_config`). They are taken out of the earlier layers.
+    """
+    before, wanted = merge(*earlier).part("model").content, later.part("model").content
+    if not isinstance(before, dict) or not isinstance(wanted, dict):
+        return
+    dropped = []
     for f in dataclasses.fields(arch):
-        chooser = f.metadata.get("keys_of", "")
-        if content.get(f.name) and chooser in wanted and wanted[chooser] in registry_of(arch, chooser):
-            before, now = own_keys(arch, f, content), own_keys(arch, f, wanted)
-            if now is not before and (now is FREE or not content[f.name].keys() <= fields_of(now).keys()):
-                content[f.name] = {}
+        chooser, keys = f.metadata.get("keys_of", ""), before.get(f.name)
+        if keys and chooser in wanted and wanted[chooser] in registry_of(arch, chooser):
+            now = own_keys(arch, f, wanted)
+            if now is not own_keys(arch, f, before) and (
+                now is FREE or not keys.keys() <= fields_of(now).keys()
+            ):
+                dropped.append(f.name)
+    types = [
+        sizes.get("model_type")
+        for content in (before, wanted)
+        if isinstance(sizes := content.get("opt_config"), dict)
+    ]
+    if len(types) == 2 and types[1] not in (None, types[0]):
+        dropped.append("opt_config")
+    for layer in earlier:
+        content = layer.content.get("model")
+        for name in dropped:
+            if isinstance(content, dict) and name in content:
+                content[name] = {}
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:
