@@ -1,15 +1,20 @@
 """The end of a pipeline: scores beside their floors and ceilings, `scores.json`, and a page to look at.
 
-Beside the model stand the same captions with the images shuffled, the most frequent training caption, the caption of
-the nearest training image, and, for the synthetic dataset, the caption rendered from the true facts.
+    python -m bita.report RUN OUT [--seconds N]
+
+RUN is a caption run whose test split was scored; OUT gets `scores.json` and `report.html`. Beside the model stand the
+same captions with the images shuffled, the most frequent training caption, the caption of the nearest training image,
+and, for the synthetic dataset, the caption rendered from the true facts.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ from bita.config.schema import Config
 from bita.datasets.annotations import read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.metrics import score_captions
 from bita.metrics.files import read_hypotheses
 from bita.prepare.baselines import constant_captions, nearest_captions
@@ -165,3 +170,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 def facts_line(facts: dict[str, float]) -> str:
     """Shares of facts, in words."""
     return ", ".join(f"{name} {share:.0%}" for name, share in facts.items())
+
+
+@program
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a caption run's folder, or its output folder (then the latest)")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
+    args = parser.parse_args()
+    report(args.run, args.out, args.seconds)
+    print(f"look at {args.out / 'report.html'}; scores in {args.out / 'scores.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

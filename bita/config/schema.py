@@ -141,7 +141,7 @@ class SplitConfig:
 
     storage: Any = None
     """Annotation file, or a list of them: a JSON list of {image, caption, image_id}. A file NAME.shards.json is an
-    index of tar shards (scripts/data/make_shards.py), for training."""
+    index of tar shards (scripts/make_shards.py), for training."""
     ground_truth: str | None = None
     """COCO file with the references of every image, for scoring."""
     url: Any = None

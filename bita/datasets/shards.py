@@ -188,7 +188,7 @@ def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
         offsets: npt.NDArray[np.int64] = np.load(path.with_suffix(".npy"), mmap_mode="r")
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: shard index is missing; make it: python scripts/data/make_shards.py"
+            f"{error.filename}: shard index is missing; make it: python scripts/make_shards.py"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no shard index ({type(error).__name__}: {error})") from None

@@ -1,7 +1,7 @@
 """Pack a prepared split into WebDataset shards, or index shards that are there.
 
-    python scripts/data/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
-    python scripts/data/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
+    python scripts/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
+    python scripts/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
 
 A dataset entry reads them where a split's storage is an index; the split can be trained on, not evaluated:
 
