@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from bita.files import TEMPORARY, link, open_to_others, sha256, sync, sync_folde
 MODEL_FILE = "model.safetensors"
 TRAINER_FILE = "trainer.pt"
 META_FILE = "meta.json"
+FORMAT = 2
+"""Of what `meta.json` says; it rises when a key of the configuration goes, moves or is renamed. Format 1 says none."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 INDEX_SUFFIX = ".index.json"
@@ -56,6 +58,7 @@ class Meta:
         best: best validation so far: {"epoch", "score"}, or nothing.
         config: the resolved configuration.
         files: name → {"bytes", "sha256"}.
+        format: `FORMAT` of the version that wrote it.
     """
 
     epoch: int
@@ -65,6 +68,7 @@ class Meta:
     best: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
 
     @property
     def name(self) -> str:
@@ -142,7 +146,10 @@ def read_meta(folder: Path) -> Meta:
     """
     path = folder / META_FILE
     try:
-        meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
+        content = {"format": 1} | json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:  # what a newer version says besides is not needed to read the weights
+            content = {entry.name: content[entry.name] for entry in fields(Meta) if entry.name in content}
+        meta = Meta(**content)
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in meta.files.items()}
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder}: has no {META_FILE}, so it was never finished") from error

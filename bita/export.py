@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bita.build import build_model
-from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
+from bita.checkpoint import FORMAT, META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
 from bita.config.parts import ImageConfig
 from bita.config.plugins import ModuleError
@@ -47,7 +47,8 @@ def config_of(run: str | Path) -> Config:
     checkpoint = resolve_checkpoint(run)
     folder = folder_of(checkpoint)
     if (folder / META_FILE).is_file():
-        cfg = recorded_config(read_meta(folder).config, checkpoint)
+        meta = read_meta(folder)
+        cfg = recorded_config(meta.config, checkpoint, meta.format)
     else:
         cfg = _config_in(checkpoint)
     cfg.model.init_from = str(checkpoint)
@@ -62,7 +63,8 @@ def config_of(run: str | Path) -> Config:
 def _config_in(checkpoint: Path) -> Config:
     """The configuration in a file that `export_published` wrote."""
     try:
-        return recorded_config(read_config(checkpoint), checkpoint)
+        content = dict(read_config(checkpoint))
+        return recorded_config(content, checkpoint, content.pop("format", 1))
     except ModuleError:
         raise
     except (UserError, TypeError, AttributeError) as error:
@@ -104,7 +106,10 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
             for file in sorted(temporary.glob("model*"))
         }
         write_text(temporary / "config.yaml", config_to_yaml(own))
-        write_json(temporary / META_FILE, asdict(replace(meta, config=config_to_dict(own), files=files)))
+        write_json(
+            temporary / META_FILE,
+            asdict(replace(meta, format=FORMAT, config=config_to_dict(own), files=files)),
+        )
         open_to_others(temporary)
         temporary.rename(out)
     except BaseException:
@@ -136,7 +141,7 @@ def export_published(run: str | Path, out: Path) -> None:
             max_positions=getattr(cfg.model.bridge_size, "max_positions", None),
         ),
         "optimizer": None,
-        "config": meta.config | {"model": _without_lora(meta.config["model"])},
+        "config": {"format": meta.format} | meta.config | {"model": _without_lora(meta.config["model"])},
         "scaler": None,
         "epoch": meta.epoch,
     }

@@ -91,7 +91,8 @@ def load_run(run: str) -> tuple[Path, Config, Captions]:
         raise UserError(
             f"{predictions}: is missing; run evaluate.py, or training with run.test_splits=[test]"
         )
-    return folder, recorded_config(read_meta(checkpoint).config, checkpoint), read_hypotheses(predictions)
+    meta = read_meta(checkpoint)
+    return folder, recorded_config(meta.config, checkpoint, meta.format), read_hypotheses(predictions)
 
 
 def write_page(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bita import registry
+from bita.checkpoint import FORMAT
 from bita.config.checks import check, check_files, check_imports
+from bita.config.formats import upgraded
 from bita.config.keys import fields_of, registry_of
 from bita.config.layers import Layer, interpolated, merge, read_layer, read_options, to_yaml
 from bita.config.plugins import ModuleError, import_modules, load_plugins
@@ -90,29 +92,36 @@ def config_to_dict(cfg: Config) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
-def recorded_config(content: dict[str, Any], source: Path) -> Config:
+def recorded_config(content: dict[str, Any], source: Path, format: int = FORMAT) -> Config:
     """The configuration of an earlier run, after what registers its parts: plugins, and its own `imports`.
 
     Args:
         content: what `config_to_dict` gave then.
         source: where it was recorded, for messages.
+        format: what `meta.json` says beside it.
 
     Raises:
-        ConfigError: a module cannot be imported, or see `config_from_dict`.
+        ConfigError: a module cannot be imported, or a key or type is unknown to this version.
     """
     load_plugins()
     hint = "it was trained with that module; put its folder on PYTHONPATH"
     import_modules(content.get("imports") or [], lambda what: ModuleError(f"{source}: {what}; {hint}"))
-    return config_from_dict(content)
+    try:
+        return config_from_dict(content)
+    except ConfigError as error:
+        newer = (
+            f"written by a newer version (format {format}, and this one reads up to {FORMAT}); update bita: "
+        )
+        raise ConfigError(f"{source}: {newer if format > FORMAT else ''}{error}") from error
 
 
 def config_from_dict(content: dict[str, Any]) -> Config:
-    """The opposite of `config_to_dict`; nothing is read or imported (`recorded_config` does).
+    """The opposite of `config_to_dict`, for what an earlier version gave too; nothing is imported (`recorded_config`).
 
     Raises:
         ConfigError: a key or type that this version does not know.
     """
-    return build(Config, content, {(): "saved configuration"})
+    return build(Config, upgraded(content), {(): "saved configuration"})
 
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
