@@ -19,6 +19,7 @@ from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of
+from bita.files import user_path
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
 from bita.registry import models
@@ -103,7 +104,7 @@ class Captioner:
         chosen = replace(self.settings, **settings)
         for start in range(0, len(images), batch_size):
             batch = [
-                self.processors.evaluated(image if isinstance(image, Image.Image) else Path(image))
+                self.processors.evaluated(image if isinstance(image, Image.Image) else user_path(image))
                 for image in images[start : start + batch_size]
             ]
             generators = None

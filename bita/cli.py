@@ -6,12 +6,12 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
 from bita.errors import UserError, program
+from bita.files import user_path
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -48,7 +48,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=CAPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE")
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -86,10 +86,19 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cfg-path", required=True, metavar="FILE", help="project file, such as those in configs/projects"
+        "--cfg-path",
+        required=True,
+        type=user_path,
+        metavar="FILE",
+        help="project file, such as those in configs/projects",
     )
     parser.add_argument(
-        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. run.max_epoch=1"
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="e.g. run.max_epoch=1; a text is taken as typed, null empties a key (docs/options.md)",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"

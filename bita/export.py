@@ -27,7 +27,7 @@ from bita.config.parts import ImageConfig
 from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
-from bita.files import TEMPORARY, open_to_others, sha256, write_json, write_text
+from bita.files import TEMPORARY, open_to_others, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of
 from bita.models.vision import image_input
 from bita.weights.files import read_config
@@ -44,7 +44,7 @@ def config_of(run: str | Path) -> Config:
     Raises:
         UserError: there is no checkpoint, or nothing that says how it was made.
     """
-    checkpoint = resolve_checkpoint(run)
+    checkpoint = resolve_checkpoint(user_path(run))
     folder = folder_of(checkpoint)
     if (folder / META_FILE).is_file():
         meta = read_meta(folder)

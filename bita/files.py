@@ -16,6 +16,16 @@ TEMPORARY = ".tmp-"
 """Every unfinished file and folder starts its name with this."""
 
 
+def expand(path: str) -> str:
+    """A path as typed, `~` and variables of the environment put in; any other `$` stays, and so does an address."""
+    return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
+
+
+def user_path(path: str | Path) -> Path:
+    """A path that a user typed, as `expand` reads it."""
+    return Path(expand(str(path)))
+
+
 def write_text(path: Path, text: str) -> None:
     """Put `text` at `path`; whoever reads meanwhile sees the old file or the new one."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")

@@ -26,8 +26,8 @@ launch() {
     fi
     local processes=${NPROC:-}
     if [ -z "$processes" ]; then
-        if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-            processes=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+        if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # those before a -1; empty: none, so the CPU
+            processes=$(sed 's/\(^\|,\) *-.*//' <<<"$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c '[^ ]') || processes=1
         else
             processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
         fi

@@ -216,14 +216,14 @@ def check_annotations(cfg: Config) -> None:
 
 def data_path(env: EnvConfig, path: str) -> Path:
     """A path of a dataset's entry, which starts at the cache root unless it is absolute."""
-    return Path(env.cache_root).expanduser() / Path(path).expanduser()
+    return Path(env.cache_root) / path
 
 
 def annotation_paths(name: str, entry: DatasetConfig, env: EnvConfig, split: str) -> list[Path]:
     """The annotation files of a declared split, there or not; raises ConfigError where the entry names none."""
     storage = entry.build_info.annotations[split].storage
     paths = [storage] if isinstance(storage, str) else storage
-    if not paths or not all(isinstance(path, str) for path in paths):
+    if not paths:
         raise ConfigError(f"{_storage_key(name, split)}: name an annotation file, or a list of them")
     return [data_path(env, path) for path in paths]
 
@@ -245,17 +245,15 @@ def _is_local(path: str, cache_root: str) -> bool:
     """Whether this can only be a path: names of the hub have at most one slash, and none in front."""
     if path.startswith(SCHEME):
         return False
-    return path.startswith(("/", ".", "~", f"{cache_root}/")) or path.count("/") > 1 or path.endswith(".gguf")
+    return path.startswith(("/", ".", f"{cache_root}/")) or path.count("/") > 1 or path.endswith(".gguf")
 
 
 def check_imports(modules: object, places: Places) -> list[str]:
     """The `imports` of a project file, as a list of module names.
 
     Raises:
-        ConfigError: they are something else, or stand in `--options`.
+        ConfigError: they are something else.
     """
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise wrong(("imports",), places, "wanted a list of modules, such as [my_models]")
-    if places.get(("imports",)) == "--options":
-        raise ConfigError("imports (--options): modules to import can only stand in a project file")
     return modules

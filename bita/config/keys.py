@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from bita.registry import Registry
 
@@ -12,6 +12,16 @@ T = TypeVar("T")
 
 SEED = 2**63 - 1
 """The largest seed that every generator takes."""
+
+
+PATH = "path"
+"""Marks a text that is a path: `~` and variables of the environment stand for what they mean on this machine."""
+REPLACED = "replaced"
+"""Marks a mapping that an option replaces whole."""
+FilePath = Annotated[str, PATH]
+"""A file, folder or address, or a name of the hub."""
+Arguments = Annotated[dict[str, Any], REPLACED]
+"""Keys that another library knows."""
 
 
 def key(default: T, **limits: float) -> T:

@@ -17,8 +17,9 @@ from bita import registry
 from bita.checkpoint import FORMAT
 from bita.config.checks import check, check_files, check_imports
 from bita.config.formats import upgraded
-from bita.config.keys import fields_of, registry_of
-from bita.config.layers import Layer, interpolated, merge, read_layer, read_options, to_yaml
+from bita.config.inherit import stack
+from bita.config.layers import Layer, interpolated, merge, read_layer, to_yaml
+from bita.config.options import PLACE, read_options
 from bita.config.plugins import ModuleError, import_modules, load_plugins
 from bita.config.published import (
     DEFAULT_PROCESSORS,
@@ -27,10 +28,10 @@ from bita.config.published import (
     settle_weights,
     warn_without_effect,
 )
-from bita.config.schema import ArchConfig, Config, EnvConfig, ProjectFile, RunConfig
-from bita.config.types import build, check_keys, defaults, nearest, own_keys, shown, unknown, wrong
+from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
+from bita.config.types import build, check_keys, defaults, nearest, shown, unknown, wrong
 from bita.errors import ConfigError
-from bita.registry import FREE
+from bita.files import expand, user_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
@@ -50,22 +51,18 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     """
     load_plugins()
     own = _read_own(Path(path), options)
-    given = merge(*own)
+    given = stack(*own)
     _check_given(given, path)
     model = _model_defaults(given)
-    *bases, _ = [layer for layer in own if not layer.is_option]
-    for number, later in enumerate([*bases, merge(*own[len(bases) :])]):
-        _drop_other_parts(
-            [model, *bases[:number]], later, registry.models.config(given.content["model"]["arch"])
-        )
     datasets = _dataset_defaults(given)
-    preprocess = merge(model.part("preprocess"), given.part("preprocess"))
-    layers = [model.part("model").under("model")]
+    processors = _processor_defaults(model.part("preprocess"), given.part("preprocess"))
+    *_, project, _ = own
+    layers = [] if _says_all(project, "model") else [model.part("model").under("model")]
     for name, layer in datasets.items():
-        entry = merge(layer, given.part("datasets", name))
-        layers.append(_processor_defaults(preprocess, entry).under("datasets", name))
-        layers.append(layer.under("datasets", name))
-    merged = merge(*layers, *own)
+        layers.append(processors.under("datasets", name))
+        if not _says_all(project, "datasets", name):
+            layers.append(layer.under("datasets", name))
+    merged = stack(*layers, *own)
     merged = merge(_schema_defaults(merged), merged)
     merged.content.pop("preprocess", None)
     merged.content["datasets"] = {name: merged.content["datasets"][name] for name in datasets}
@@ -125,7 +122,7 @@ def config_from_dict(content: dict[str, Any]) -> Config:
 
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
-    """The user's own layers: the project file, then each option; `configs/…` is a shipped one from any folder."""
+    """The user's own layers: files, bases first, then the options; `configs/…` is a shipped file from any folder."""
     shipped_path = CONFIGS.joinpath(*path.parts[1:])
     if not path.exists() and path.parts[:1] == ("configs",) and shipped_path.exists():
         path = shipped_path
@@ -134,10 +131,18 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
         )
         raise ConfigError(f"--cfg-path {path}: no such file; {nearest(str(path), shipped)}")
-    own = [*_with_bases(path), *read_options(options)]
+    files = _with_bases(path)
+    project = stack(*files)
+    modules = project.content.get("imports")
+    if modules is not None:
+        import_modules(
+            check_imports(modules, project.places), lambda what: wrong(("imports",), project.places, what)
+        )
+    own = [*files, read_options(options, ProjectFile, project)]
+    for key, what in (("base", "the file to start from"), ("imports", "modules to import")):
+        if key in own[-1].content:
+            raise ConfigError(f"{key} ({PLACE}): {what} can only stand in a project file")
     for layer in own:
-        if layer.is_option and "base" in layer.content:
-            raise ConfigError("base (--options): the file to start from can only stand in a project file")
         rename_processors(layer.part("preprocess"), "preprocess")
         for name in layer.part("datasets").names():
             rename_processors(layer.part("datasets", name), "datasets", name)
@@ -155,7 +160,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         return [layer]
     if not isinstance(base, str):
         raise wrong(("base",), layer.places, f"wanted the path of a project file, not {shown(base)}")
-    below = path.parent / Path(base).expanduser()
+    below = path.parent / user_path(base)
     if below.resolve() in {file.resolve() for file in (*above, path)}:
         raise wrong(("base",), layer.places, f"{base} starts from this file itself; break the circle")
     if not below.is_file():
@@ -164,15 +169,10 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def _check_given(given: Layer, path: str | Path) -> None:
-    """Keys have no typing errors, user modules can be imported, model and datasets are named."""
+    """Keys have no typing errors, model and datasets are named."""
     entries = given.part("datasets")
     if entries.names():  # an option `datasets.NAME=null` takes one away
         given.content["datasets"] = {n: entry for n, entry in entries.content.items() if entry is not None}
-    modules = given.content.get("imports")
-    if modules is not None:
-        import_modules(
-            check_imports(modules, given.places), lambda what: wrong(("imports",), given.places, what)
-        )
     check_keys(ProjectFile, given.content, given.places)
     for key in ("arch", "model_type"):
         if not isinstance(given.part("model").content.get(key), str):
@@ -181,6 +181,18 @@ def _check_given(given: Layer, path: str | Path) -> None:
         raise wrong(
             ("datasets",), given.places, f"name at least one in {path} or in --options, such as ucm_caption"
         )
+
+
+def _says_all(layer: Layer, *keys: str) -> bool:
+    """Whether a file needs no defaults, as a run's own or a printed one: there even an empty mapping is meant."""
+    said = layer.part(*keys).content
+    cls: type = DatasetConfig
+    if keys == ("model",):
+        arch = said.get("arch") if isinstance(said, dict) else None
+        cls = (
+            registry.models.config(arch) if isinstance(arch, str) and arch in registry.models else ArchConfig
+        )
+    return isinstance(said, dict) and {f.name for f in dataclasses.fields(cls)} <= said.keys()
 
 
 def _schema_defaults(merged: Layer) -> Layer:
@@ -193,7 +205,7 @@ def _schema_defaults(merged: Layer) -> Layer:
 
 def _model_defaults(given: Layer) -> Layer:
     """The YAML of the arch and model type that were asked for; archs of the user's own may have none."""
-    arch, kind = given.content["model"]["arch"], given.content["model"]["model_type"]
+    arch, kind = given.content["model"]["arch"], expand(given.content["model"]["model_type"])
     if arch not in registry.models:
         raise unknown(("model", "arch"), registry.models.kind, arch, registry.models.names(), given.places)
     if kind.endswith((".yaml", ".yml")):
@@ -206,37 +218,6 @@ def _model_defaults(given: Layer) -> Layer:
     return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in known[kind]))
 
 
-def _drop_other_parts(earlier: Sequence[Layer], later: Layer, arch: type) -> None:
-    """Own keys of a part say nothing to another one that a later layer names, unless it has all of them.
-
-    So do sizes of a language model of another type (`opt_config`). They are taken out of the earlier layers.
-    """
-    before, wanted = merge(*earlier).part("model").content, later.part("model").content
-    if not isinstance(before, dict) or not isinstance(wanted, dict):
-        return
-    dropped = []
-    for f in dataclasses.fields(arch):
-        chooser, keys = f.metadata.get("keys_of", ""), before.get(f.name)
-        if keys and chooser in wanted and wanted[chooser] in registry_of(arch, chooser):
-            now = own_keys(arch, f, wanted)
-            if now is not own_keys(arch, f, before) and (
-                now is FREE or not keys.keys() <= fields_of(now).keys()
-            ):
-                dropped.append(f.name)
-    types = [
-        sizes.get("model_type")
-        for content in (before, wanted)
-        if isinstance(sizes := content.get("opt_config"), dict)
-    ]
-    if len(types) == 2 and types[1] not in (None, types[0]):
-        dropped.append("opt_config")
-    for layer in earlier:
-        content = layer.content.get("model")
-        for name in dropped:
-            if isinstance(content, dict) and name in content:
-                content[name] = {}
-
-
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:
     """The entry of each dataset that was asked for, from the folders of dataset files.
 
@@ -246,7 +227,7 @@ def _dataset_defaults(given: Layer) -> dict[str, Layer]:
     if not isinstance(folders, list):
         raise wrong(("env", "dataset_configs"), given.places, "wanted a list of folders")
     known = _read_datasets(CONFIGS / "datasets", {}, shipped=True)
-    for folder in map(Path, map(str, folders)):
+    for folder in (user_path(str(folder)) for folder in folders):
         if not folder.is_dir():
             raise wrong(("env", "dataset_configs"), given.places, f"{folder}: no such folder")
         known = _read_datasets(folder, known)
@@ -274,13 +255,7 @@ def _read_datasets(folder: Path, known: dict[str, Layer], *, shipped: bool = Fal
     return found
 
 
-def _processor_defaults(preprocess: Layer, entry: Layer) -> Layer:
-    """What a dataset's processors take where its own entry says nothing: nothing of a processor of another name."""
-    defaults = Layer()
-    for kind, mode in DEFAULT_PROCESSORS:
-        default = preprocess.part(kind, mode)
-        default = merge(Layer({"name": DEFAULT_PROCESSORS[kind, mode]}), default)
-        name = entry.part(kind, mode).content.get("name")
-        if name in (None, default.content["name"]):
-            defaults = merge(defaults, default.under(kind, mode))
-    return defaults
+def _processor_defaults(*preprocess: Layer) -> Layer:
+    """What a dataset's processors take where its own entry says nothing; later ones win."""
+    names = (Layer({"name": name}).under(*keys) for keys, name in DEFAULT_PROCESSORS.items())
+    return stack(*(layer.under("preprocess") for layer in (*names, *preprocess))).part("preprocess")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from bita import registry
-from bita.config.keys import key, keys_of, name_of, names_of, own_keys_of
+from bita.config.keys import Arguments, FilePath, key, keys_of, name_of, names_of, own_keys_of
 from bita.config.schema import (
     ArchConfig,
     BridgeConfig,
@@ -74,7 +74,7 @@ class ModelConfig(ArchConfig):
 
     # Stage 1.
     embed_dim: int = key(256, at_least=1)
-    text_tokenizer: str | None = "bert-base-uncased"
+    text_tokenizer: FilePath | None = "bert-base-uncased"
     text_vocab_size: int = key(30523, at_least=1)
     """Rows of the word embedding, the added [DEC] token included."""
     itc_positives: Literal["pair", "same_caption", "same_image"] = "pair"
@@ -99,12 +99,12 @@ class ModelConfig(ArchConfig):
     """What writes: any causal language model of transformers, or one of your own."""
     decoder_args: Any = keys_of("decoder")
     """Own keys of the decoder."""
-    opt_model: str | None = "facebook/opt-2.7b"
+    opt_model: FilePath | None = "facebook/opt-2.7b"
     """Folder, .gguf file or hub name of any causal language model; None builds `opt_config` with fresh weights."""
-    opt_config: dict[str, Any] = key({})
+    opt_config: Arguments = key({})
     """Sizes used when `opt_model` is None or when no weights are loaded: keys of transformers' configuration of that
     `model_type`. Another model_type than the defaults' replaces their sizes, all of them."""
-    opt_tokenizer: str | None = None
+    opt_tokenizer: FilePath | None = None
     """Folder or hub name of the tokenizer; None takes `opt_model`."""
     freeze_lm: bool = True
     frozen_lm_dropout: bool = False

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from bita import registry
-from bita.config.keys import SEED, WithParts, key, keys_of, name_of
+from bita.config.keys import REPLACED, SEED, FilePath, WithParts, key, keys_of, name_of
 
 Fault = tuple[str, str]
 """A key, with dots where it stands below others, and what is wrong with it beside the others."""
@@ -45,12 +45,12 @@ class ArchConfig(WithParts):
     """Whether there is one to cut up among processes (`run.parallel: fsdp`)."""
 
     arch: str = name_of(registry.models, "bita_former")
-    model_type: str = "pretrain_vitL"
+    model_type: FilePath = "pretrain_vitL"
 
     # Where weights come from. `init_from` is ours; the other four are the published spelling of the same wish.
-    init_from: str | None = None
-    pretrained: str | None = None
-    finetuned: str | None = None
+    init_from: FilePath | None = None
+    pretrained: FilePath | None = None
+    finetuned: FilePath | None = None
     load_pretrained: bool | None = None
     load_finetuned: bool | None = None
 
@@ -59,10 +59,11 @@ class ArchConfig(WithParts):
     vit_model: str = name_of(registry.encoders, "clip_L")
     """`clip_L`, `eva_clip_g`, `timm:NAME`, or one of your own."""
     vit_args: Any = keys_of("vit_model")
-    """Own keys of the encoder; for those of timm overrides handed to it, such as embed_dim, num_heads, patch_size."""
+    """Own keys of the encoder; for those of timm overrides handed to it, such as embed_dim, num_heads, patch_size.
+    These, like `vit_depth`, `vit_layers` and `vit_weights`, are of one encoder: another one does not inherit them."""
     vit_depth: int | None = key(None, at_least=1)
     """Blocks kept; None keeps what the encoder's name stands for (clip_L: 21)."""
-    vit_weights: str | None = None
+    vit_weights: FilePath | None = None
     """File or folder with the encoder's weights, in any layout of docs/models.md; None starts fresh."""
     vit_layers: list[int] = key([], at_least=1)
     """Numbers, from 1, of the blocks whose outputs are read together; empty: the last one's."""
@@ -82,7 +83,7 @@ class ArchConfig(WithParts):
     init_map: Literal["qformer_to_ift"] | None = None
     """Lets an IFT start from a Q-Former's file: what both have is taken, self-attention is left out."""
     num_query_token: int = key(32, at_least=1)
-    text_model: str | None = "bert-base-uncased"
+    text_model: FilePath | None = "bert-base-uncased"
     """Folder or hub name whose BERT weights initialise the bridge; None starts fresh."""
 
     # Captions.
@@ -139,10 +140,10 @@ class ScheduleConfig:
 class SplitConfig:
     """Files of one split, relative to `env.cache_root` unless absolute."""
 
-    storage: Any = None
+    storage: FilePath | list[FilePath] | None = None
     """Annotation file, or a list of them: a JSON list of {image, caption, image_id}. A file NAME.shards.json is an
     index of tar shards (scripts/make_shards.py), for training."""
-    ground_truth: str | None = None
+    ground_truth: FilePath | None = None
     """COCO file with the references of every image, for scoring."""
     url: Any = None
     md5: Any = None
@@ -152,7 +153,7 @@ class SplitConfig:
 class StorageConfig:
     """A folder, relative to `env.cache_root` unless absolute."""
 
-    storage: str | None = None
+    storage: FilePath | None = None
     url: Any = None
 
 
@@ -182,7 +183,7 @@ class DatasetConfig:
     """Three band numbers, from 1, of multi-band images; None takes the file's own colours."""
     jpeg_draft: bool = False
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size where the crop still has enough pixels."""
-    synthetic: dict[str, int] = key({}, at_least=0)
+    synthetic: Annotated[dict[str, int], REPLACED] = key({}, at_least=0)
     """Only for `synthetic_caption`: number of images (train, val, test), seed and size of the generated scenes."""
 
 
@@ -196,7 +197,7 @@ class RunConfig(WithParts):
     runner: str = name_of(registry.runners, "runner_base")
     runner_args: Any = keys_of("runner")
     """Own keys of the runner."""
-    output_dir: str = "output/run"
+    output_dir: FilePath = "output/run"
     name: str | None = None
     seed: int = key(42, at_least=0, at_most=SEED)
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -206,14 +207,14 @@ class RunConfig(WithParts):
     amp: bool = True
     deterministic: bool = False
     evaluate: bool = False
-    resume: str | None = None
+    resume: FilePath | None = None
     """`auto`: go on from the newest complete checkpoint of the run directory; or a path; None: start anew."""
-    resume_ckpt_path: str | None = None
+    resume_ckpt_path: FilePath | None = None
 
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
-    train_dataset_ratios: dict[str, float] | None = key(None, at_least=0)
+    train_dataset_ratios: Annotated[dict[str, float], REPLACED] | None = key(None, at_least=0)
 
     max_epoch: int = key(5, at_least=1)
     batch_size_train: int = key(16, at_least=1)
@@ -279,11 +280,11 @@ class RunConfig(WithParts):
 class EnvConfig:
     """Where things are on this machine."""
 
-    cache_root: str = "data"
+    cache_root: FilePath = "data"
     """Relative paths of datasets start here."""
-    spice_dir: str | None = None
+    spice_dir: FilePath | None = None
     """Folder with SPICE's two CoreNLP 3.6.0 jars (docs/metrics.md); without them SPICE is not computed."""
-    dataset_configs: list[str] = field(default_factory=list)
+    dataset_configs: list[FilePath] = field(default_factory=list)
     """Further folders of YAML files that describe datasets, like `configs/datasets`."""
 
 

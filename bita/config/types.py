@@ -7,14 +7,16 @@ import difflib
 import logging
 import math
 import operator
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bita.config.keys import fields_of
+from bita.config.keys import PATH, Arguments, fields_of
 from bita.config.layers import Keys, Places, where
 from bita.errors import ConfigError
+from bita.files import expand
 from bita.registry import FREE, Registry
 
 LOG = logging.getLogger(__name__)
@@ -212,10 +214,15 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        value = _convert(args[0], value, places, keys)
+        return expand(value) if PATH in args[1:] and isinstance(value, str) else value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, places, keys)
+        kinds = [arg for arg in args if arg is not type(None)]
+        fitting = (kind for kind in kinds if (get_origin(kind) is list) == isinstance(value, list))
+        return _convert(next(fitting, kinds[0]), value, places, keys)
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, places, keys)  # type: ignore[arg-type]
     if origin is Literal:
@@ -235,7 +242,7 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
 
 def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         quotes = '; put it in quotes, "…"' if hint is str and isinstance(value, int | float) else ""
         raise wrong(keys, places, f"wanted {TYPE_NAMES[hint]}, not {shown(value)}{quotes}")
@@ -287,6 +294,64 @@ def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigErro
     return wrong(keys, places, f"unknown key; did you mean {'.'.join((*above, *beside))!r}?")
 
 
+def hint_of(cls: Any, keys: Keys, given: Any) -> Any:
+    """The declared type of a key below a dataclass or another type, marks included; Any where nothing is declared.
+
+    Args:
+        cls: where the keys start.
+        keys: names, from there down.
+        given: what stands there so far, as far as it is known: it names the parts whose own keys are meant.
+    """
+    hint = cls
+    for name in keys:
+        hint = kinds_of(hint)[0][0]
+        given = given if isinstance(given, dict) else {}
+        if _is_chosen(hint):
+            parts, chooser = hint.chosen_by
+            part = given.get(chooser, fields_of(hint)[chooser].default)
+            named = (
+                [part]
+                if part in parts
+                else [other for other in parts if name in fields_of(parts.config(other))]
+            )
+            hint = parts.config(named[0]) if named else hint
+        if dataclasses.is_dataclass(hint):
+            hint = _hint_in(hint, name, given)
+        elif get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            return Any
+        given = given.get(name)
+    return hint
+
+
+def _hint_in(cls: Any, name: str, given: dict[str, Any]) -> Any:
+    """The declared type of one key of a dataclass; of own keys of the part that is named beside it, their dataclass."""
+    field = fields_of(cls).get(name)
+    if field is None:
+        return Any
+    if "keys_of" in field.metadata:
+        chooser = fields_of(cls)[field.metadata["keys_of"]]
+        part = given.get(chooser.name, chooser.default)
+        config = chooser.metadata["registry"].config(part) if part in chooser.metadata["registry"] else FREE
+        return Arguments if config is FREE else config
+    return _hints(cls)[name]
+
+
+def kinds_of(hint: Any) -> tuple[list[Any], frozenset[str]]:
+    """What a type may be, None among it, and the marks that it carries."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        kinds, more = kinds_of(inner)
+        return kinds, more | frozenset(marks)
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [kinds_of(arg) for arg in get_args(hint)]
+        return [kind for kinds, _ in parts for kind in kinds], frozenset().union(
+            *(marks for _, marks in parts)
+        )
+    return [hint], frozenset()
+
+
 def _all_keys() -> tuple[Keys, ...]:
     """Every key of the configuration, those of all parts included, but not those below names of datasets."""
     from bita.config.schema import Config
@@ -326,4 +391,4 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 @cache
 def _all_hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+    return get_type_hints(cls, include_extras=True)

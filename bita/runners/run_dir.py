@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bita import distributed
+from bita.checkpoint import META_FILE
 from bita.config.load import config_to_yaml
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -103,7 +104,7 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
     taken_up = _to_take_up(cfg, output_dir)
     if taken_up is not None:
         path, lock = taken_up
-        before = _read_run_file(path) or describe(cfg)
+        before = (_read_run_file(path) if _has_checkpoint(path) else {}) or describe(cfg)
         taken = {"taken_up": [*before.get("taken_up", []), _now()], "launch": _launch()}
         write_json(path / RUN_FILE, before | taken)
     else:
@@ -137,12 +138,18 @@ def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
         return None
     lock = _lock(path, wait=LOCK_WAIT)
     if lock is not None:
-        resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
+        if _has_checkpoint(path):
+            resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
         return path, lock
     if named:
         raise UserError(f"run.name {path}: another process is training there; stop it or choose another name")
     LOG.warning("another process is training in %s; this is a new run beside it", path)
     return None
+
+
+def _has_checkpoint(path: Path) -> bool:
+    """Whether there is anything to go on from; a run that ended before its first save binds nobody to its keys."""
+    return any((path / "checkpoints").glob(f"*/{META_FILE}"))
 
 
 def _launch() -> str | None:
