@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import io
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
-from typing import ParamSpec
+from pathlib import Path
+from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 INTERRUPTED = 130
@@ -15,9 +18,23 @@ INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """A mistake outside the program: data, files, weights, environment."""
+    """A mistake outside the program: data, files, weights, environment.
+
+    Attributes:
+        exit_code: of the program that it ends.
+        restart: whether the same command may do better when it is started again.
+        said: whether another process says it; None: whatever this process meets, the others of this machine meet too.
+    """
 
     exit_code = 1
+    restart = False
+    said: bool | None = None
+
+
+class TransientError(UserError):
+    """What need not happen again when the same command is started again, as torchrun does."""
+
+    restart = True
 
 
 class ConfigError(UserError):
@@ -26,25 +43,36 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a program that ends with an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return error.exit_code if isinstance(error, UserError) else 1
+
+
 def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
     A ``UserError`` gives its own exit code, an ``OSError`` 1, Ctrl-C 130 without a word, and so does a reader of the
-    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. What the
-    terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its code.
+    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. Of
+    several processes under torchrun one speaks, and what a restart would meet again ends the restarted ones at once.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
+        before = _end_before_restart()
+        if before is not None:
+            _leave_for_torchrun(before)
+            return int(before["final"])
         try:
             code = main(*args, **kwargs)
             sys.stdout.flush()
             return code
         except UserError as error:
-            if not (isinstance(error, ConfigError) and _is_said_elsewhere()):
-                print(f"error: {error}", file=sys.stderr)
+            if not (_others_see_it_too() if error.said is None else error.said):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            final = None if error.restart else error.exit_code
+            _leave_for_torchrun({"message": str(error), "timestamp": int(time.time()), "final": final})
             return error.exit_code
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -54,19 +82,47 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
                     os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
                 )  # or Python complains at its end
             else:
-                print(f"error: {_one_line(error)}", file=sys.stderr)
+                print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
 
     return run
 
 
-def _is_said_elsewhere() -> bool:
-    """Whether another process of this machine prints the same: under torchrun all read the same configuration."""
+def _leave_for_torchrun(end: dict[str, Any]) -> None:
+    """Write the file that torchrun reads the reason of an end from: message, timestamp, and whether that is final."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(end), encoding="utf-8")
+
+
+def _end_before_restart() -> dict[str, Any] | None:
+    """What the processes before torchrun's restart left, where it is final; torchrun itself restarts after anything.
+
+    Its files lie at attempt_N/LOCAL_RANK/error.json, in a folder that is one launch's alone.
+    """
+    path, count = os.environ.get("TORCHELASTIC_ERROR_FILE"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if not path or count == "0":
+        return None
+    for file in Path(path).parents[1].with_name(f"attempt_{int(count) - 1}").glob("*/error.json"):
+        with contextlib.suppress(OSError, ValueError):
+            end = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(end, dict) and isinstance(end.get("final"), int):
+                return end
+    return None
+
+
+def _others_see_it_too() -> bool:
+    """Whether another process of this machine says it: under torchrun all read the same configuration and files."""
     return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
-def _one_line(error: OSError) -> str:
-    """The file and the reason; of an error that a worker process passed on as text, the last line."""
+def one_line(error: BaseException) -> str:
+    """An error in a line: of a file, its name and the reason; of what a worker passed on as text, the last line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if not isinstance(error, OSError):
+        return " ".join(f"{type(error).__name__}: {error}".split())
     reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[-1]
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     return f"{' -> '.join(files)}: {reason}" if files else reason

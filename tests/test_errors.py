@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bita.errors import ConfigError, UserError, program
+from bita.errors import ConfigError, TransientError, UserError, program
 
 
 class TryAgainError(UserError):
@@ -66,13 +67,36 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
         fail(ZeroDivisionError())
 
 
-def test_one_process_of_a_machine_says_what_is_wrong_with_the_configuration(
+def test_one_process_of_a_machine_says_what_all_of_them_meet(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert fail(ConfigError("run.max_epoch: not a number")) == 2
-    assert fail(UserError("image x: broken")) == 1
+    assert fail(UserError("run.output_dir: cannot be written")) == 1
+    assert capsys.readouterr().err == ""
+    own = UserError("image x: broken")
+    own.said = False
+    assert fail(own) == 1
     assert capsys.readouterr().err == "error: image x: broken\n"
+
+
+@pytest.mark.parametrize(("error", "again"), [(ConfigError("a: b"), False), (TransientError("a: b"), True)])
+def test_a_restart_ends_at_once_where_the_mistake_is_still_there(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: UserError,
+    again: bool,
+) -> None:
+    """The files lie as torchrun lays them; the restarted processes leave the same reason for its report."""
+    files = [tmp_path / f"attempt_{attempt}/{rank}/error.json" for attempt in range(3) for rank in range(2)]
+    for attempt in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(files[2 * attempt]))
+        files[2 * attempt].parent.mkdir(parents=True)
+        assert fail(error) == error.exit_code
+        assert json.loads(files[2 * attempt].read_text())["message"] == "a: b"
+    assert capsys.readouterr().err == "error: a: b\n" * (3 if again else 1)
 
 
 def test_a_reader_that_went_away_is_no_traceback(tmp_path: Path) -> None:

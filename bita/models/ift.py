@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bita.config.parts import BridgeSize, IFTSize
+from bita.config.schema import BridgeSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
-from bita.precision import in_float32
 
 
 class FourierMix(nn.Module):
@@ -26,7 +25,7 @@ class FourierMix(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, S, D) → (B, S, D)."""
-        with in_float32(hidden.device):
+        with torch.autocast(hidden.device.type, enabled=False):
             mixed: Tensor = torch.fft.fft2(hidden.float()).real
             return self.norm(hidden.float() + mixed)
 
@@ -46,7 +45,6 @@ class IFTLayer(BridgeLayer):
 class IFT(Bridge):
     """The bridge that BITA published, with cross-attention in every layer."""
 
-    Config = IFTSize
     layer = IFTLayer
     cross_attention_every = 1
 

@@ -9,12 +9,12 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from bita import distributed
-from bita.errors import UserError
+from bita.errors import TransientError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Interrupted(UserError):
+class Interrupted(TransientError):
     """A signal asked to stop, and everything is saved; the exit code is BSD's EX_TEMPFAIL: try again later."""
 
     exit_code = 75

@@ -47,36 +47,41 @@ class Count:
     kills: list[str] = field(default_factory=list)
 
 
-def launch(data: Path, out: Path, epochs: int, log: Path) -> subprocess.Popen[bytes]:
-    """Start torchrun on the run folder `out/run`, new or not."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    command += ["--max-restarts=1000", "--monitor-interval=0.1", str(ROOT / "train.py"), "--cfg-path"]
-    command += [str(ROOT / "configs/projects/bita/train/pretrain_stage1_tiny.yaml"), "--options"]
-    command += [f"env.cache_root={data}", f"run.output_dir={out}", "run.name=run", "run.resume=auto"]
-    command += [
-        f"run.max_epoch={epochs}",
-        f"run.batch_size_train={BATCH}",
-        "run.device=cpu",
-        "run.log_freq=1",
+def small_run(data: Path, out: Path, *options: str, images: int = IMAGES) -> list[str]:
+    """Arguments of `train.py` for a small stage-1 model on synthetic scenes in `data`, as `out/run`."""
+    arguments = [
+        "--cfg-path",
+        str(ROOT / "configs/projects/bita/train/pretrain_stage1_tiny.yaml"),
+        "--options",
     ]
-    command += [f"run.save_every_steps={SAVE_EVERY}", "run.num_workers=1", "run.warmup_steps=5"]
-    command += [
+    arguments += [f"env.cache_root={data}", f"run.output_dir={out}", "run.name=run", "run.resume=auto"]
+    arguments += ["run.device=cpu", "run.log_freq=1", "run.num_workers=1", "run.warmup_steps=5"]
+    arguments += [
         "model.image_size=64",
         "model.bridge_size.hidden_size=32",
         "model.bridge_size.intermediate_size=64",
     ]
-    command += ["model.vit_args.channels=[8,16,16,32]", "datasets.synthetic_caption.cache_images=false"]
-    sizes = {"train": IMAGES, "val": 8, "test": 8, "size": 64, "seed": 3}
-    command += [f"datasets.synthetic_caption.synthetic.{key}={value}" for key, value in sizes.items()]
+    arguments += ["model.vit_args.channels=[8,16,16,32]", "datasets.synthetic_caption.cache_images=false"]
+    sizes = {"train": images, "val": 8, "test": 8, "size": 64, "seed": 3}
+    arguments += [f"datasets.synthetic_caption.synthetic.{key}={value}" for key, value in sizes.items()]
+    return [*arguments, *options]
+
+
+def launch(data: Path, out: Path, epochs: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start torchrun on the run folder `out/run`, new or not."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    command += ["--max-restarts=1000", "--monitor-interval=0.1", str(ROOT / "train.py")]
+    sizes = [f"run.max_epoch={epochs}", f"run.batch_size_train={BATCH}", f"run.save_every_steps={SAVE_EVERY}"]
+    command += small_run(data, out, *sizes)
     with log.open("ab") as file:
         return subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=file, stderr=file
         )
 
 
-def prepare(data: Path) -> None:
+def prepare(data: Path, images: int = IMAGES) -> None:
     """Scenes and tokenizers."""
-    sizes = [f"--train={IMAGES}", "--val=8", "--test=8", "--size=64", "--seed=3"]
+    sizes = [f"--train={images}", "--val=8", "--test=8", "--size=64", "--seed=3"]
     for command in (
         ["scripts/data/make_synthetic.py", str(data / "synthetic"), *sizes],
         [
@@ -223,7 +228,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed, and when")
     parser.add_argument("--out", type=Path, help="keep everything here; default: a temporary folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what happened here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out: Path = (args.out or Path(temporary)).resolve()
@@ -243,8 +247,6 @@ def main() -> int:
         f"{epochs * STEPS_PER_EPOCH} steps redone (at most {bound} allowed)\n"
         f"final weights {'equal the undisturbed run byte for byte: 0 lost' if equal else 'DIFFER'}"
     )
-    if args.json is not None:
-        args.json.write_text(json.dumps({**vars(count), "kills": args.kills, "equal": equal}))
     enough = count.inside_a_write * 4 >= args.kills and count.launcher >= 1
     if not enough:
         print("too few kills fell inside a checkpoint write, or none hit the launcher; try another --seed")

@@ -1,5 +1,6 @@
 """Training in several real processes, under torchrun's elastic agent."""
 
+import gc
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ EXACT = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=[
 
 
 def work(arguments: list[str], fault: str) -> None:
+    gc.freeze()  # what the fork server holds is not this process's to look through
     torch.set_num_threads(1)
     os.environ["TOY_FAULT"] = fault
     code = main(arguments)

@@ -20,9 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from bita import distributed
 from bita.checkpoint import resolve_checkpoint
-from bita.config.parts import BridgeSize, ModelConfig
-from bita.config.schema import Config, RunConfig
-from bita.datasets.captions import CaptionDataset, CaptionRecord, Processors
+from bita.config.schema import BridgeSize, Config, ModelConfig, RunConfig
+from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
 from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
@@ -112,7 +111,7 @@ def toy_dataset(folder: Path, split: str = "train", images: int = 6, captions: i
     processors = Processors(
         TrainImageProcessor(SIZE), EvalImageProcessor(SIZE), CaptionProcessor(), CaptionProcessor()
     )
-    return CaptionDataset("toy", split, records, folder, processors, train=split == "train")
+    return CaptionDataset("toy", split, records, ImageFiles(folder), processors, train=split == "train")
 
 
 def toy_model(cfg: Config) -> BitaModel:
@@ -198,10 +197,8 @@ def main(arguments: list[str]) -> int:
             options[key.replace(".", "__")] = eval(value, {"__builtins__": {}}, {})
         except (NameError, SyntaxError):
             options[key.replace(".", "__")] = value
-    try:
-        toy_runner(toy_config(output_dir, **options), output_dir / "images").train()
-    finally:
-        distributed.shutdown()
+    cfg = toy_config(output_dir, **options)
+    distributed.together(lambda: toy_runner(cfg, output_dir / "images").train())
     return 0
 
 
