@@ -1,12 +1,8 @@
-"""Caption and score the test splits with a trained model.
-
-python evaluate.py --cfg-path configs/projects/bita/eval/caption_eval.yaml --options key=value …
-torchrun --standalone --nproc-per-node 4 evaluate.py --cfg-path …
-"""
+"""`bita-evaluate` from a checkout: caption and score the test splits with a trained model."""
 
 import sys
 
-from bita.cli import main
+from bita.cli import evaluate
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, evaluate=True))
+    sys.exit(evaluate())

@@ -17,4 +17,5 @@ class Batch(TypedDict):
     text: list[str]
     """B processed captions ("" where a split has none)."""
     image_id: list[int]
-    """B ids, of each caption's image, unique within the dataset; in training, where datasets mix, over all of them."""
+    """B numbers, of each caption's image, unique within the dataset; in training, where datasets mix, over all of them.
+    A dataset says which of its own ids they stand for."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 
 from bita.checkpoint import resolve_checkpoint
-from bita.config.schema import ModelConfig
+from bita.config.schema import ArchConfig
 from bita.distributed import is_main
-from bita.errors import UserError
+from bita.machine import keep_memory
 from bita.models.base import BitaModel
 from bita.registry import models
 from bita.weights.downloads import local_file
 from bita.weights.load import LoadReport, load_bert, load_checkpoint, load_vision
 
 
-def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
+def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:
     """Build the model that `cfg.arch` names.
 
     Args:
@@ -30,26 +30,18 @@ def build_model(cfg: ModelConfig, *, load_weights: bool = True) -> BitaModel:
         for report in _load_all(model, cfg):
             if is_main():
                 print(report, file=sys.stderr)
+    keep_memory()  # from here on activations come and go; what reading weights has freed may go
     return model
 
 
-def _load_all(model: BitaModel, cfg: ModelConfig) -> list[LoadReport]:
+def _load_all(model: BitaModel, cfg: ArchConfig) -> list[LoadReport]:
     reports = []
     if cfg.vit_weights is not None:
         reports.append(load_vision(model, local_file(cfg.vit_weights)))
     if cfg.init_from is not None:
         reports.append(load_checkpoint(model, resolve_checkpoint(local_file(cfg.init_from))))
         return reports
-    if cfg.freeze_vit and cfg.vit_weights is None:
-        raise UserError(
-            f"model.vit_weights: the frozen vision encoder {cfg.vit_model} would stay random; name its weights' file, "
-            "or a checkpoint that holds them in model.init_from, or set model.freeze_vit=false to train it"
-        )
-    if cfg.arch == "bita_opt" and cfg.opt_model is None and cfg.freeze_lm:
-        raise UserError(
-            "model.opt_model: the frozen language model would stay random; name its folder, or a checkpoint that "
-            "holds it in model.init_from, or set model.freeze_lm=false to train it"
-        )
+    model.check_frozen_parts()
     if cfg.text_model is not None:
         reports.append(load_bert(model, cfg.text_model))
     return reports

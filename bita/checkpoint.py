@@ -15,16 +15,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError
-from bita.files import TEMPORARY, link, sha256, sync, sync_folder, write_json
+from bita.files import TEMPORARY, link, open_to_others, sha256, sync, sync_folder, write_json
 
 MODEL_FILE = "model.safetensors"
 TRAINER_FILE = "trainer.pt"
 META_FILE = "meta.json"
+FORMAT = 2
+"""Of what `meta.json` says; it rises when a key of the configuration goes, moves or is renamed. Format 1 says none."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 INDEX_SUFFIX = ".index.json"
@@ -56,6 +58,7 @@ class Meta:
         best: best validation so far: {"epoch", "score"}, or nothing.
         config: the resolved configuration.
         files: name → {"bytes", "sha256"}.
+        format: `FORMAT` of the version that wrote it.
     """
 
     epoch: int
@@ -65,6 +68,7 @@ class Meta:
     best: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
 
     @property
     def name(self) -> str:
@@ -106,6 +110,7 @@ def write_checkpoint(parent: Path, meta: Meta, writers: Mapping[str, Writer]) ->
                 "bytes": (temporary / name).stat().st_size,
                 "sha256": sha256(temporary / name),
             }
+        open_to_others(temporary)
         write_json(temporary / META_FILE, asdict(meta))
         final = parent / meta.name
         if final.exists():
@@ -141,7 +146,10 @@ def read_meta(folder: Path) -> Meta:
     """
     path = folder / META_FILE
     try:
-        meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
+        content = {"format": 1} | json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:  # what a newer version says besides is not needed to read the weights
+            content = {entry.name: content[entry.name] for entry in fields(Meta) if entry.name in content}
+        meta = Meta(**content)
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in meta.files.items()}
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder}: has no {META_FILE}, so it was never finished") from error
@@ -240,7 +248,7 @@ def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
         sync(Path(target))
 
 

@@ -23,7 +23,7 @@ from bita.export import config_of, meta_of
 from bita.metrics.checks import named
 from bita.metrics.scores import Scores
 from bita.models.bita_itc import BitaITC
-from bita.processors.rgb import open_rgb
+from bita.records import Id
 
 SCALE = 2.5
 BATCH = 32
@@ -54,18 +54,6 @@ def ref_clip_score(images: Tensor, texts: Tensor, references: list[Tensor]) -> T
     )
     total = score + near
     return torch.where(total > 0, 2 * score * near / total.clamp(min=1e-12), torch.zeros_like(total))
-
-
-@torch.no_grad()
-def model_clip_score(model: BitaITC, images: Tensor, captions: list[str]) -> Tensor:
-    """CLIPScore of N captions under a stage-1 model, which should be in evaluation mode: (N,).
-
-    Args:
-        model: arch `bita_former`, with its tokenizer.
-        images: (N, 3, H, W), as the evaluation processor makes them.
-        captions: as the text processor makes them.
-    """
-    return clip_score(model.image_features(images), model.text_features(model.tokenize(captions)))
 
 
 class ClipScorer:
@@ -102,7 +90,7 @@ class ClipScorer:
         found: list[Tensor] = []
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            pixels = torch.stack([self.processors.eval_image(open_rgb(path)) for path in images[part]])
+            pixels = torch.stack([self.processors.evaluated(path) for path in images[part]])
             seen = self.model.image_features(pixels.to(self.model.device))
             own, others = self._features(captions[part]), references[part]
             said = self._features([text for texts in others for text in texts]).split(list(map(len, others)))
@@ -119,9 +107,9 @@ class ClipScorer:
     def add_to(
         self,
         scores: Scores,
-        images: Mapping[int, Path],
-        hypotheses: Mapping[int, str],
-        references: Mapping[int, Sequence[str]],
+        images: Mapping[Id, Path],
+        hypotheses: Mapping[Id, str],
+        references: Mapping[Id, Sequence[str]],
     ) -> None:
         """Add CLIPScore and RefCLIPScore to scores, overall and for every image.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import sys
@@ -54,12 +55,15 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
     A ``UserError`` gives its own exit code, an ``OSError`` 1, Ctrl-C 130 without a word, and so does a reader of the
-    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. Of
-    several processes under torchrun one speaks, and what a restart would meet again ends the restarted ones at once.
+    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. What the
+    terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its code. Of several processes
+    under torchrun one speaks, and what a restart would meet again ends the restarted ones at once.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         before = _end_before_restart()
         if before is not None:
             _leave_for_torchrun(before)

@@ -16,23 +16,23 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bita.build import build_model
-from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
-from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
+from bita.checkpoint import FORMAT, META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
+from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
+from bita.config.parts import ImageConfig
+from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
-from bita.files import TEMPORARY, sha256, write_json, write_text
+from bita.files import TEMPORARY, open_to_others, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of
-from bita.models.bita_lm import BitaLM
-from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
 from bita.models.vision import image_input
 from bita.weights.files import read_config
 from bita.weights.layouts import published
 
-TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 MAX_SHARD = "5GB"
 
 
@@ -44,19 +44,15 @@ def config_of(run: str | Path) -> Config:
     Raises:
         UserError: there is no checkpoint, or nothing that says how it was made.
     """
-    checkpoint = resolve_checkpoint(run)
+    checkpoint = resolve_checkpoint(user_path(run))
     folder = folder_of(checkpoint)
-    cfg = (
-        config_from_dict(read_meta(folder).config)
-        if (folder / META_FILE).is_file()
-        else _config_in(checkpoint)
-    )
+    if (folder / META_FILE).is_file():
+        meta = read_meta(folder)
+        cfg = recorded_config(meta.config, checkpoint, meta.format)
+    else:
+        cfg = _config_in(checkpoint)
     cfg.model.init_from = str(checkpoint)
-    for key, name in (
-        ("opt_model", LANGUAGE_MODEL_FOLDER),
-        ("opt_tokenizer", TOKENIZER_FOLDER),
-        ("text_tokenizer", TEXT_TOKENIZER_FOLDER),
-    ):
+    for key, name in cfg.model.folders.items():
         for kept in (folder.resolve() / name, folder.resolve().parent.parent / name):
             if kept.is_dir():
                 setattr(cfg.model, key, str(kept))
@@ -67,7 +63,10 @@ def config_of(run: str | Path) -> Config:
 def _config_in(checkpoint: Path) -> Config:
     """The configuration in a file that `export_published` wrote."""
     try:
-        return config_from_dict(read_config(checkpoint))
+        content = dict(read_config(checkpoint))
+        return recorded_config(content, checkpoint, content.pop("format", 1))
+    except ModuleError:
+        raise
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint {checkpoint}: neither a {META_FILE} beside it nor a configuration of ours in it; "
@@ -101,14 +100,17 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
     temporary.mkdir(parents=True)
     try:
         _write_weights(model, temporary, max_shard)
-        _write_tokenizer(model, temporary)
         own = _self_contained(cfg)
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(temporary.glob("model*"))
         }
         write_text(temporary / "config.yaml", config_to_yaml(own))
-        write_json(temporary / META_FILE, asdict(replace(meta, config=config_to_dict(own), files=files)))
+        write_json(
+            temporary / META_FILE,
+            asdict(replace(meta, format=FORMAT, config=config_to_dict(own), files=files)),
+        )
+        open_to_others(temporary)
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,16 +133,15 @@ def export_published(run: str | Path, out: Path) -> None:
     cfg = config_of(run)
     meta = meta_of(cfg)
     model = _merged(cfg)
-    if cfg.model.lora is not None:
-        model.external.pop("opt_model", None)  # merged, it is no longer what its owner published
     state = model.state_dict()
     tied = {name: state[name] for name in model.tied_names()}
     content = {
         "model": published(
-            model.checkpoint_state() | tied, max_positions=cfg.model.bridge_size.max_positions
+            model.checkpoint_state() | tied,
+            max_positions=getattr(cfg.model.bridge_size, "max_positions", None),
         ),
         "optimizer": None,
-        "config": meta.config | {"model": meta.config["model"] | {"lora": None}},  # merged
+        "config": {"format": meta.format} | meta.config | {"model": _without_lora(meta.config["model"])},
         "scaler": None,
         "epoch": meta.epoch,
     }
@@ -155,9 +156,13 @@ def export_published(run: str | Path, out: Path) -> None:
 def _merged(cfg: Config) -> BitaModel:
     """The model with its weights, LoRA's merged into the language model in its own precision."""
     model = build_model(cfg.model)
-    if isinstance(model, BitaLM):
-        model.merge_lora()
+    model.merge_lora()
     return model
+
+
+def _without_lora(model: dict[str, Any]) -> dict[str, Any]:
+    """The recorded keys of a model whose LoRA weights are merged."""
+    return model | {"lora": None} if "lora" in model else model
 
 
 def _check_free(out: Path) -> None:
@@ -168,37 +173,23 @@ def _check_free(out: Path) -> None:
 
 
 def _write_weights(model: BitaModel, folder: Path, max_shard: str) -> None:
-    """The language model as transformers saves it, all other weights beside it."""
+    """What other libraries read as they save it, all other weights beside it."""
     from huggingface_hub import save_torch_state_dict
 
-    state = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) != "opt_model"}
+    elsewhere = model.save_parts(folder, max_shard)
+    state = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) not in elsewhere}
     save_torch_state_dict(state, folder, max_shard_size=max_shard)
-    if isinstance(model, BitaLM):
-        model.opt_model.save_pretrained(folder / LANGUAGE_MODEL_FOLDER, max_shard_size=max_shard)
-
-
-def _write_tokenizer(model: BitaModel, folder: Path) -> None:
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is not None:
-        name = TOKENIZER_FOLDER if isinstance(model, BitaLM) else TEXT_TOKENIZER_FOLDER
-        tokenizer.save_pretrained(folder / name)
 
 
 def _self_contained(cfg: Config) -> Config:
     """A copy without paths to weights, in which the image processors say all that they do."""
     own = config_from_dict(config_to_dict(cfg))
     images = image_input(cfg.model)
-    own.model.image_size = images.size
-    own.model.init_from = own.model.vit_weights = own.model.text_model = None
-    if own.model.arch == "bita_opt":
-        own.model.opt_model, own.model.opt_tokenizer = LANGUAGE_MODEL_FOLDER, TOKENIZER_FOLDER
-        own.model.freeze_lm = True  # its weights come from the folder, as if it had never been trained
-        own.model.lora = None
-    else:
-        own.model.text_tokenizer = TEXT_TOKENIZER_FOLDER
+    own.model.for_export(images.size)
     for dataset in own.datasets.values():
         for processor in dataset.vis_processor.values():
-            processor.image_size = processor.image_size or images.size
-            processor.mean = list(images.mean) if processor.mean is None else processor.mean
-            processor.std = list(images.std) if processor.std is None else processor.std
+            if isinstance(processor, ImageConfig):
+                processor.image_size = processor.image_size or images.size
+                processor.mean = list(images.mean) if processor.mean is None else processor.mean
+                processor.std = list(images.std) if processor.std is None else processor.std
     return own

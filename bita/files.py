@@ -1,4 +1,4 @@
-"""Files: written whole or not at all (temporary name, fsync, rename), locked, read with errors of one line."""
+"""Files: written whole or not at all (temporary name, fsync, rename), locked."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bita.errors import UserError
-
 TEMPORARY = ".tmp-"
 """Every unfinished file and folder starts its name with this."""
+
+
+def expand(path: str) -> str:
+    """A path as typed, `~` and variables of the environment put in; any other `$` stays, and so does an address."""
+    return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
+
+
+def user_path(path: str | Path) -> Path:
+    """A path that a user typed, as `expand` reads it."""
+    return Path(expand(str(path)))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +67,22 @@ def link(path: Path, target: str) -> None:
     sync_folder(path.parent)
 
 
+def open_to_others(path: Path) -> None:
+    """Give a file, or every file below a folder, the mode that the umask gives to a new one.
+
+    Some libraries write through a private temporary file, and some archives bring modes of their own.
+    """
+    probe = (path if path.is_dir() else path.parent) / f"{TEMPORARY}mode-{os.getpid()}"
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal checksum of a file."""
     with path.open("rb") as file:
@@ -70,32 +95,3 @@ def exclusive(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def has_words(caption: str) -> bool:
-    """Whether a caption says anything: RSICD, as published, has three that are only " ."."""
-    return any(letter.isalnum() for letter in caption)
-
-
-def load_json(path: Path) -> Any:
-    """Read a JSON file; what is wrong with it is said in one line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-
-
-def field(record: Any, key: str, kind: type[Any], path: Path, where: str) -> Any:
-    """Return ``record[key]``, which must be there and of type ``kind``."""
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: {where}: wanted an object, found {type(record).__name__}")
-    if key not in record:
-        raise UserError(f"{path}: {where}: field {key!r} is missing")
-    value = record[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{path}: {where}: field {key!r} must be {kind.__name__}, not {type(value).__name__}")
-    return value

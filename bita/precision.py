@@ -29,3 +29,8 @@ def autocast(device: torch.device, amp: bool = True) -> AbstractContextManager[A
     """Autocast in that precision; does nothing where it is None."""
     dtype = amp_dtype(device, amp)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast, whatever stands around: for what is compared, where 16 bit would make ties and swap ranks."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,34 +1,63 @@
-"""Names in configuration files → classes. A name is checked without importing what it stands for.
+"""Names in configuration files → parts. A name is checked without importing what it stands for.
 
-A class of your own joins by a decorator, in a module that the project file names under `imports`:
+A part of your own joins by a decorator, in a module that the project file names under `imports`, and owns the keys of
+its `Config`, a keyword-only dataclass (docs/extending.md):
 
-    @models.register("my_former")
-    class MyFormer(BitaITC): …
+    @bridges.register("my_bridge")
+    class MyBridge(Bridge):
+        @dataclass(kw_only=True)
+        class Config(BridgeSize):
+            my_key: float = key(0.5, at_least=0, below=1)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from bita.errors import ConfigError
 
 C = TypeVar("C", bound=type)
+FREE = dict
+"""The `Config` of parts whose keys are another library's, which checks them itself."""
+CONFIGS = "bita.config.parts"
+
+
+@dataclasses.dataclass(kw_only=True)
+class NoKeys:
+    """The `Config` of parts without keys of their own."""
 
 
 class Registry:
-    """Classes of one kind by name.
+    """Parts of one kind by name.
+
+    A name `PREFIX:REST` stands for the part `PREFIX:NAME`, where there is one: `timm:resnet18`.
 
     Args:
         kind: what they are, for messages: "model arch", "task", …
-        built_in: name → "package.module:Class", imported when first asked for.
+        built_in: name → "package.module:Class", imported when first asked for; or that and its `Config`, which then is
+            found without importing the class: its name in `bita.config.parts`, or itself.
+        keys: the name of the dataclass in `bita.config.parts` that every `Config` extends; None: any dataclass.
     """
 
-    def __init__(self, kind: str, built_in: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        built_in: Mapping[str, str | tuple[str, str | type[Any]]] | None = None,
+        *,
+        keys: str | None = None,
+    ) -> None:
         self.kind = kind
-        self._targets: dict[str, type[Any] | str] = dict(built_in or {})
+        self.keys = keys
+        self._targets: dict[str, type[Any] | str] = {}
+        self._configs: dict[str, type[Any] | str] = {}
+        for name, part in (built_in or {}).items():
+            self._targets[name] = part if isinstance(part, str) else part[0]
+            if not isinstance(part, str):
+                self._configs[name] = part[1]
 
     def register(self, name: str) -> Callable[[C], C]:
         """A class decorator that registers under `name`.
@@ -51,56 +80,125 @@ class Registry:
         Raises:
             ConfigError: unknown; the message has the nearest known name.
         """
-        if name not in self._targets:
-            near = difflib.get_close_matches(name, self._targets, n=1, cutoff=0.0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{self.kind} {name!r} is unknown{hint}")
+        name = self._known(name)
         target = self._targets[name]
         if isinstance(target, str):
-            module, attribute = target.split(":")
-            target = self._targets[name] = getattr(importlib.import_module(module), attribute)
+            target = self._targets[name] = _imported(target)
         return target
+
+    def config(self, name: str) -> type[Any]:
+        """The dataclass of a part's own keys; `FREE` where they are another library's.
+
+        Raises:
+            ConfigError: the name is unknown, or its `Config` is none.
+        """
+        name = self._known(name)
+        config = self._configs.get(name)
+        if config is None:
+            config = getattr(self.get(name), "Config", self._shared() or NoKeys)
+        elif isinstance(config, str):
+            config = _imported(f"{CONFIGS}:{config}")
+        if config is not FREE and not (
+            isinstance(config, type)
+            and dataclasses.is_dataclass(config)
+            and issubclass(config, self._shared() or object)
+        ):
+            extends = f" that extends {self.keys}" if self.keys else ""
+            raise ConfigError(f"{self.kind} {name!r}: its Config must be a dataclass{extends}")
+        self._configs[name] = config
+        return config
 
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._targets)
 
+    def __iter__(self) -> Iterator[str]:
+        """All names, in the order in which they were registered."""
+        return iter(self._targets)
+
     def __contains__(self, name: object) -> bool:
-        return name in self._targets
+        return isinstance(name, str) and self._entry(name) in self._targets
+
+    def _shared(self) -> type[Any] | None:
+        return None if self.keys is None else _imported(f"{CONFIGS}:{self.keys}")
+
+    def _entry(self, name: str) -> str:
+        prefix, colon, _ = name.partition(":")
+        return f"{prefix}:NAME" if colon else name
+
+    def _known(self, name: str) -> str:
+        if name not in self:
+            near = difflib.get_close_matches(name, self._targets, n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{self.kind} {name!r} is unknown{hint}")
+        return self._entry(name)
+
+
+def _imported(target: str) -> type[Any]:
+    module, attribute = target.split(":")
+    found: type[Any] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 models = Registry(
     "model arch",
     {
-        "bita_former": "bita.models.bita_itc:BitaITC",
-        "bita_opt": "bita.models.bita_lm:BitaLM",
+        "bita_former": ("bita.models.bita_itc:BitaITC", "FormerConfig"),
+        "bita_opt": ("bita.models.bita_lm:BitaLM", "CaptionerConfig"),
+    },
+    keys="ArchConfig",
+)
+encoders = Registry(
+    "vision encoder",
+    dict.fromkeys(("clip_L", "eva_clip_g", "timm:NAME"), ("bita.models.vision:TimmEncoder", FREE)),
+)
+bridges = Registry(
+    "bridge",
+    {
+        "ift": ("bita.models.ift:IFT", "IFTSize"),
+        "qformer": ("bita.models.qformer:QFormer", "QFormerSize"),
+    },
+    keys="BridgeConfig",
+)
+decoders = Registry(
+    "decoder", {"transformers": ("bita.models.language.language_model:TransformersDecoder", NoKeys)}
+)
+losses = Registry(
+    "stage-1 loss",
+    {
+        "itc": ("bita.models.bita_itc:Contrast", NoKeys),
+        "itm": ("bita.models.bita_itc:Matching", NoKeys),
+        "itg": ("bita.models.bita_itc:Writing", NoKeys),
     },
 )
 tasks = Registry(
     "task",
     {
-        "image_text_pretrain": "bita.tasks.pretrain:PretrainTask",
-        "captioning": "bita.tasks.captioning:CaptioningTask",
+        "image_text_pretrain": ("bita.tasks.pretrain:PretrainTask", "TaskConfig"),
+        "captioning": ("bita.tasks.captioning:CaptioningTask", "CaptioningConfig"),
     },
+    keys="TaskConfig",
 )
-runners = Registry(
-    "runner",
-    {"runner_base": "bita.runners.epoch_runner:EpochRunner"},
-)
+runners = Registry("runner", {"runner_base": ("bita.runners.epoch_runner:EpochRunner", NoKeys)})
 processors = Registry(
     "processor",
     {
-        "bita_image_train": "bita.processors.image:TrainImageProcessor",
-        "bita_image_eval": "bita.processors.image:EvalImageProcessor",
-        "bita_caption": "bita.processors.text:CaptionProcessor",
+        "bita_image_train": ("bita.processors.image:TrainImageProcessor", "TrainImageConfig"),
+        "bita_image_eval": ("bita.processors.image:EvalImageProcessor", "ImageConfig"),
+        "bita_caption": ("bita.processors.text:CaptionProcessor", "CaptionConfig"),
     },
+    keys="ProcessorConfig",
 )
 schedules = Registry(
     "schedule",
     {
-        "linear_warmup_cosine_lr": "bita.runners.optim:LinearWarmupCosine",
-        "linear_warmup_step_lr": "bita.runners.optim:LinearWarmupStep",
-        "linear_warmup_cosine_by_step_lr": "bita.runners.optim:LinearWarmupCosineByStep",
+        "linear_warmup_cosine_lr": ("bita.runners.optim:LinearWarmupCosine", "ScheduleConfig"),
+        "linear_warmup_step_lr": ("bita.runners.optim:LinearWarmupStep", "StepScheduleConfig"),
+        "linear_warmup_cosine_by_step_lr": (
+            "bita.runners.optim:LinearWarmupCosineByStep",
+            "ScheduleConfig",
+        ),
     },
+    keys="ScheduleConfig",
 )
 metrics = Registry("metric", {"CLIPScore": "bita.clipscore:ClipScorer"})

@@ -1,15 +1,20 @@
 """The end of a pipeline: scores beside their floors and ceilings, `scores.json`, and a page to look at.
 
-Beside the model stand the same captions with the images shuffled, the most frequent training caption, the caption of
-the nearest training image, and, for the synthetic dataset, the caption rendered from the true facts.
+    python -m bita.report RUN OUT [--seconds N]
+
+RUN is a caption run whose test split was scored; OUT gets `scores.json` and `report.html`. Beside the model stand the
+same captions with the images shuffled, the most frequent training caption, the caption of the nearest training image,
+and, for the synthetic dataset, the caption rendered from the true facts.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +22,19 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from bita.checkpoint import read_meta, resolve_checkpoint
-from bita.config.load import config_from_dict
+from bita.config.load import recorded_config
 from bita.config.schema import Config
+from bita.datasets.annotations import read_annotations, read_ground_truth
+from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
-from bita.errors import UserError
+from bita.errors import UserError, program
 from bita.metrics import score_captions
+from bita.metrics.files import read_hypotheses
 from bita.prepare.baselines import constant_captions, nearest_captions
+from bita.processors.rgb import ImageOpener
+from bita.records import Id, ordered
 
-Captions = dict[int, str]
+Captions = dict[Id, str]
 
 COLUMNS = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 SHOWN = 60
@@ -41,11 +51,12 @@ class TestSplit:
             self.root / str(entry.build_info.annotations[s].storage) for s in ("train", "test")
         )
         self.folder = self.root / str(entry.build_info.images.storage)
-        truth = json.loads((self.root / str(entry.build_info.annotations["test"].ground_truth)).read_text())
-        self.references: dict[int, list[str]] = {}
-        for annotation in truth["annotations"]:
-            self.references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-        self.images = {r["image_id"]: self.folder / r["image"] for r in json.loads(self.test.read_text())}
+        self.references = read_ground_truth(
+            self.root / str(entry.build_info.annotations["test"].ground_truth)
+        )
+        files = ImageFolder(self.folder)
+        self.images = {r.image_id: files.path(r.image) for r in read_annotations([self.test])}
+        self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
         self.facts = self.folder.parent / "facts.json"
 
     def baselines(self) -> dict[str, Captions]:
@@ -62,7 +73,7 @@ class TestSplit:
 
 def shuffled(captions: Captions) -> Captions:
     """The same captions, each under another image (a seeded cycle through all of them)."""
-    ids = sorted(captions)
+    ids = ordered(captions)
     random.Random(0).shuffle(ids)
     return {image: captions[other] for image, other in zip(ids, ids[1:] + ids[:1], strict=True)}
 
@@ -80,18 +91,22 @@ def load_run(run: str) -> tuple[Path, Config, Captions]:
         raise UserError(
             f"{predictions}: is missing; run evaluate.py, or training with run.test_splits=[test]"
         )
-    captions = {entry["image_id"]: entry["caption"] for entry in json.loads(predictions.read_text())}
-    return folder, config_from_dict(read_meta(checkpoint).config), captions
+    meta = read_meta(checkpoint)
+    return folder, recorded_config(meta.config, checkpoint, meta.format), read_hypotheses(predictions)
 
 
 def write_page(
     path: Path, title: str, rows: list[dict[str, Any]], split: TestSplit, captions: Captions
 ) -> None:
     """Render `report.html`: the table, then images with captions and references side by side."""
-    chosen = sorted(captions)
+    chosen = ordered(captions)
     random.Random(1).shuffle(chosen)
     cards = [
-        {"image": thumbnail(split.images[i]), "caption": captions[i], "references": split.references[i]}
+        {
+            "image": thumbnail(split.opener.open(split.images[i])),
+            "caption": captions[i],
+            "references": split.references[i],
+        }
         for i in chosen[:SHOWN]
     ]
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
@@ -102,11 +117,10 @@ def write_page(
     )
 
 
-def thumbnail(path: Path) -> str:
+def thumbnail(image: Image.Image) -> str:
     """An image as a data URL, so that the page is one file."""
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((256, 256))
+    small = image.copy()
+    small.thumbnail((256, 256))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -157,3 +171,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 def facts_line(facts: dict[str, float]) -> str:
     """Shares of facts, in words."""
     return ", ".join(f"{name} {share:.0%}" for name, share in facts.items())
+
+
+@program
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a caption run's folder, or its output folder (then the latest)")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
+    args = parser.parse_args()
+    report(args.run, args.out, args.seconds)
+    print(f"look at {args.out / 'report.html'}; scores in {args.out / 'scores.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

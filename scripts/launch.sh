@@ -26,8 +26,8 @@ launch() {
     fi
     local processes=${NPROC:-}
     if [ -z "$processes" ]; then
-        if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-            processes=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+        if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # those before a -1; empty: none, so the CPU
+            processes=$(sed 's/\(^\|,\) *-.*//' <<<"$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c '[^ ]') || processes=1
         else
             processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
         fi
@@ -71,5 +71,5 @@ road() {
     MODEL=$1 launch train.py train/caption_ft "${common[@]}" "run.output_dir=$out/caption" \
         "model.init_from=$out/pretrain_stage2"
     step "scores"
-    .venv/bin/python scripts/results/report.py "$out/caption" "$out" --seconds "$SECONDS"
+    .venv/bin/python -m bita.report "$out/caption" "$out" --seconds "$SECONDS"
 }

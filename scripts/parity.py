@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from bita.batch import Batch
 from bita.build import build_model
-from bita.config.schema import BridgeSize, ModelConfig, RunConfig
+from bita.config.parts import BridgeSize, ModelConfig
+from bita.config.schema import RunConfig
 from bita.errors import ConfigError, UserError, program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC

@@ -12,7 +12,6 @@ import yaml
 from bita.config.checks import check_annotations
 from bita.config.load import (
     CONFIGS,
-    MODEL_TYPES,
     config_from_dict,
     config_to_dict,
     config_to_yaml,
@@ -85,7 +84,7 @@ def test_every_project_file_opens_with_its_command(path):
 
 
 @pytest.mark.parametrize(
-    ("arch", "kind"), [(arch, kind) for arch in MODEL_TYPES for kind in MODEL_TYPES[arch]]
+    ("arch", "kind"), [(arch, kind) for arch in models for kind in models.config(arch).model_types]
 )
 def test_every_model_type_loads(project, arch, kind):
     text = f"model: {{arch: {arch}, model_type: {kind}}}\ndatasets: [ucm_caption]\nrun: {{}}\n"
@@ -261,6 +260,64 @@ def test_annotation_files_are_looked_for_before_anything_is_built(project, stora
         check_annotations(cfg)
 
 
+def test_evaluation_asks_for_the_files_of_its_test_splits_only(project, tmp_path, caplog):
+    (tmp_path / "test.json").write_text("[]")
+    text = MINIMAL.replace("  test_splits", "  valid_splits: [val]\n  test_splits")
+    evaluation = ("run.evaluate=true", f"model.init_from={tmp_path}", "run.resume=gone")
+    cfg = project(
+        text,
+        *evaluation,
+        f"datasets.ucm_caption.build_info.annotations.test.storage={tmp_path}/test.json",
+        need_files=False,
+    )
+    check_annotations(cfg)
+    assert "gone" not in caplog.text
+    cfg.run.evaluate = False
+    cfg.run.train_splits = []
+    with pytest.raises(ConfigError, match=r"annotations\.val\.storage: .* is missing"):
+        check_annotations(cfg)
+
+
+@pytest.mark.parametrize("key", ["valid_splits", "test_splits"])
+def test_shards_that_would_be_evaluated_are_refused_at_the_start(problem, key):
+    storage = "datasets.ucm_caption.build_info.annotations.train.storage=ucm/train.shards.json"
+    said = problem(MINIMAL, storage, "run.train_splits=[train]", f"run.{key}=[train]")
+    assert said == (
+        f"run.{key} (--options): train of ucm_caption is stored as shards, which can be trained on, not evaluated; "
+        "name a split with image files"
+    )
+
+
+def test_a_file_may_start_from_others(project):
+    Path("far").mkdir()
+    Path("far/first.yaml").write_text(MINIMAL + "  max_epoch: 7\n  min_lr: 1e-5\n")
+    Path("far/second.yaml").write_text("base: first.yaml\nrun: {max_epoch: 8, seed: 3}\n")
+    run = project("base: far/second.yaml\nrun: {max_epoch: 9}\n", "run.seed=4").run
+    assert (run.task, run.min_lr, run.max_epoch, run.seed) == ("captioning", 1e-5, 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: no.yaml", "base (my.yaml:1): no.yaml: no such file"),
+        ("base: [a]", "base (my.yaml:1): wanted the path of a project file, not a list"),
+        ("base: my.yaml", "base (my.yaml:1): my.yaml starts from this file itself; break the circle"),
+        ("base: a.yaml", "base (a.yaml:1): ./my.yaml starts from this file itself; break the circle"),
+        ("base: wrong.yaml", "run.max_epohc (wrong.yaml:1): unknown key; did you mean 'run.max_epoch'?"),
+    ],
+)
+def test_a_base_that_is_wrong(problem, text, expected):
+    Path("a.yaml").write_text("base: ./my.yaml")
+    Path("wrong.yaml").write_text("run: {max_epohc: 1}")
+    assert problem(text) == expected
+
+
+def test_a_base_stands_in_a_file(problem):
+    assert problem(MINIMAL, "base=my.yaml").startswith(
+        "base (--options): the file to start from can only stand"
+    )
+
+
 def test_model_and_dataset_can_be_options(project):
     cfg = project(
         "run: {}\n", "model.arch=bita_opt", "model.model_type=caption_opt2.7b", "datasets=[ucm_caption]"
@@ -299,7 +356,7 @@ def test_processors_take_the_models_defaults_but_not_of_another_name(project):
     train = project(text, f"{key}.max_scale=0.9").datasets["ucm_caption"].vis_processor["train"]
     assert (train.min_scale, train.max_scale) == (0.3, 0.9)
     other = project(text, f"{key}.name=bita_image_eval").datasets["ucm_caption"].vis_processor["train"]
-    assert (other.name, other.min_scale, other.mean) == ("bita_image_eval", None, None)
+    assert (other.name, other.mean) == ("bita_image_eval", None)
 
 
 # A dataset and classes of one's own
@@ -354,6 +411,7 @@ def test_imports_register_classes_of_ones_own(project, monkeypatch):
         "from bita.registry import models\n@models.register('my_former')\nclass MyFormer: pass\n"
     )
     text = "imports: [my_former_module]\n" + MINIMAL.replace("arch: bita_opt", "arch: my_former")
+    text = text.replace("captioning", "image_text_pretrain")
     cfg = project(text)
     assert models.get(cfg.model.arch).__name__ == "MyFormer"
     assert cfg.imports == ["my_former_module"]
@@ -440,7 +498,7 @@ UNKNOWN_NAMES = [
     ),
     (
         "model.loss_weights.itg=1",
-        "model.loss_weights.itg (--options): captioning needs a causal mask, which the Fourier mix has not; set 0, or",
+        "model.loss_weights.itg (--options): captioning needs a causal mask, which the bridge ift has not; set 0, or",
     ),
     (
         "model.loss_weights.itc=0",
@@ -451,7 +509,7 @@ UNKNOWN_NAMES = [
         "model.init_map=qformer",
         "model.init_map (--options): unknown value 'qformer'; did you mean 'qformer_to_ift'?",
     ),
-    ("model.bridge=qformer2", "model.bridge (--options): unknown value 'qformer2'; did you mean 'qformer'?"),
+    ("model.bridge=qformer2", "model.bridge (--options): unknown bridge 'qformer2'; did you mean 'qformer'?"),
     (
         "model.itc_positives=pairs",
         "model.itc_positives (--options): unknown value 'pairs'; did you mean 'pair'?",
@@ -478,12 +536,21 @@ WRONG_VALUES = [
     ("run.amp=1", "run.amp (--options): wanted true or false, not a whole number, 1"),
     ("run.init_lr=fast", "run.init_lr (--options): wanted a number, not a text, 'fast'"),
     ("run.init_lr=.nan", "run.init_lr (--options): wanted a finite number, not nan"),
-    ("run.name=7", 'run.name (--options): wanted a text, not a whole number, 7; put it in quotes, "…"'),
     (
         "run.train_splits=train",
         "run.train_splits (--options): wanted a list such as [a, b], not a text, 'train'",
     ),
-    ("run.train_splits=[1]", "run.train_splits (--options): wanted a text, not a whole number, 1;"),
+    (
+        "run.train_splits=[1]",
+        "run.train_splits (--options): unknown split of ucm_caption '1'; did you mean",
+    ),
+    ("run.max_epoch=1:30", "run.max_epoch (--options): wanted a whole number, not a text, '1:30'"),
+    ("run.max_epoch=7 # days", "run.max_epoch (--options): wanted a whole number, not a text, '7 # days'"),
+    (
+        f"run.seed={'9' * 5000}",
+        "--options: the value of run.seed is not plain YAML (a number of too many digits)",
+    ),
+    (f"run.init_lr={'9' * 400}", "run.init_lr (--options): wanted a finite number, not inf"),
     ("run=5", "run (--options): wanted keys such as task, not a whole number, 5"),
     ("datasets=5", "datasets (--options): wanted names with keys below them, not a whole number, 5"),
     (
@@ -497,14 +564,14 @@ WRONG_VALUES = [
         "model.lm_quantize=int8",
         "model.lm_quantize (--options): 8 and 4 bit are for evaluation and captioning",
     ),
-    ("model.arch=5", "model.arch (--options): is missing; name it in my.yaml or in --options"),
+    ("model.arch=5", "model.arch (--options): unknown model arch '5'; did you mean"),
     ("env.dataset_configs=sets", "env.dataset_configs (--options): wanted a list of folders"),
     ("env.dataset_configs=[sets]", "env.dataset_configs (--options): sets: no such folder"),
     ("run.batch_size_train=0", "run.batch_size_train (--options): must be at least 1, not 0"),
     ("run.accum_grad_iters=0", "run.accum_grad_iters (--options): must be at least 1, not 0"),
     ("run.beta2=1", "run.beta2 (--options): must be below 1, not 1.0"),
     ("run.min_len=30", "run.min_len (--options): 30 is more than run.max_len, 22"),
-    ("run.top_p=0", "run.top_p (--options): must be above 0 and at most 1, not 0.0"),
+    ("run.top_p=0", "run.top_p (--options): must be above 0, not 0.0"),
     ("run.temperature=0", "run.temperature (--options): must be above 0, not 0.0"),
     (
         "run.lr_sched=linear_warmup_step_lr",
@@ -519,7 +586,6 @@ WRONG_VALUES = [
     ("run.train_splits=[]", "run.train_splits (--options): names no split; set it, such as [train]"),
     ("run.evaluate=true", "model.init_from (my.yaml:1): is not set; name the run or checkpoint to evaluate"),
     ("run.output_dir=${run.nmae}", "run.output_dir (--options): Interpolation key 'run.nmae' not found"),
-    ("run.output_dir=???", "run.output_dir (--options): Missing mandatory value: output_dir"),
 ]
 
 
@@ -543,6 +609,9 @@ def test_a_mistake_in_an_option(problem, option, expected):
     ("old", "new", "expected"),
     [
         ("  test", "  max_epochs: 3\n  test", "run.max_epochs (my.yaml:8): unknown key; did you mean 'run.max_epoch'?"),
+        ("run:", "run.max_epoch: 3\nrun:", "run.max_epoch (my.yaml:6): unknown key; did you mean run: {max_epoch: …}?"),
+        ("run:", "max_epoch: 3\nrun:", "max_epoch (my.yaml:6): unknown key; did you mean 'run.max_epoch'?"),
+        ("run:", "max_epohc: 3\nrun:", "max_epohc (my.yaml:6): unknown key; did you mean 'run.max_epoch'?"),
         ("run:", "runs: {}\nrun:", "runs (my.yaml:6): unknown key; did you mean 'run'?"),
         ("captioning", "caption", "run.task (my.yaml:7): unknown task 'caption'; did you mean 'captioning'? of"),
         ("ucm_caption:", "umc_caption:", "datasets.umc_caption (my.yaml:5): unknown dataset 'umc_caption'; did you"),
@@ -584,7 +653,7 @@ def test_a_file_that_is_no_configuration(problem, text, expected):
         ("=3", "--options: '=3' is not of the form key=value"),
         ("run..seed=3", "--options: 'run..seed=3' is not of the form key=value"),
         ("run.seed=[", "--options: the value of run.seed is not plain YAML ("),
-        ("run.name=!!python/name:os.system x", "--options: the value of run.name is not plain YAML ("),
+        ("run.seed=!!python/name:os.system x", "--options: the value of run.seed is not plain YAML ("),
     ],
 )
 def test_an_option_that_is_none(problem, option, expected):
@@ -608,7 +677,8 @@ def test_a_project_file_that_is_missing(problem, tmp_path):
 def test_captioning_needs_a_model_that_writes(problem):
     text = "model: {arch: bita_former, model_type: pretrain_vitL}\ndatasets: [ucm_caption]\nrun: {task: captioning}\n"
     assert problem(text) == (
-        "run.task (my.yaml:3): captioning needs model.arch=bita_opt: bita_former writes no captions"
+        "run.task (my.yaml:3): captioning needs a model that writes captions, such as model.arch=bita_opt: bita_former "
+        "writes none"
     )
 
 
@@ -746,7 +816,6 @@ def test_a_published_file_works_with_one_warning_a_key(project, caplog):
     assert entry.vis_processor["train"].name == "bita_image_train"
     assert entry.vis_processor["eval"].name == "bita_image_eval"
     assert entry.vis_processor["eval"].std == [1.0, 1.0, 1.0]
-    assert entry.vis_processor["eval"].min_scale is None
     assert entry.text_processor["train"].name == "bita_caption"
     assert entry.text_processor["train"].prompt == "a photo of"
     assert entry.build_info.annotations["test"].ground_truth == "ucm/annotations/test_gt.json"

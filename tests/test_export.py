@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 import bita
 from bita.build import build_model
-from bita.checkpoint import MODEL_FILE, Meta, verify, write_checkpoint
+from bita.captioner import Captioner
+from bita.checkpoint import MODEL_FILE, Meta, copy_checkpoint, verify, write_checkpoint
+from bita.clipscore import ClipScorer
 from bita.config.load import config_to_dict
-from bita.config.schema import Config, DatasetConfig, LoraSize, ModelConfig, ProcessorConfig, RunConfig
+from bita.config.parts import ImageConfig, LoraSize, ModelConfig
+from bita.config.schema import Config, RunConfig
+from bita.datasets.builders import build_datasets
+from bita.datasets.readers import EvalReader
 from bita.errors import UserError
-from bita.export import export_folder, export_published
+from bita.export import config_of, export_folder, export_published
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
+from bita.processors.image import EvalImageProcessor
+from bita.processors.rgb import ImageOpener, open_rgb
 from bita.weights.layouts import published
 from bita.weights.load import load_checkpoint
+from tests.datasets.makers import entry
+from tests.test_files import MASKS, modes, umask
 from tests.weights.test_weights import PARITY, small, stage_1
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +52,7 @@ class Trained:
     captions: list[str]
 
 
-def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning") -> None:
+def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning", **options: Any) -> None:
     """A finished run of a model with random weights."""
     model = build_model(model_cfg)
     with torch.no_grad():
@@ -48,8 +60,8 @@ def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning") -> No
             if parameter.requires_grad and "norm" not in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
-    processor = ProcessorConfig(name="bita_image_eval", mean=mean, std=std)
-    datasets = {"mine": DatasetConfig(vis_processor={"eval": processor})}
+    processor = ImageConfig(name="bita_image_eval", mean=mean, std=std)
+    datasets = {"mine": entry(vis_processor={"eval": processor}, **options)}
     cfg = Config(model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3))
     meta = Meta(epoch=2, step_in_epoch=5, steps_per_epoch=5, step=15, config=config_to_dict(cfg))
     writers = {MODEL_FILE: lambda path: save_file(model.checkpoint_state(), path)}
@@ -131,6 +143,15 @@ def test_large_models_are_sharded(trained: Trained, tmp_path: Path) -> None:
         bita.load(tmp_path / "out")
 
 
+def test_drawn_captions_follow_image_and_seed(trained: Trained) -> None:
+    captioner = bita.load(trained.run)
+    drawing: dict[str, Any] = {"use_nucleus_sampling": True, "num_captions": 2, "temperature": 2.0}
+    drawn = list(captioner.candidates(trained.images, **drawing))
+    again = list(captioner.candidates(trained.images[::-1], batch_size=1, **drawing))
+    assert again[::-1] == drawn
+    assert list(captioner.candidates(trained.images, seed=1, **drawing)) != drawn
+
+
 def test_the_published_layout_loads_back(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,9 +218,57 @@ def test_lora_is_merged_in_both_layouts(trained: Trained, tmp_path: Path) -> Non
     assert not torch.equal(merged[changed], BitaLM.from_config(cfg).opt_model.state_dict()[changed])
 
 
+@pytest.mark.parametrize("captioning", [True, False])
+def test_bands_and_draft_travel_with_a_run(trained: Trained, tmp_path: Path, captioning: bool) -> None:
+    """What a run's own evaluation sees of an image, its captioner, its export and its CLIPScore see too."""
+    (tmp_path / "images").mkdir()
+    scene = np.random.default_rng(1).integers(0, 3000, (60, 70, 5)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "images/deep.tif", scene, photometric="minisblack", planarconfig="contig")
+    Image.effect_noise((700, 600), 90).convert("RGBA").convert("CMYK").save(tmp_path / "images/large.jpg")
+    names = ["deep.tif", "large.jpg"]
+    records = [{"image": name, "caption": "a field", "image_id": n} for n, name in enumerate(names)]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/test.json").write_text(json.dumps(records))
+    options = {"bands": [3, 2, 1], "jpeg_draft": True}
+    cfg = bita.load(trained.run).model.cfg if captioning else small(freeze_vit=False)
+    write_run(replace(cfg, init_from=None), tmp_path / "run", **options)
+    export_folder(tmp_path / "run", tmp_path / "out")
+    run = config_of(tmp_path / "run")
+    run.env.cache_root = str(tmp_path)
+    run.run.test_splits, run.run.evaluate = ["test"], True
+    (dataset,) = build_datasets(run)["test"]
+    seen = EvalReader(dataset).read([0, 1])[0]["image"]
+    in_order = EvalImageProcessor(56, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2])(
+        open_rgb(tmp_path / "images/deep.tif")
+    )
+    assert not torch.equal(seen[0], in_order)
+    assert ImageOpener(draft=(56, 56)).open(tmp_path / "images/large.jpg").size < (700, 600)
+    for folder in (tmp_path / "run", tmp_path / "out"):
+        loaded = bita.load(folder) if captioning else ClipScorer(folder)
+        own = torch.stack([loaded.processors.evaluated(tmp_path / "images" / name) for name in names])
+        assert torch.equal(own, seen)
+        if isinstance(loaded, Captioner):
+            written = loaded.model.generate(seen, loaded.settings)
+            images = [tmp_path / "images" / name for name in names]
+            assert loaded.caption(images) == [captions[0] for captions in written]
+
+
 def test_nothing_is_overwritten(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         export_folder(trained.run, tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
         export_folder(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@MASKS
+def test_all_that_is_written_can_be_shared_as_far_as_the_umask_says(
+    trained: Trained, tmp_path: Path, mask: int, mode: int
+) -> None:
+    with umask(mask):
+        write_run(bita.load(trained.run).model.cfg, tmp_path / "run")
+        export_folder(tmp_path / "run", tmp_path / "out", max_shard="60KB")
+        export_published(tmp_path / "run", tmp_path / "out.pth")
+        copy_checkpoint(tmp_path / "run/checkpoints/epoch_0003", tmp_path / "copied")
+    assert len(list((tmp_path / "out").rglob("model-*.safetensors"))) > 4
+    assert modes(tmp_path) == {mode}

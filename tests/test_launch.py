@@ -59,6 +59,17 @@ def test_several_processes_are_started_again_by_torchrun(launch):
     assert "torch.distributed.run --standalone --nproc-per-node=4 --max-restarts=7 train.py" in run
 
 
+@pytest.mark.parametrize(
+    ("visible", "processes"),
+    [("", 1), ("-1", 1), ("2", 1), ("0,1", 2), ("0,1,-1,2", 2), ("GPU-1a-2b,GPU-3c-4d", 2), (None, 3)],
+)
+def test_a_process_for_each_gpu_that_can_be_seen(launch, tmp_path, visible, processes):
+    stub(tmp_path / "bin", "nvidia-smi", 'for i in 0 1 2; do echo "GPU $i: X (UUID: x)"; done')
+    calls = launch(**({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    assert (f"--nproc-per-node={processes}" in calls[-1]) == (processes > 1)
+    assert len(calls) == (1 if processes == 1 else 2)
+
+
 def test_several_machines_meet_at_the_endpoint(launch):
     _, run = launch(NPROC="1", NNODES="2:4", RDZV_ENDPOINT="node1:29500", RDZV_ID="mine")
     wanted = "--nnodes=2:4 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 --rdzv-id=mine --nproc-per-node=1"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,54 @@ Keys = tuple[str, ...]
 Places = dict[Keys, str]
 """Key path → where it stands, as "file:line" or "--options"."""
 
-OPTIONS = "--options"
-_FLOAT, _DATE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
-_EXPONENT = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$")
+ANY = "*"
+"""In a pattern of keys: any one of them."""
+
+_INT, _FLOAT, _TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "str"))
+_NUMBERS = {
+    _INT: re.compile(r"[-+]?(0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$"),
+    _FLOAT: re.compile(
+        r"([-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+_LEFT_OUT = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "binary", "omap", "pairs", "set")}
+_DIGITS = "-+.0123456789"
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-5 as a number, as YAML 1.2 does, and a date as text."""
+class PlainLoader(yaml.SafeLoader):
+    """Safe YAML with the numbers of YAML 1.2: 1e-5 is one, 010 is ten, 1:30 and a date are text; keys are text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A dictionary whose keys are what the file says, 007 included."""
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = _TEXT
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Decimal, whatever zeros stand in front, unless 0o or 0x do."""
+        digits = str(node.value).replace("_", "")
+        try:
+            return int(digits, {"0o": 8, "0x": 16}.get(digits.lstrip("+-")[:2], 10))
+        except ValueError as error:
+            raise yaml.YAMLError("a number of too many digits") from error
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: a text such as "1e-5" gets quotes."""
+    """Writes what `PlainLoader`, or any other reader of YAML, reads as the same: a text such as "1e-5" gets quotes."""
 
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
-    _kind.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag != _DATE]
-        for first, rules in _kind.yaml_implicit_resolvers.items()
-    }
+PlainLoader.yaml_constructors = {
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag not in _LEFT_OUT
+} | {_INT: PlainLoader.construct_yaml_int}
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag not in {*_NUMBERS, *_LEFT_OUT}]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind in (PlainLoader, _Dumper):
+    for _tag, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, _pattern, list(_DIGITS))
 
 
 @dataclass
@@ -47,23 +77,25 @@ class Layer:
         content: nested dictionaries.
         places: where each key stands.
         shipped: whether it is one of our defaults rather than the user's own.
-        is_option: whether it came from `--options`; there `key=null` replaces even a mapping.
+        replaces: keys of which layers below say nothing any more, though a mapping stands there.
+        chosen: the datasets that it wants, and no other, in their order.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
     places: Places = field(default_factory=dict)
     shipped: bool = False
-    is_option: bool = False
+    replaces: frozenset[Keys] = frozenset()
+    chosen: list[str] | None = None
 
     def part(self, *keys: str) -> Layer:
         """The layer below some keys, or an empty one."""
         content: Any = self.content
         for key in keys:
             content = content.get(key) if isinstance(content, dict) else None
-        places = {
-            path[len(keys) :]: place for path, place in self.places.items() if path[: len(keys)] == keys
-        }
-        return Layer({} if content is None else content, places, self.shipped, self.is_option)
+        depth = len(keys)
+        places = {path[depth:]: place for path, place in self.places.items() if path[:depth] == keys}
+        replaces = frozenset(path[depth:] for path in self.replaces if path[:depth] == keys)
+        return Layer({} if content is None else content, places, self.shipped, replaces)
 
     def names(self) -> list[str]:
         """The keys at its top; none when it is no mapping."""
@@ -75,7 +107,7 @@ class Layer:
         for key in reversed(keys):
             content = {key: content}
         places = {(*keys, *path): place for path, place in self.places.items()}
-        return Layer(content, places, self.shipped, self.is_option)
+        return Layer(content, places, self.shipped, frozenset((*keys, *path) for path in self.replaces))
 
 
 def read_layer(path: Path, *, shipped: bool = False) -> Layer:
@@ -92,7 +124,7 @@ def read_layer(path: Path, *, shipped: bool = False) -> Layer:
     layer = Layer(shipped=shipped)
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     try:
-        loader = _Loader(text)
+        loader = PlainLoader(text)
         root = loader.get_single_node()
         if root is None:
             return layer
@@ -112,35 +144,11 @@ def read_layer(path: Path, *, shipped: bool = False) -> Layer:
     return layer
 
 
-def read_options(options: Sequence[str]) -> list[Layer]:
-    """Read `key=value` pairs: dotted keys, values as in YAML; one layer each.
-
-    Raises:
-        ConfigError: a pair has no `=`, or its value is not YAML.
-    """
-    layers = []
-    for option in options:
-        name, equals, text = option.partition("=")
-        keys = tuple(name.split("."))
-        if not equals or not all(keys):
-            raise ConfigError(f"{OPTIONS}: {option!r} is not of the form key=value, such as run.max_epoch=1")
-        try:
-            value = _Loader(text).get_single_data()
-        except (yaml.YAMLError, RecursionError) as error:
-            reason = getattr(error, "problem", None) or "nested too deep"
-            raise ConfigError(
-                f"{OPTIONS}: the value of {name} is not plain YAML ({reason}): {text!r}"
-            ) from error
-        places = dict.fromkeys(_paths(value), OPTIONS)
-        layer = Layer(value, places, is_option=True).under(*keys)
-        layer.places |= {keys[:depth]: OPTIONS for depth in range(1, len(keys))}
-        layers.append(layer)
-    return layers
-
-
 def to_yaml(content: dict[str, Any]) -> str:
     """Text that `read_layer` reads as the same content; nothing in it is interpolated."""
-    text: str = yaml.dump(_escaped(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    text: str = yaml.dump(
+        _escaped(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf
+    )
     return text
 
 
@@ -153,13 +161,19 @@ def merge(*layers: Layer) -> Layer:
     result = Layer()
     for layer in layers:
         content = dict(layer.content)
-        chosen = content.get("datasets")
-        if isinstance(chosen, list) and all(isinstance(name, str) for name in chosen):
+        names, chosen = content.get("datasets"), layer.chosen
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            chosen = names
+            del content["datasets"]
+        if chosen is not None:
             before = result.content.get("datasets") or {}
             result.content["datasets"] = {name: before.get(name) or {} for name in chosen}
-            del content["datasets"]
-        result.content = _merged(result.content, content, layer.is_option)
+            result.chosen = chosen
+        for keys in layer.replaces:
+            _take_out(result.content, keys)
+        result.content = _merged(result.content, content)
         result.places |= layer.places
+        result.replaces |= layer.replaces
     return result
 
 
@@ -170,7 +184,7 @@ def interpolated(content: dict[str, Any], places: Places) -> dict[str, Any]:
         ConfigError: what is referred to does not exist.
     """
     try:
-        made = OmegaConf.to_container(OmegaConf.create(content), resolve=True, throw_on_missing=True)
+        made = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
         reason = str(error.msg or error).splitlines()[0]
@@ -180,7 +194,7 @@ def interpolated(content: dict[str, Any], places: Places) -> dict[str, Any]:
     except RecursionError as error:
         raise ConfigError("configuration: an anchor (&) contains itself, or it is nested too deep") from error
     assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
+    return made  # type: ignore[return-value]
 
 
 def where(keys: Keys, places: Places) -> str:
@@ -191,12 +205,32 @@ def where(keys: Keys, places: Places) -> str:
     return places.get((), "defaults")
 
 
-def _merged(old: Any, new: Any, is_option: bool) -> Any:
-    if isinstance(old, dict) and new is None and not is_option:
+def _merged(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and new is None:
         return old
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
-    return old | {key: _merged(old.get(key), value, is_option) for key, value in new.items()}
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def matches(content: Any, pattern: Keys, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """(keys, value) of all that stands under a pattern, in which `ANY` is any key."""
+    if not pattern:
+        yield keys, content
+    elif isinstance(content, dict):
+        for key in content if pattern[0] == ANY else [pattern[0]]:
+            if key in content:
+                yield from matches(content[key], pattern[1:], (*keys, str(key)))
+
+
+def _take_out(content: dict[str, Any], keys: Keys) -> None:
+    """Remove what stands under some keys; dictionaries on the way are copied, since layers share them."""
+    for key in keys[:-1]:
+        if not isinstance(content.get(key), dict):
+            return
+        content[key] = dict(content[key])
+        content = content[key]
+    content.pop(keys[-1], None)
 
 
 def _note_places(node: yaml.Node, keys: Keys, path: Path, places: Places) -> None:
@@ -219,14 +253,9 @@ def _note_places(node: yaml.Node, keys: Keys, path: Path, places: Places) -> Non
         _note_places(value_node, (*keys, key), path, places)
 
 
-def _paths(value: Any) -> list[Keys]:
-    inner = value.items() if isinstance(value, dict) else ()
-    return [(), *((str(key), *path) for key, item in inner for path in _paths(item))]
-
-
 def _escaped(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_escaped(item) for item in value]
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -2,21 +2,25 @@
 
 Layers, later ones win: schema defaults ← the model's defaults (`configs/models/`, chosen by `model.arch` and
 `model.model_type`) ← each dataset's defaults (`configs/datasets/` and the folders in `env.dataset_configs`) ← the
-project file ← `--options key=value …`. The model's `preprocess` gives the defaults of each dataset's processors.
+files that the project file starts from (`base: other.yaml`) ← the project file ← `--options key=value …`. The model's
+`preprocess` gives the defaults of each dataset's processors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bita import registry
+from bita.checkpoint import FORMAT
 from bita.config.checks import check, check_files, check_imports
-from bita.config.layers import Layer, interpolated, merge, read_layer, read_options, to_yaml
+from bita.config.formats import upgraded
+from bita.config.inherit import stack
+from bita.config.layers import Layer, interpolated, merge, read_layer, to_yaml
+from bita.config.options import PLACE, read_options
+from bita.config.plugins import ModuleError, import_modules, load_plugins
 from bita.config.published import (
     DEFAULT_PROCESSORS,
     rename_processors,
@@ -24,32 +28,14 @@ from bita.config.published import (
     settle_weights,
     warn_without_effect,
 )
-from bita.config.schema import Config, EnvConfig, ModelConfig, ProjectFile, RunConfig
-from bita.config.types import build, check_keys, nearest, unknown, wrong
+from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
+from bita.config.types import build, check_keys, defaults, nearest, shown, unknown, wrong
 from bita.errors import ConfigError
+from bita.files import expand, user_path
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-MODEL_TYPES: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "bita_former": {
-        "pretrain": "bita_pretrain.yaml",
-        "pretrain_vitL": "bita_pretrain_vitL.yaml",
-        "pretrain_qformer_vitL": ("bita_pretrain_vitL.yaml", "bita_qformer.yaml"),
-        "pretrain_tiny": "bita_pretrain_tiny.yaml",
-    },
-    "bita_opt": {
-        "pretrain_opt2.7b": "bita_pretrain_opt2.7b.yaml",
-        "pretrain_opt6.7b": "bita_pretrain_opt6.7b.yaml",
-        "caption_opt2.7b": "bita_caption_opt2.7b.yaml",
-        "caption_opt6.7b": "bita_caption_opt6.7b.yaml",
-        "caption_rsicd_opt2.7b": "bita_caption_opt2.7b.yaml",
-        "pretrain_qformer_opt2.7b": ("bita_pretrain_opt2.7b.yaml", "bita_qformer.yaml"),
-        "caption_qformer_opt2.7b": ("bita_caption_opt2.7b.yaml", "bita_qformer.yaml"),
-        "caption_tiny": "bita_caption_tiny.yaml",
-    },
-}
-"""arch → model_type → file in configs/models/bita, or several, later ones win; a model_type may also be the path of a
-YAML file."""
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+"""The shipped files: inside the package where it was installed, beside it in a checkout."""
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bool = True) -> Config:
@@ -63,19 +49,21 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     Raises:
         ConfigError: one line that names the key, where it stands, and the nearest valid name.
     """
+    load_plugins()
     own = _read_own(Path(path), options)
-    given = merge(*own)
+    given = stack(*own)
     _check_given(given, path)
     model = _model_defaults(given)
-    _drop_other_sizes(model, given)
     datasets = _dataset_defaults(given)
-    preprocess = merge(model.part("preprocess"), given.part("preprocess"))
-    layers = [_schema_defaults(), model.part("model").under("model")]
-    for name, defaults in datasets.items():
-        entry = merge(defaults, given.part("datasets", name))
-        layers.append(_processor_defaults(preprocess, entry).under("datasets", name))
-        layers.append(defaults.under("datasets", name))
-    merged = merge(*layers, *own)
+    processors = _processor_defaults(model.part("preprocess"), given.part("preprocess"))
+    *_, project, _ = own
+    layers = [] if _says_all(project, "model") else [model.part("model").under("model")]
+    for name, layer in datasets.items():
+        layers.append(processors.under("datasets", name))
+        if not _says_all(project, "datasets", name):
+            layers.append(layer.under("datasets", name))
+    merged = stack(*layers, *own)
+    merged = merge(_schema_defaults(merged), merged)
     merged.content.pop("preprocess", None)
     merged.content["datasets"] = {name: merged.content["datasets"][name] for name in datasets}
     places = merged.places
@@ -101,29 +89,59 @@ def config_to_dict(cfg: Config) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
+def recorded_config(content: dict[str, Any], source: Path, format: int = FORMAT) -> Config:
+    """The configuration of an earlier run, after what registers its parts: plugins, and its own `imports`.
+
+    Args:
+        content: what `config_to_dict` gave then.
+        source: where it was recorded, for messages.
+        format: what `meta.json` says beside it.
+
+    Raises:
+        ConfigError: a module cannot be imported, or a key or type is unknown to this version.
+    """
+    load_plugins()
+    hint = "it was trained with that module; put its folder on PYTHONPATH"
+    import_modules(content.get("imports") or [], lambda what: ModuleError(f"{source}: {what}; {hint}"))
+    try:
+        return config_from_dict(content)
+    except ConfigError as error:
+        newer = (
+            f"written by a newer version (format {format}, and this one reads up to {FORMAT}); update bita: "
+        )
+        raise ConfigError(f"{source}: {newer if format > FORMAT else ''}{error}") from error
+
+
 def config_from_dict(content: dict[str, Any]) -> Config:
-    """The opposite of `config_to_dict`; nothing is read or imported.
+    """The opposite of `config_to_dict`, for what an earlier version gave too; nothing is imported (`recorded_config`).
 
     Raises:
         ConfigError: a key or type that this version does not know.
     """
-    return build(Config, content, {(): "saved configuration"})
+    return build(Config, upgraded(content), {(): "saved configuration"})
 
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
-    """The user's own layers: the project file, then each option."""
+    """The user's own layers: files, bases first, then the options; `configs/…` is a shipped file from any folder."""
+    shipped_path = CONFIGS.joinpath(*path.parts[1:])
+    if not path.exists() and path.parts[:1] == ("configs",) and shipped_path.exists():
+        path = shipped_path
     if not path.exists():
         shipped = sorted(
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
         )
         raise ConfigError(f"--cfg-path {path}: no such file; {nearest(str(path), shipped)}")
-    project = read_layer(path)
-    entries = project.content.get("datasets")
-    if isinstance(entries, dict):  # a bare name takes the dataset as it is
-        project.content["datasets"] = {
-            name: {} if entry is None else entry for name, entry in entries.items()
-        }
-    own = [project, *read_options(options)]
+    files = _with_bases(path)
+    project = stack(*files)
+    modules = project.content.get("imports")
+    if modules is not None:
+        import_modules(
+            check_imports(modules, project.places), lambda what: wrong(("imports",), project.places, what)
+        )
+    own = [*files, read_options(options, ProjectFile, project)]
+    for key, what in (("base", "the file to start from"), ("imports", "modules to import")):
+        if key in own[-1].content:
+            raise ConfigError(f"{key} ({PLACE}): {what} can only stand in a project file")
     for layer in own:
         rename_processors(layer.part("preprocess"), "preprocess")
         for name in layer.part("datasets").names():
@@ -131,13 +149,31 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
     return own
 
 
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """A project file after the one that it names as its `base`, and that one's, and so on; the farthest first."""
+    layer = read_layer(path)
+    entries = layer.content.get("datasets")
+    if isinstance(entries, dict):  # a bare name takes the dataset as it is
+        layer.content["datasets"] = {name: {} if entry is None else entry for name, entry in entries.items()}
+    base = layer.content.pop("base", None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str):
+        raise wrong(("base",), layer.places, f"wanted the path of a project file, not {shown(base)}")
+    below = path.parent / user_path(base)
+    if below.resolve() in {file.resolve() for file in (*above, path)}:
+        raise wrong(("base",), layer.places, f"{base} starts from this file itself; break the circle")
+    if not below.is_file():
+        raise wrong(("base",), layer.places, f"{below}: no such file")
+    return [*_with_bases(below, (*above, path)), layer]
+
+
 def _check_given(given: Layer, path: str | Path) -> None:
-    """Keys have no typing errors, user modules can be imported, model and datasets are named."""
+    """Keys have no typing errors, model and datasets are named."""
     entries = given.part("datasets")
     if entries.names():  # an option `datasets.NAME=null` takes one away
         given.content["datasets"] = {n: entry for n, entry in entries.content.items() if entry is not None}
     check_keys(ProjectFile, given.content, given.places)
-    _import_modules(given)
     for key in ("arch", "model_type"):
         if not isinstance(given.part("model").content.get(key), str):
             raise wrong(("model", key), given.places, f"is missing; name it in {path} or in --options")
@@ -147,50 +183,39 @@ def _check_given(given: Layer, path: str | Path) -> None:
         )
 
 
-def _import_modules(given: Layer) -> None:
-    """Import the modules under `imports`, which register the user's own classes; they may lie in the current folder."""
-    modules = given.content.get("imports")
-    if modules is None:
-        return
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    for module in check_imports(modules, given.places):
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise wrong(("imports",), given.places, f"{module} cannot be imported ({reason})") from error
+def _says_all(layer: Layer, *keys: str) -> bool:
+    """Whether a file needs no defaults, as a run's own or a printed one: there even an empty mapping is meant."""
+    said = layer.part(*keys).content
+    cls: type = DatasetConfig
+    if keys == ("model",):
+        arch = said.get("arch") if isinstance(said, dict) else None
+        cls = (
+            registry.models.config(arch) if isinstance(arch, str) and arch in registry.models else ArchConfig
+        )
+    return isinstance(said, dict) and {f.name for f in dataclasses.fields(cls)} <= said.keys()
 
 
-def _schema_defaults() -> Layer:
-    asdict = dataclasses.asdict
-    return Layer({"model": asdict(ModelConfig()), "run": asdict(RunConfig()), "env": asdict(EnvConfig())})
+def _schema_defaults(merged: Layer) -> Layer:
+    """The defaults of every key that is not of a dataset, own keys of the parts that are named included."""
+    kinds = (("model", ArchConfig), ("run", RunConfig), ("env", EnvConfig))
+    return Layer(
+        {name: defaults(cls, merged.content.get(name), merged.places, (name,)) for name, cls in kinds}
+    )
 
 
 def _model_defaults(given: Layer) -> Layer:
     """The YAML of the arch and model type that were asked for; archs of the user's own may have none."""
-    arch, kind = given.content["model"]["arch"], given.content["model"]["model_type"]
+    arch, kind = given.content["model"]["arch"], expand(given.content["model"]["model_type"])
     if arch not in registry.models:
         raise unknown(("model", "arch"), registry.models.kind, arch, registry.models.names(), given.places)
     if kind.endswith((".yaml", ".yml")):
         return read_layer(Path(kind))
-    known = MODEL_TYPES.get(arch)
+    known = registry.models.config(arch).model_types
     if known is None:
         return Layer()
     if kind not in known:
         raise unknown(("model", "model_type"), f"type of {arch}", kind, known, given.places)
-    files = known[kind]
-    files = (files,) if isinstance(files, str) else files
-    return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in files))
-
-
-def _drop_other_sizes(model: Layer, given: Layer) -> None:
-    """Sizes of another type of language model than the one asked for would only mix with its own."""
-    sizes = model.part("model", "opt_config").content
-    wanted = given.part("model", "opt_config").content
-    family = wanted.get("model_type") if isinstance(wanted, dict) else None
-    if family is not None and isinstance(sizes, dict) and sizes.get("model_type") != family:
-        model.content["model"]["opt_config"] = {}
+    return merge(*(read_layer(CONFIGS / "models/bita" / file, shipped=True) for file in known[kind]))
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:
@@ -202,7 +227,7 @@ def _dataset_defaults(given: Layer) -> dict[str, Layer]:
     if not isinstance(folders, list):
         raise wrong(("env", "dataset_configs"), given.places, "wanted a list of folders")
     known = _read_datasets(CONFIGS / "datasets", {}, shipped=True)
-    for folder in map(Path, map(str, folders)):
+    for folder in (user_path(str(folder)) for folder in folders):
         if not folder.is_dir():
             raise wrong(("env", "dataset_configs"), given.places, f"{folder}: no such folder")
         known = _read_datasets(folder, known)
@@ -230,13 +255,7 @@ def _read_datasets(folder: Path, known: dict[str, Layer], *, shipped: bool = Fal
     return found
 
 
-def _processor_defaults(preprocess: Layer, entry: Layer) -> Layer:
-    """What a dataset's processors take where its own entry says nothing: nothing of a processor of another name."""
-    defaults = Layer()
-    for kind, mode in DEFAULT_PROCESSORS:
-        default = preprocess.part(kind, mode)
-        default = merge(Layer({"name": DEFAULT_PROCESSORS[kind, mode]}), default)
-        name = entry.part(kind, mode).content.get("name")
-        if name in (None, default.content["name"]):
-            defaults = merge(defaults, default.under(kind, mode))
-    return defaults
+def _processor_defaults(*preprocess: Layer) -> Layer:
+    """What a dataset's processors take where its own entry says nothing; later ones win."""
+    names = (Layer({"name": name}).under(*keys) for keys, name in DEFAULT_PROCESSORS.items())
+    return stack(*(layer.under("preprocess") for layer in (*names, *preprocess))).part("preprocess")

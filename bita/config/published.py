@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bita import registry
-from bita.config.layers import Keys, Layer, Places, where
+from bita.config.layers import ANY, Keys, Layer, Places, matches, where
 from bita.config.schema import Config
 from bita.config.types import wrong
 from bita.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
 
-ANY = "*"
 TRAIN_IMAGE, EVAL_IMAGE = "bita_image_train", "bita_image_eval"
 DEFAULT_PROCESSORS = {
     ("vis_processor", "train"): TRAIN_IMAGE,
@@ -43,7 +42,7 @@ WITHOUT_EFFECT: dict[Keys, str] = {
         "annotations",
         ANY,
         "url",
-    ): "nothing is downloaded; see scripts/prepare_data.py",
+    ): "nothing is downloaded; see python -m bita.prepare",
     ("datasets", ANY, "build_info", "annotations", ANY, "md5"): "nothing is downloaded",
     ("datasets", ANY, "build_info", "images", "url"): "nothing is downloaded",
 }
@@ -57,21 +56,12 @@ def warn_without_effect(layers: Sequence[Layer]) -> None:
         places = [
             f"{'.'.join(keys)} ({where(keys, layer.places)})"
             for layer in layers
-            for keys, value in _matches(layer.content, pattern)
+            for keys, value in matches(layer.content, pattern)
             if value is not None and value != SILENT.get(pattern)
         ]
         if places:
             more = f" and {len(places) - 1} more" if len(places) > 1 else ""
             LOG.warning("%s%s: has no effect here, %s", places[0], more, reason)
-
-
-def _matches(content: Any, pattern: Keys, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    if not pattern:
-        yield keys, content
-    elif isinstance(content, dict):
-        for key in content if pattern[0] == ANY else [pattern[0]]:
-            if key in content:
-                yield from _matches(content[key], pattern[1:], (*keys, str(key)))
 
 
 def rename_processors(layer: Layer, *above: str) -> None:

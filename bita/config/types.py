@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
+import operator
+import sys
 import types
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bita.config.keys import PATH, Arguments, fields_of
 from bita.config.layers import Keys, Places, where
 from bita.errors import ConfigError
+from bita.files import expand
+from bita.registry import FREE, Registry
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+
+RANGES = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
 
 TYPE_NAMES = {
     str: "a text",
@@ -30,7 +39,8 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
     """Make a dataclass of a dictionary, field by field.
 
     Args:
-        cls: a dataclass; its type hints are the rules.
+        cls: a dataclass; its type hints and the ranges beside them are the rules. Where it is what the parts of a
+            registry share (`WithParts.chosen_by`), the `Config` of the part that is named is made.
         value: nested dictionaries.
         places: key path → where it was written.
         keys: where the dictionary stands in the configuration.
@@ -38,24 +48,86 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
     Raises:
         ConfigError: naming the key, its place, and what would be right.
     """
+    cls = _chosen(cls, value, places, keys)
+    value = _without_others(cls, value, places, keys)
     check_keys(cls, value, places, keys)
-    hints = _hints(cls)  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name not in value:
-            raise wrong((*keys, f.name), places, "is missing")
-    return cls(**{key: _convert(hints[key], item, places, (*keys, key)) for key, item in value.items()})
+        inner = (*keys, f.name)
+        if f.name not in value:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise wrong(inner, places, "is missing")
+            continue
+        item = value[f.name]
+        if "keys_of" in f.metadata:
+            made[f.name] = _own_keys(own_keys(cls, f, value), item, places, inner)
+        elif "own_keys" in f.metadata:
+            _check_names(f.metadata["registry"], item, places, inner)
+            made[f.name] = {
+                name: _own_keys(f.metadata["registry"].config(name), below, places, (*inner, name))
+                for name, below in (item or {}).items()
+            }
+        else:
+            made[f.name] = _convert(_hints(cls)[f.name], item, places, inner)
+            _check_range(f.metadata, made[f.name], places, inner)
+            if "registry" in f.metadata:
+                _check_names(f.metadata["registry"], made[f.name], places, inner)
+    result = cls(**made)
+    for name, problem in result.faults() if hasattr(result, "faults") else ():
+        raise wrong((*keys, *name.split(".")), places, problem)
+    return result
+
+
+def defaults(cls: type[Any], given: Any, places: Places, keys: Keys = ()) -> dict[str, Any]:
+    """The defaults of a dataclass and of all that stand below it, as plain dictionaries.
+
+    Args:
+        cls: as for `build`.
+        given: names the parts whose own keys' defaults are wanted, where they are not the default ones.
+        places: where these names were written.
+        keys: where `given` stands in the configuration.
+
+    Raises:
+        ConfigError: there is no part of a name.
+    """
+    given = given if isinstance(given, dict) else {}
+    cls = _chosen(cls, given, places, keys)
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        below, inner = given.get(f.name), (*keys, f.name)
+        if f.name in given and _hints(cls)[f.name] is str and "registry" in f.metadata:
+            _scalar(str, below, places, inner)
+            _check_names(f.metadata["registry"], below, places, inner)
+        config = own_keys(cls, f, given) if "keys_of" in f.metadata else _hints(cls)[f.name]
+        if config is FREE:
+            found[f.name] = {}
+        elif dataclasses.is_dataclass(config):
+            found[f.name] = defaults(config, below, places, inner)
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory()
+        elif f.default is not dataclasses.MISSING:
+            found[f.name] = f.default
+    return found
+
+
+def own_keys(cls: type, f: dataclasses.Field[Any], given: dict[str, Any]) -> type[Any]:
+    """The dataclass, or `FREE`, of the keys in field `f`: of the part that the key beside it names."""
+    name_field = fields_of(cls)[f.metadata["keys_of"]]
+    config: type[Any] = name_field.metadata["registry"].config(given.get(name_field.name, name_field.default))
+    return config
 
 
 def check_keys(cls: type, value: Any, places: Places, keys: Keys = ()) -> None:
     """Check the names of keys, and that mappings stand where they must; values are not looked at.
+
+    Own keys of parts are not looked at either, since what names the part may stand in another layer.
 
     Raises:
         ConfigError: an unknown key, or something else where a mapping is wanted.
     """
     hints = _hints(cls)
     if not isinstance(value, dict):
-        raise wrong(keys, places, f"wanted keys such as {next(iter(hints))}, not {shown(value)}")
+        raise wrong(keys, places, f"wanted keys such as {next(iter(hints), 'none')}, not {shown(value)}")
     for key, item in value.items():
         inner = (*keys, str(key))
         if key not in hints:
@@ -63,14 +135,78 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = ()) -> None:
         hint = hints[key]
         if item is None:
             continue
+        if _is_chosen(hint):
+            continue
         if dataclasses.is_dataclass(hint):
             check_keys(hint, item, places, inner)  # type: ignore[arg-type]
         elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
             if not isinstance(item, dict):
                 raise wrong(inner, places, f"wanted names with keys below them, not {shown(item)}")
             for name, entry in item.items():
-                if entry is not None:
+                if entry is not None and not _is_chosen(get_args(hint)[1]):
                     check_keys(get_args(hint)[1], entry, places, (*inner, str(name)))
+
+
+def _is_chosen(hint: Any) -> bool:
+    """Whether this is what the parts of a registry share, so that a name says which keys there are."""
+    return getattr(hint, "chosen_by", None) is not None
+
+
+def _chosen(cls: type[T], value: Any, places: Places, keys: Keys) -> type[T]:
+    """The `Config` of the part that a dictionary names; the class itself where there is nothing to choose."""
+    if not _is_chosen(cls) or not isinstance(value, dict):
+        return cls
+    registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
+    name = value.get(name_key, fields_of(cls)[name_key].default)
+    if name is dataclasses.MISSING or not isinstance(name, str):
+        raise wrong((*keys, name_key), places, "is missing")
+    _check_names(registry, name, places, (*keys, name_key))
+    chosen: type[T] = registry.config(name)
+    return chosen
+
+
+def _without_others(cls: type, value: Any, places: Places, keys: Keys) -> Any:
+    """Without keys of other parts of the same registry: published files have some, recorded ones as null."""
+    if not _is_chosen(cls) or not isinstance(value, dict):
+        return value
+    registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
+    strange = value.keys() - _hints(cls).keys()
+    if not strange:
+        return value
+    others = {key for name in registry for key in _hints(registry.config(name))}
+    for key in sorted(strange & others):
+        if value[key] is not None:
+            LOG.warning("%s", wrong((*keys, key), places, f"has no effect on {value[name_key]}"))
+    return {key: item for key, item in value.items() if key not in strange & others}
+
+
+def _own_keys(config: type[Any], value: Any, places: Places, keys: Keys) -> Any:
+    """A part's own keys; those of another library as they are."""
+    if config is FREE:
+        return _convert(dict[str, Any], value, places, keys)
+    return build(config, {} if value is None else value, places, keys)
+
+
+def _check_names(registry: Registry, names: Any, places: Places, keys: Keys) -> None:
+    """Raise ConfigError where a name, one of a list, or a key of a mapping, is none of a registry."""
+    for name in [names] if isinstance(names, str) else names or ():
+        if name not in registry:
+            at = (*keys, str(name)) if isinstance(names, dict) else keys
+            raise unknown(at, registry.kind, name, registry.names(), places)
+
+
+def _check_range(limits: Mapping[str, Any], value: Any, places: Places, keys: Keys) -> None:
+    """Raise ConfigError where a number, or one in a list or mapping, is outside the range of its key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_range(limits, item, places, (*keys, name))
+    elif isinstance(value, list):
+        for item in value:
+            _check_range(limits, item, places, keys)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        for name, fits in RANGES.items():
+            if name in limits and not fits(value, limits[name]):
+                raise wrong(keys, places, f"must be {name.replace('_', ' ')} {limits[name]:g}, not {value}")
 
 
 def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
@@ -78,10 +214,15 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        value = _convert(args[0], value, places, keys)
+        return expand(value) if PATH in args[1:] and isinstance(value, str) else value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, places, keys)
+        kinds = [arg for arg in args if arg is not type(None)]
+        fitting = (kind for kind in kinds if (get_origin(kind) is list) == isinstance(value, list))
+        return _convert(next(fitting, kinds[0]), value, places, keys)
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, places, keys)  # type: ignore[arg-type]
     if origin is Literal:
@@ -101,7 +242,7 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
 
 def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         quotes = '; put it in quotes, "…"' if hint is str and isinstance(value, int | float) else ""
         raise wrong(keys, places, f"wanted {TYPE_NAMES[hint]}, not {shown(value)}{quotes}")
@@ -130,29 +271,107 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigError:
-    """The nearest key beside it; or one of the same name elsewhere, when none beside it is near."""
+    """The nearest key beside it; or one of that name, or nearly, elsewhere, when none beside it is near."""
     *above, key = keys
+    everywhere = {".".join(path): path for path in _all_keys()}
     beside = difflib.get_close_matches(key, hints, n=1, cutoff=0.6)
-    elsewhere = [path for path in _all_keys() if path[-1] == key]
+    if "." in key:  # as in --options, but in a file
+        path = everywhere[difflib.get_close_matches(key, everywhere, n=1, cutoff=0.0)[0]]
+        return wrong(
+            keys,
+            places,
+            f"unknown key; did you mean {': {'.join(path[:-1])}: {{{path[-1]}: …{'}' * len(path[:-1])}?",
+        )
+    elsewhere = [path for path in everywhere.values() if path[-1] == key]
+    if not elsewhere:
+        near = difflib.get_close_matches(key, [path[-1] for path in everywhere.values()], n=1, cutoff=0.8)
+        elsewhere = [path for path in everywhere.values() if path[-1:] == tuple(near)]
     if elsewhere and not beside:
-        near = ".".join(elsewhere[0])
-    else:
-        near = ".".join((*above, *(beside or difflib.get_close_matches(key, hints, n=1, cutoff=0.0))))
-    return wrong(keys, places, f"unknown key; did you mean {near!r}?")
+        return wrong(keys, places, f"unknown key; did you mean {'.'.join(elsewhere[0])!r}?")
+    beside = beside or difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+    if not beside:
+        return wrong(keys, places, "unknown key; there are none here")
+    return wrong(keys, places, f"unknown key; did you mean {'.'.join((*above, *beside))!r}?")
 
 
-@cache
+def hint_of(cls: Any, keys: Keys, given: Any) -> Any:
+    """The declared type of a key below a dataclass or another type, marks included; Any where nothing is declared.
+
+    Args:
+        cls: where the keys start.
+        keys: names, from there down.
+        given: what stands there so far, as far as it is known: it names the parts whose own keys are meant.
+    """
+    hint = cls
+    for name in keys:
+        hint = kinds_of(hint)[0][0]
+        given = given if isinstance(given, dict) else {}
+        if _is_chosen(hint):
+            parts, chooser = hint.chosen_by
+            part = given.get(chooser, fields_of(hint)[chooser].default)
+            named = (
+                [part]
+                if part in parts
+                else [other for other in parts if name in fields_of(parts.config(other))]
+            )
+            hint = parts.config(named[0]) if named else hint
+        if dataclasses.is_dataclass(hint):
+            hint = _hint_in(hint, name, given)
+        elif get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            return Any
+        given = given.get(name)
+    return hint
+
+
+def _hint_in(cls: Any, name: str, given: dict[str, Any]) -> Any:
+    """The declared type of one key of a dataclass; of own keys of the part that is named beside it, their dataclass."""
+    field = fields_of(cls).get(name)
+    if field is None:
+        return Any
+    if "keys_of" in field.metadata:
+        chooser = fields_of(cls)[field.metadata["keys_of"]]
+        part = given.get(chooser.name, chooser.default)
+        config = chooser.metadata["registry"].config(part) if part in chooser.metadata["registry"] else FREE
+        return Arguments if config is FREE else config
+    return _hints(cls)[name]
+
+
+def kinds_of(hint: Any) -> tuple[list[Any], frozenset[str]]:
+    """What a type may be, None among it, and the marks that it carries."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        kinds, more = kinds_of(inner)
+        return kinds, more | frozenset(marks)
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [kinds_of(arg) for arg in get_args(hint)]
+        return [kind for kinds, _ in parts for kind in kinds], frozenset().union(
+            *(marks for _, marks in parts)
+        )
+    return [hint], frozenset()
+
+
 def _all_keys() -> tuple[Keys, ...]:
+    """Every key of the configuration, those of all parts included, but not those below names of datasets."""
     from bita.config.schema import Config
 
     def walk(cls: type, keys: Keys) -> Iterator[Keys]:
-        for key, hint in _hints(cls).items():
-            yield (*keys, key)
-            inner = hint if dataclasses.is_dataclass(hint) else None
-            if inner is not None:
-                yield from walk(inner, (*keys, key))  # type: ignore[arg-type]
+        for f in dataclasses.fields(cls):
+            yield (*keys, f.name)
+            if "keys_of" in f.metadata:
+                registry = fields_of(cls)[f.metadata["keys_of"]].metadata["registry"]
+                classes = [registry.config(name) for name in registry]
+            else:
+                classes = [_hints(cls)[f.name]]
+            for inner in classes:
+                if _is_chosen(inner):
+                    for name in inner.chosen_by[0]:
+                        yield from walk(inner.chosen_by[0].config(name), (*keys, f.name))
+                elif dataclasses.is_dataclass(inner):
+                    yield from walk(inner, (*keys, f.name))  # type: ignore[arg-type]
 
-    return tuple(walk(Config, ()))
+    return tuple(dict.fromkeys(walk(Config, ())))
 
 
 def shown(value: Any) -> str:
@@ -164,6 +383,12 @@ def shown(value: Any) -> str:
     return f"{kind}, {written if len(written) <= 60 else written[:57] + '…'}"
 
 
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The type of every key of a dataclass."""
+    hints = _all_hints(cls)  # type: ignore[arg-type]  # classes are hashable
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
 @cache
-def _hints(cls: Hashable) -> dict[str, Any]:
-    return get_type_hints(cls)
+def _all_hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)

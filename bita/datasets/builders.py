@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from bita.config.checks import annotation_paths, check_annotation, data_path
+from bita.config.checks import SHARD_INDEX, annotation_paths, check_annotation, data_path, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
 from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
+from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
-    CaptionRecord,
-    ImageFiles,
     Processors,
-    draft_size,
-    read_annotations,
-    read_ground_truth,
 )
-from bita.datasets.shards import INDEX_SUFFIX, ShardDataset
+from bita.datasets.names import ImageFolder
+from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
-from bita.files import exclusive, has_words, load_json, write_text
+from bita.files import exclusive, write_text
+from bita.processors.image import draft_size
+from bita.processors.rgb import ImageOpener
+from bita.records import Id, has_words, load_json, no_file, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
@@ -50,9 +50,8 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
 
     run, images = cfg.run, image_input(cfg.model)
     skip = run.on_bad_image == "skip"
-    wanted = [*run.train_splits, *run.valid_splits, *run.test_splits]
     built: dict[str, list[CaptionDataset]] = {}
-    for split in dict.fromkeys(run.test_splits if run.evaluate else wanted):
+    for split in splits_in_use(run):
         train = split in run.train_splits and not run.evaluate
         built[split] = [
             build_dataset(
@@ -111,24 +110,21 @@ def build_dataset(
     )
     entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split)
-    if any(path.name.endswith(INDEX_SUFFIX) for path in files):
+    if any(path.name.endswith(SHARD_INDEX) for path in files):
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
-    if not images_may_miss:
-        _check_images(records, folder, files)
+    records = _with_files(records, folder, files, may_miss=images_may_miss)
     if train:
         records = _with_words(records, name, split)
     references = None
     if entry.ground_truth is not None and not train:
         references = _references(name, split, data_path(env, entry.ground_truth), records)
-    bands = tuple(cfg.bands) if cfg.bands is not None else None
-    images = ImageFiles(folder, bands=bands, draft=_draft(cfg, processors, train=train))
     dataset = CaptionDataset(
         name,
         split,
         records,
-        images,
+        folder,
         processors,
         references=references,
         train=train,
@@ -152,14 +148,7 @@ def _shards(
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
         raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
-    if cfg.bands is not None:
-        raise ConfigError(
-            f"datasets.{name}.bands: shards are read in their own colours; train from the image files"
-        )
-    draft = _draft(cfg, processors, train=train)
-    dataset = ShardDataset(
-        name, split, files[0], processors, captions_per_image=cfg.captions_per_image, draft=draft
-    )
+    dataset = ShardDataset(name, split, files[0], processors, captions_per_image=cfg.captions_per_image)
     return cast(CaptionDataset, dataset)
 
 
@@ -174,17 +163,21 @@ def _declared_split(name: str, cfg: DatasetConfig, split: str) -> SplitConfig:
     return entry
 
 
-def _size(processors: Processors, *, train: bool) -> int:
+def _size(processor: Any) -> int:
     """Return the side in pixels of what the model sees."""
-    return int(getattr(processors.train_image if train else processors.eval_image, "image_size", 224))
+    return int(getattr(processor, "image_size", 224))
 
 
-def _draft(cfg: DatasetConfig, processors: Processors, *, train: bool) -> tuple[int, int] | None:
-    """Return (width, height) below which JPEGs are not decoded, where the entry allows for decoding them smaller."""
-    if not cfg.jpeg_draft:
-        return None
-    scale = getattr(processors.train_image, "scale", (1.0, 1.0))[0] if train else 1.0
-    return draft_size(_size(processors, train=train), scale)
+def _opener(name: str, cfg: DatasetConfig, processor: Any) -> ImageOpener:
+    """Build what opens images for an image processor: the entry's bands, JPEGs smaller where it allows for it."""
+    scale = getattr(processor, "scale", (1.0, 1.0))[0]
+    try:
+        return ImageOpener(
+            bands=tuple(cfg.bands) if cfg.bands is not None else None,
+            draft=draft_size(_size(processor), scale) if cfg.jpeg_draft else None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"datasets.{name}.bands: {error}") from None
 
 
 def build_processors(
@@ -196,13 +189,15 @@ def build_processors(
     prompt: str = "",
     prompt_joint: str = "space",
 ) -> Processors:
-    """Build a dataset's four processors from its entry."""
+    """Build a dataset's processors, and what opens its images, from its entry."""
 
     def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
         where = f"datasets.{name}.{kind}.{mode}"
-        entry = getattr(cfg, kind).get(mode) or ProcessorConfig(name=DEFAULT_PROCESSORS[kind, mode])
-        if kind == "vis_processor" and image_size and entry.image_size not in (None, image_size):
-            raise ConfigError(f"{where}.image_size: {entry.image_size} is not model.image_size, {image_size}")
+        default = DEFAULT_PROCESSORS[kind, mode]
+        entry = getattr(cfg, kind).get(mode) or registry.config(default)(name=default)
+        own_size = getattr(entry, "image_size", None)
+        if kind == "vis_processor" and image_size and own_size not in (None, image_size):
+            raise ConfigError(f"{where}.image_size: {own_size} is not model.image_size, {image_size}")
         built = _build_processor(entry, common, where)
         if (kind, mode) == ("vis_processor", "eval") and "generator" in inspect.signature(built).parameters:
             raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
@@ -212,11 +207,14 @@ def build_processors(
     if normalise is not None:
         images |= {"mean": normalise[0], "std": normalise[1]}
     texts = {"prompt": prompt, "joint": prompt_joint}
+    train_image, eval_image = (build("vis_processor", mode, images) for mode in ("train", "eval"))
     return Processors(
-        train_image=build("vis_processor", "train", images),
-        eval_image=build("vis_processor", "eval", images),
+        train_image=train_image,
+        eval_image=eval_image,
         train_text=build("text_processor", "train", texts),
         eval_text=build("text_processor", "eval", texts),
+        train_open=_opener(name, cfg, train_image),
+        eval_open=_opener(name, cfg, eval_image),
     )
 
 
@@ -230,18 +228,14 @@ def processors_of(cfg: Config) -> Processors:
 
 
 def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:
-    """Call the processor's class with the keys that are set; a key that it does not take is warned about."""
+    """Call the processor's class with what it takes of the model's, and with its own keys that are set."""
     target = registry.get(entry.name)
     accepted = inspect.signature(target).parameters
-    given = {
+    own = {
         key: value for key, value in dataclasses.asdict(entry).items() if key != "name" and value is not None
     }
-    for key in given:
-        if key not in accepted:
-            LOG.warning("%s.%s: has no effect on %s", where, key, entry.name)
-    arguments = {key: value for key, value in {**common, **given}.items() if key in accepted}
     try:
-        return target(**arguments)
+        return target(**{key: value for key, value in common.items() if key in accepted} | own)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -298,35 +292,44 @@ def _with_words(records: Sequence[CaptionRecord], name: str, split: str) -> list
     return kept
 
 
-def _check_images(records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path]) -> None:
-    """Raise UserError at the first record whose image file is not there."""
-    seen: set[str] = set()
+def _with_files(
+    records: Sequence[CaptionRecord], folder: Path, files: Sequence[Path], *, may_miss: bool
+) -> list[CaptionRecord]:
+    """Return the records with the names that their image files have; raises UserError at the first without a file."""
+    images = ImageFolder(folder)
+    names: dict[str, str] = {}
     for index, record in enumerate(records):
-        if record.image not in seen and not (folder / record.image).is_file():
-            names = ", ".join(str(path) for path in files)
-            raise UserError(f"{names}: record {index}: image {folder / record.image} is missing")
-        seen.add(record.image)
+        if record.image in names:
+            continue
+        found = images.find(record.image)
+        if len(found) != 1 and not may_miss:
+            problem = f"could be {' or '.join(found)}; rename one" if found else "is missing"
+            where = ", ".join(str(path) for path in files)
+            raise UserError(f"{where}: record {index}: image {folder / record.image} {problem}")
+        names[record.image] = found[0] if len(found) == 1 else record.image
+    return [dataclasses.replace(record, image=names[record.image]) for record in records]
 
 
-def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[int, list[str]]:
+def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[Id, list[str]]:
     """Return the references of the images in ``records``; every image must have some."""
     if not path.is_file():
-        raise ConfigError(f"datasets.{name}.build_info.annotations.{split}.ground_truth: {path} is missing")
+        key = f"datasets.{name}.build_info.annotations.{split}.ground_truth"
+        raise ConfigError(f"{key}: {path} {no_file(path)}")
     references = read_ground_truth(path)
     ids = list(dict.fromkeys(record.image_id for record in records))
     missing = [image_id for image_id in ids if image_id not in references]
     if missing:
         raise UserError(
-            f"{path}: no reference for {len(missing)} images of {name} {split}, the first id {missing[0]}"
+            f"{path}: no reference for {len(missing)} images of {name} {split}, the first id "
+            f"{missing[0]}{twin(missing[0], references)}"
         )
     return {image_id: references[image_id] for image_id in ids}
 
 
 def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
     """Open the pixel cache in the dataset's folder (beside its images), or under ``root`` if that is read-only."""
-    files = dataset.files
-    size = _size(dataset.processors, train=dataset.train)
+    opener, processors = dataset.opener, dataset.processors
+    size = _size(processors.train_image if dataset.train else processors.eval_image)
     size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size
-    where = cache_folder(files.folder, root, dataset.name)
-    rule = f"bands {files.bands} draft {files.draft}"
-    return open_cache(dataset.image_names, files.folder, files.open, size, where, rule)
+    where = cache_folder(dataset.folder, root, dataset.name)
+    return open_cache(dataset.image_names, dataset.folder, opener, size, where)

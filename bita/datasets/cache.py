@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bita.errors import UserError
 from bita.files import exclusive
+from bita.processors.rgb import ImageOpener
 
 LOG = logging.getLogger(__name__)
 TRAIN_MARGIN = 8 / 7
@@ -78,25 +79,23 @@ def cache_folder(images: Path, root: str | Path, name: str) -> Path:
 def open_cache(
     names: Sequence[str],
     folder: Path,
-    read: Callable[[str], Image.Image],
+    opener: ImageOpener,
     size: int,
     where: Path,
-    rule: str = "",
 ) -> PixelCache:
     """Open the cache of the images ``names`` at ``size`` × ``size``, and make it first if it is not there.
 
-    The file's name holds a hash of the images' names, sizes and times and of ``rule``, so that a changed image or way
-    of opening it makes a new file. Processes that want the same file wait for the one that makes it.
+    The file's name holds a hash of the images' names, sizes and times and of the opener's rule, so that a changed image
+    or another way of opening it makes a new file. Processes that want the same file wait for the one that makes it.
 
     Args:
         names: Images below ``folder``, one row each.
         folder: The image folder.
-        read: Opens an image by its name, 8-bit RGB.
+        opener: Opens them.
         size: Side of a cached image; the resize is the eval processor's bicubic one.
         where: Folder of the cache file; made if need be.
-        rule: Whatever else the pixels depend on.
     """
-    key = hashlib.sha256(f"{size} {rule}".encode())
+    key = hashlib.sha256(f"{size} {opener.rule}".encode())
     for name in names:
         status = (folder / name).stat()
         key.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -108,7 +107,7 @@ def open_cache(
         with exclusive(where / ".lock"):
             if not path.is_file():
                 LOG.info("caching %d images at %d × %d in %s", len(names), size, size, path)
-                _write(path, names, read, size)
+                _write(path, [folder / name for name in names], opener, size)
     except OSError as error:
         raise UserError(
             f"{path}: cache cannot be written ({error.strerror}); set cache_images: false"
@@ -116,17 +115,17 @@ def open_cache(
     return PixelCache(path)
 
 
-def _write(path: Path, names: Sequence[str], read: Callable[[str], Image.Image], size: int) -> None:
+def _write(path: Path, images: Sequence[Path], opener: ImageOpener, size: int) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
-    shape = (len(names), size, size, 3)
+    shape = (len(images), size, size, 3)
     pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
     def fill(row: int) -> None:
-        pixels[row] = np.asarray(read(names[row]).resize((size, size), Image.Resampling.BICUBIC))
+        pixels[row] = np.asarray(opener.open(images[row]).resize((size, size), Image.Resampling.BICUBIC))
 
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(fill, range(len(names))):
+            for _ in pool.map(fill, range(len(images))):
                 pass
         pixels.flush()
         temporary.replace(path)

@@ -50,11 +50,11 @@ class Views:
         data = self.dataset
         processor = data.processors.eval_image if self.count is None else data.processors.train_image
         rule = {name: str(value) for name, value in sorted(vars(processor).items())}
-        opened = (data.files, data.cache and data.cache.size)
+        opened = (data.opener.rule, data.cache and data.cache.size)
         drawn = self.count and (self.count, self.seed)
         found = hashlib.sha256(repr((encoder, drawn, type(processor).__qualname__, rule, opened)).encode())
         for name in data.image_names:
-            status = (data.files.folder / name).stat()
+            status = (data.folder / name).stat()
             found.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
         return found.hexdigest()[:16]
 

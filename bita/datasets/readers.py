@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,18 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bita.batch import Batch
-from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, seeded
 from bita.datasets.faults import BadRecord, Failure, Whereabouts
 from bita.datasets.shards import ShardDataset
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
+from bita.records import Id
 
 TrainKey = tuple[int, int, int]
 """(place in the concatenation of the datasets, epoch, position in the epoch's order)."""
 
-
-IDS_OF_A_DATASET = 10**12
-"""Training batches tell images of several datasets apart: the k-th dataset's ids, from 0, are k times this higher."""
 
 Read = tuple[Batch, list[BadRecord]]
 """A batch, and the records that were to be in it and did not open."""
@@ -84,9 +83,9 @@ class TrainReader(Dataset[Read | Failure]):
         for key in keys:
             self.whereabouts.note(key[0])
             dataset, number, index, generator = self._locate(key)
-            (image, captions, image_id), generator = self._open(dataset, index, generator, key, bad)
+            (image, captions, image_number), generator = self._open(dataset, index, generator, key, bad)
             texts += [dataset.processors.training_text(caption, generator) for caption in captions]
-            ids += [number * IDS_OF_A_DATASET + image_id] * len(captions)
+            ids += [number * IDS_OF_A_DATASET + image_number] * len(captions)
             images.append(dataset.processors.train_image(image, generator))
         return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
 
@@ -111,6 +110,11 @@ class TrainReader(Dataset[Read | Failure]):
             index = int(torch.randint(len(dataset), (), generator=generator))
         raise UserError(f"{bad[-1].problem}; so do {TRIES - 1} others of {dataset.name} {dataset.split}")
 
+    def own_id(self, image_id: int) -> Id:
+        """Return the id that an image of a batch has in its dataset's files."""
+        number, image = divmod(image_id, IDS_OF_A_DATASET)
+        return self.datasets[number].own_id(image)
+
     def name(self, place: int) -> str:
         """Return the name of a place in the concatenation of the datasets, for messages."""
         number = bisect.bisect_right(self.offsets, place) - 1
@@ -134,7 +138,7 @@ class TrainReader(Dataset[Read | Failure]):
             drawn = dataset.draw(index, generator)
             for record in drawn:
                 texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
-                ids.append(number * IDS_OF_A_DATASET + dataset.records[record].image_id)
+                ids.append(number * IDS_OF_A_DATASET + dataset.numbers[dataset.records[record].image_id])
             picked.append((number, drawn[0], generator))
         if self.encoded:
             return {"tokens": self._tokens(picked, turn=keys[0][1]), "text": texts, "image_id": ids}
@@ -205,7 +209,7 @@ class EvalReader(Dataset[Read | Failure]):
         batch: Batch = {
             "image": images,
             "text": [processors.eval_text(record.caption) for record in chosen],
-            "image_id": [record.image_id for record in chosen],
+            "image_id": [self.dataset.numbers[record.image_id] for record in chosen],
         }
         return batch, bad
 
@@ -213,7 +217,7 @@ class EvalReader(Dataset[Read | Failure]):
         """Return a record's image, or a grey one."""
         self.whereabouts.note(record)
         try:
-            return self.dataset.files.open(self.dataset.records[record].image)
+            return self.dataset.processors.eval_open.open(Path(self._where(record)))
         except UserError as error:
             if not self.skip:
                 raise
@@ -227,4 +231,4 @@ class EvalReader(Dataset[Read | Failure]):
         return f"{self.dataset.name} {self.dataset.split} record {record} ({self._where(record)})"
 
     def _where(self, record: int) -> str:
-        return str(self.dataset.files.folder / self.dataset.records[record].image)
+        return str(self.dataset.folder / self.dataset.records[record].image)

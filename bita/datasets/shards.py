@@ -2,11 +2,13 @@
 
     FOLDER/train-000000.tar …      members KEY.jpg (or another image) and KEY.json or KEY.txt, side by side
     FOLDER/train.shards.json       {"shards": [{"file", "records"}, …]}
-    FOLDER/train.shards.npy        (records, 5) int64: shard, offset and size of the image, offset and size of the text
+    FOLDER/train.shards.npy        (records, 6) int64: shard, offset and size of the image, offset and size of the text,
+                                   1 where the text is JSON
 
-``KEY.json`` holds {"image_id", "captions"} (or {"caption"}), ``KEY.txt`` one caption. The index is memory-mapped and
-records are read at their offset, so memory does not grow with the corpus, any step can be resumed without reading what
-is skipped, and ranks and workers share the records as they share those of any other dataset.
+``KEY.json`` holds {"image_id", "captions"} (or {"caption"}), a list of captions or one; ``KEY.txt`` (``.caption``,
+``.cap``) one caption a line. Every text is read when the index is made, so that a wrong one is found then. The index is
+memory-mapped and records are read at their offset, so memory does not grow with the corpus, any step can be resumed
+without reading what is skipped, and ranks and workers share the records as they share those of any other dataset.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +29,18 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bita.datasets.captions import Processors, group_by_image, read_annotations
+from bita.config.checks import SHARD_INDEX
+from bita.datasets.annotations import read_annotations
+from bita.datasets.captions import IDS_OF_A_DATASET, Processors, group_by_image
+from bita.datasets.names import ImageFolder, is_system_file
 from bita.errors import UserError
 from bita.files import write_text
-from bita.processors.rgb import IMAGE_SUFFIXES, decode_rgb
+from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
+from bita.records import Id, Record, decode, lines, parse_json
 
-INDEX_SUFFIX = ".shards.json"
-TEXT_SUFFIXES = (".json", ".txt")
-_BLOCK = 512
-_OPEN_FILES = 32
+TEXT_SUFFIXES = (".json", ".txt", ".caption", ".cap")
+"""Of a record's texts the first that has captions counts; img2dataset writes a .json and a .txt."""
+COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class ShardRecord:
     """Of the image file, with its dot."""
     image: bytes
     captions: tuple[str, ...]
-    image_id: int
+    image_id: Id
 
 
 class ShardDataset:
@@ -55,9 +62,8 @@ class ShardDataset:
         name: The dataset's name in the configuration.
         split: The split's name.
         index: The ``.shards.json`` file.
-        processors: Image and text processors; the training ones are used.
+        processors: Image and text processors; the training ones are used. Without any, images can be opened.
         captions_per_image: Captions drawn an image; None draws one.
-        draft: (width, height) that a JPEG has at least after decoding; None decodes in full.
 
     Raises:
         UserError: The index or a shard is missing, or the index does not fit the shards.
@@ -75,16 +81,15 @@ class ShardDataset:
         processors: Processors,
         *,
         captions_per_image: int | None = None,
-        draft: tuple[int, int] | None = None,
     ) -> None:
         self.name = name
         self.split = split
         self.index = index
         self.processors = processors
+        self.opener = processors.train_open if processors else ImageOpener()
         self.captions_per_image = captions_per_image
-        self.draft = draft
         self.files, self.offsets = read_index(index)
-        self._handles: dict[int, int] = {}
+        self._handles = Handles(self.files)
 
     def __len__(self) -> int:
         """Images."""
@@ -92,12 +97,13 @@ class ShardDataset:
 
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
         """Return image ``index`` (8-bit RGB), its drawn captions, and its id; errors name shard and record."""
-        shard, image_start, image_size, text_start, text_size = self.offsets[index].tolist()
+        shard, image_start, image_size, text_start, text_size, is_json = self.offsets[index].tolist()
         where = self.where(index)
-        captions, image_id = parse_text(self._read(shard, text_start, text_size), index, where)
+        text = self._handles.read(shard, text_start, text_size)
+        captions, image_id = parse_text(text, index, where, is_json=bool(is_json))
         order = torch.randperm(len(captions), generator=generator).tolist()
         chosen = [captions[order[k % len(order)]] for k in range(self.captions_per_image or 1)]
-        image = decode_rgb(self._read(shard, image_start, image_size), where, draft=self.draft)
+        image = self.opener.decode(self._handles.read(shard, image_start, image_size), where)
         return image, chosen, image_id
 
     @property
@@ -105,68 +111,91 @@ class ShardDataset:
         """Images of the split."""
         return len(self.offsets)
 
+    def own_id(self, number: int) -> Id:
+        """Return the number itself: which id a record of a shard has is known only while it is read."""
+        return number
+
     def where(self, index: int) -> str:
         """Return the shard of item ``index`` and its number, for messages."""
         return f"{self.files[self.offsets[index, 0]]}: record {index}"
 
-    def _read(self, shard: int, start: int, size: int) -> bytes:
-        """Read bytes of a shard; at most ``_OPEN_FILES`` stay open."""
-        if shard not in self._handles:
-            while len(self._handles) >= _OPEN_FILES:
-                os.close(self._handles.pop(next(iter(self._handles))))
-            try:
-                self._handles[shard] = os.open(self.files[shard], os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"{self.files[shard]}: shard does not open ({error.strerror})") from None
-        return os.pread(self._handles[shard], size, start)
-
     def __getstate__(self) -> dict[str, Any]:
         """Travel to worker processes without open files and without the index's bytes."""
-        return {**self.__dict__, "_handles": {}, "offsets": None}
+        return {**self.__dict__, "_handles": None, "offsets": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.files, self.offsets = read_index(self.index)
+        self._handles = Handles(self.files)
+
+
+class Handles:
+    """Open shards, those that were read last: at most a quarter of the files that a process may have open.
+
+    Args:
+        files: the shards.
+        limit: how many stay open; None asks the system.
+    """
+
+    def __init__(self, files: Sequence[Path], limit: int | None = None) -> None:
+        self.files = files
+        self.limit = limit or max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 1)
+        self.open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, shard: int, start: int, size: int) -> bytes:
+        """Read bytes of a shard.
+
+        Raises:
+            UserError: it does not open.
+        """
+        if shard in self.open:
+            self.open.move_to_end(shard)
+        else:
+            while len(self.open) >= self.limit:
+                os.close(self.open.popitem(last=False)[1])
+            try:
+                self.open[shard] = os.open(self.files[shard], os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self.files[shard]}: shard does not open ({error.strerror})") from None
+        return os.pread(self.open[shard], size, start)
 
     def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
+        for handle in self.open.values():
             os.close(handle)
 
 
-def parse_text(content: bytes, index: int, where: str) -> tuple[list[str], int]:
-    """Return captions and image id of a record's text member; a record without an id has its number."""
-    try:
-        text = content.decode()
-        fields = json.loads(text) if text.lstrip().startswith("{") else {"caption": text}
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{where}: text is neither JSON nor UTF-8") from None
-    captions = fields.get("captions", [fields.get("caption")])
-    if (
-        not isinstance(captions, list)
-        or not captions
-        or not all(isinstance(c, str) and c.strip() for c in captions)
-    ):
-        raise UserError(f"{where}: caption is missing or empty")
-    image_id = fields.get("image_id", index)
-    return captions, image_id if isinstance(image_id, int) else index
+def parse_text(content: bytes, index: int, where: str, *, is_json: bool) -> tuple[list[str], int]:
+    """Return captions and image number of a record's text member: its id where that is a number, else ``index``.
+
+    Raises:
+        UserError: It is no text or not JSON, a caption is empty or is not text; ``where`` is named.
+    """
+    text = decode(content, where)
+    value = parse_json(text, where) if is_json else [line for line in lines(text) if line.strip()]
+    record = Record(where, "", value if isinstance(value, dict) else {"captions": value})
+    captions = record.captions("captions", "caption")
+    if not captions or not all(caption.strip() for caption in captions):
+        raise record.fault("caption is missing or empty")
+    image_id = record.fields.get("image_id", index)
+    return captions, image_id if type(image_id) is int and 0 <= image_id < IDS_OF_A_DATASET else index
 
 
 def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    """Return the shards' files and the memory-mapped (records, 5) offsets of an index."""
+    """Return the shards' files and the memory-mapped (records, 6) offsets of an index."""
     try:
         content = json.loads(path.read_text())
         shards = [(path.parent / shard["file"], int(shard["records"])) for shard in content["shards"]]
         offsets: npt.NDArray[np.int64] = np.load(path.with_suffix(".npy"), mmap_mode="r")
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: shard index is missing; make it: python scripts/data/make_shards.py"
+            f"{error.filename}: shard index is missing; make it: python scripts/make_shards.py"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no shard index ({type(error).__name__}: {error})") from None
     missing = [file for file, _ in shards if not file.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: shard is missing ({len(missing)} of {len(shards)} are)")
-    if sum(records for _, records in shards) != len(offsets):
+    if sum(records for _, records in shards) != len(offsets) or offsets.shape[1:] != (COLUMNS,):
         raise UserError(
             f"{path}: {len(offsets)} offsets do not fit the shards' records; make the index again"
         )
@@ -176,13 +205,13 @@ def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
 def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
     """Yield the images of a prepared split with all their captions, in the order of its annotation file."""
     records = read_annotations([folder / "annotations" / f"{split}.json"])
-    for group in group_by_image(records):
+    files = ImageFolder(folder / "images")
+    for place, group in enumerate(group_by_image(records)):
         first = records[group[0]]
-        path = folder / "images" / first.image
+        path = files.path(first.image)
         captions = tuple(records[record].caption for record in group)
-        yield ShardRecord(
-            f"{first.image_id:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id
-        )
+        key = first.image_id if isinstance(first.image_id, int) else place
+        yield ShardRecord(f"{key:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id)
 
 
 def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_shard: int) -> Path:
@@ -202,7 +231,7 @@ def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_s
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
     _finish(file, folder, names)
-    return index_shards([folder / name for name in names], folder / f"{split}{INDEX_SUFFIX}")
+    return index_shards([folder / name for name in names], folder / f"{split}{SHARD_INDEX}")
 
 
 def _finish(file: tarfile.TarFile | None, folder: Path, names: Sequence[str]) -> None:
@@ -211,15 +240,20 @@ def _finish(file: tarfile.TarFile | None, folder: Path, names: Sequence[str]) ->
         (folder / f"{names[-1]}.part").replace(folder / names[-1])
 
 
-def index_shards(files: Sequence[Path], index: Path) -> Path:
+def index_shards(files: Sequence[Path], index: Path, left_out: list[str] | None = None) -> Path:
     """Index tar files (written here or elsewhere) that lie beside ``index``; returns it.
 
+    Args:
+        files: The shards.
+        index: Where the index goes.
+        left_out: Gets what is wrong with captions that cannot be read; their records are left out. None: an error.
+
     Raises:
-        UserError: A file is no plain tar file, or an image in it has no text beside it.
+        UserError: A file is no plain tar file, an image in it has no text beside it, or a text has no captions.
     """
     rows: list[npt.NDArray[np.int64]] = []
     for number, file in enumerate(files):
-        found = np.array(list(_members(file, number)), dtype=np.int64).reshape(-1, 5)
+        found = np.array(list(_members(file, number, left_out)), dtype=np.int64).reshape(-1, COLUMNS)
         rows.append(found)
     if not sum(len(found) for found in rows):
         raise UserError(f"{index}: no records in {len(files)} shards")
@@ -231,31 +265,67 @@ def index_shards(files: Sequence[Path], index: Path) -> Path:
     return index
 
 
-def _members(file: Path, number: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield (shard, image offset, image size, text offset, text size) of every record of a tar file.
+Parts = dict[str, tuple[int, int]]
+"""Suffix → (offset, size) of a record's members; all image suffixes are "image"."""
 
-    Of a record's texts the .json counts before the .txt, which img2dataset writes beside it.
-    """
-    open_records: dict[str, dict[str, tuple[int, int]]] = {}
+
+def _members(file: Path, number: int, left_out: list[str] | None) -> Iterator[tuple[int, ...]]:
+    """Yield the row of every record of a tar file."""
+    open_records: dict[str, Parts] = {}
     last = ""
     try:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:") as archive, file.open("rb") as raw:
+
+            def rows(key: str) -> list[tuple[int, ...]]:
+                """The row of a record that has all it needs; none where it is not whole or is left out."""
+                parts = open_records.get(key, {})
+                if "image" not in parts or len(parts) < 2:
+                    return []
+                del open_records[key]
+                try:
+                    return [(number, *_row(raw.fileno(), parts, f"{file}: {key}"))]
+                except UserError as error:
+                    if left_out is None:
+                        raise
+                    left_out.append(str(error))
+                    return []
+
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]
                 key, suffix = os.path.splitext(member.name)
-                is_image = suffix.lower() in IMAGE_SUFFIXES
-                if not (is_image or suffix in TEXT_SUFFIXES) or not member.isfile():
+                suffix = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
+                if (
+                    suffix not in ("image", *TEXT_SUFFIXES)
+                    or not member.isfile()
+                    or is_system_file(member.name)
+                ):
                     continue
-                if key != last and len(open_records.get(last, ())) == 2:
-                    parts = open_records.pop(last)
-                    yield (number, *parts["image"], *parts["text"])
+                if key != last:
+                    yield from rows(last)
                 parts, last = open_records.setdefault(key, {}), key
-                if is_image or "text" not in parts or suffix == ".json":
-                    parts["image" if is_image else "text"] = (member.offset_data, member.size)
-            if len(open_records.get(last, ())) == 2:
-                parts = open_records.pop(last)
-                yield (number, *parts["image"], *parts["text"])
+                if suffix in parts:
+                    raise UserError(f"{file}: {member.name}: {key} has two members of its kind; keep one")
+                parts[suffix] = (member.offset_data, member.size)
+            yield from rows(last)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{file}: no plain tar file ({error})") from None
     if open_records:
-        raise UserError(f"{file}: {next(iter(open_records))}: an image and a .json or .txt belong together")
+        raise UserError(
+            f"{file}: {next(iter(open_records))}: an image and its captions (.json, .txt, .caption or .cap; .cls is a "
+            "class) belong together"
+        )
+
+
+def _row(shard: int, parts: Parts, where: str) -> tuple[int, ...]:
+    """Offset and size of image and text, and whether the text is JSON; the text is one that can be read."""
+    texts = [suffix for suffix in TEXT_SUFFIXES if suffix in parts]
+    for suffix in texts:
+        is_json, place = suffix == ".json", f"{where}{suffix}"
+        content = os.pread(shard, parts[suffix][1], parts[suffix][0])
+        if is_json and len(texts) > 1:
+            value = parse_json(decode(content, place), place)
+            if isinstance(value, dict) and not value.keys() & {"caption", "captions"}:
+                continue  # what is known of the image; its captions are in the other text
+        parse_text(content, 0, place, is_json=is_json)
+        return (*parts["image"], *parts[suffix], int(is_json))
+    raise AssertionError("the last text is returned or refused")

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bita.errors import UserError, program
+from bita.datasets.names import ImageFolder
+from bita.errors import program
+from bita.files import write_text
 from bita.metrics.diversity import novelty
-from bita.metrics.files import Pairing, paired, read_hypotheses, read_images, read_references
+from bita.metrics.files import paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import CaptionScorer
 from bita.metrics.scores import Scores
 from bita.metrics.stats import by_class, intervals, paired_test
+from bita.records import Id, Record, read_object
 from bita.registry import metrics
 
 
@@ -78,72 +80,63 @@ def report(args: argparse.Namespace) -> None:
         UserError: files or ids do not fit.
     """
     references = read_references(args.references)
-    pairing = paired(references, read_hypotheses(args.hypotheses))
+    own, hypotheses = paired(references, read_hypotheses(args.hypotheses))
+    classes = _classes(args, own)
     with CaptionScorer(spice_dir=args.spice_dir) as scorer:
-        scores = scorer.score(pairing.references, pairing.hypotheses)
+        scores = scorer.score(own, hypotheses)
         if args.clip is not None:
-            _add_clip_scores(args, scores, pairing)
-        content = _named(scores, pairing)
+            _add_clip_scores(args, scores, own, hypotheses)
+        content = scores.to_json()
         if args.train is not None:
             training = [text for texts in read_references(args.train).values() for text in texts]
-            tokens = scorer.tokenizer.tokenize(pairing.hypotheses.values())
+            tokens = scorer.tokenizer.tokenize(hypotheses.values())
             content["diversity"]["novelty"] = novelty(tokens, scorer.tokenizer.tokenize(training))
         if args.versus is not None:
-            other = paired(references, read_hypotheses(args.versus))
-            versus = paired_test(
-                scores, scorer.score(other.references, other.hypotheses), args.bootstrap or 1000, args.seed
-            )
+            other = scorer.score(*paired(references, read_hypotheses(args.versus)))
+            versus = paired_test(scores, other, args.bootstrap or 1000, args.seed)
             content["versus"] = {name: vars(difference) for name, difference in versus.items()}
     if args.bootstrap:
         content["intervals"] = {
             name: vars(interval) for name, interval in intervals(scores, args.bootstrap, args.seed).items()
         }
-    classes = _classes(args, pairing)
     if classes is not None:
         content["classes"] = by_class(scores, classes)
     _print(content)
     if args.json is not None:
-        _write(args.json, content)
+        write_text(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _named(scores: Scores, pairing: Pairing) -> dict[str, Any]:
-    """The scores for a file, under the ids of the files that were read."""
-    content = scores.to_json()
-    if pairing.names is not None:
-        content["per_image"] = {pairing.names[n]: found for n, found in scores.per_image.items()}
-    return content
-
-
-def _classes(args: argparse.Namespace, pairing: Pairing) -> dict[int, str] | None:
-    """Number → class: of the file that is named, else as the ground truth says of every image; None: not known."""
-    names = pairing.names or {n: str(n) for n in pairing.references}
-    if args.classes is None:
-        entries = read_images(args.references)
-        known = {str(name): entry["category"] for name, entry in entries.items() if entry.get("category")}
-        if not names.keys() or not all(name in known for name in names.values()):
-            return None
-        return {n: str(known[name]) for n, name in names.items()}
-    try:
-        content = json.loads(args.classes.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.classes}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{args.classes}: not a JSON object of image id and class")
-    return {n: str(content[name]) for n, name in names.items() if name in content}
-
-
-def _add_clip_scores(args: argparse.Namespace, scores: Scores, pairing: Pairing) -> None:
-    """Add CLIPScore, of the images that the ground truth names."""
-
-    folder = args.images or args.references.resolve().parent.parent / "images"
-    names = pairing.names or {n: str(n) for n in pairing.references}
-    entries = {str(name): entry for name, entry in read_images(args.references).items()}
-    images = {
-        n: folder / entries[name]["file_name"]
-        for n, name in names.items()
-        if "file_name" in entries.get(name, {})
+def _classes(args: argparse.Namespace, references: Mapping[Id, list[str]]) -> dict[Id, str] | None:
+    """Image id → class: of the file that is named, else as the ground truth says of every image; None: not known."""
+    if args.classes is not None:
+        content = read_object(args.classes)
+        return {n: _label(content, str(n)) for n in references if str(n) in content}
+    images = read_images(args.references)
+    known = {
+        name: _label(image, "category") for name, image in images.items() if image.fields.get("category")
     }
-    metrics.get("CLIPScore")(args.clip).add_to(scores, images, pairing.hypotheses, pairing.references)
+    if not all(str(n) in known for n in references):
+        return None
+    return {n: known[str(n)] for n in references}
+
+
+def _label(record: Record, key: str) -> str:
+    """A class, which may be a number."""
+    return str(record.get(key)) if type(record.get(key)) is int else record.text(key)
+
+
+def _add_clip_scores(
+    args: argparse.Namespace, scores: Scores, references: Mapping[Id, list[str]], hypotheses: Mapping[Id, str]
+) -> None:
+    """Add CLIPScore, of the images that the ground truth names."""
+    folder = ImageFolder(args.images or args.references.resolve().parent.parent / "images")
+    entries = read_images(args.references)
+    images = {
+        n: folder.path(entries[str(n)].text("file_name"))
+        for n in references
+        if str(n) in entries and "file_name" in entries[str(n)]
+    }
+    metrics.get("CLIPScore")(args.clip).add_to(scores, images, hypotheses, references)
 
 
 def _print(content: Mapping[str, Any]) -> None:
@@ -165,15 +158,6 @@ def _print(content: Mapping[str, Any]) -> None:
         print(f"{name:<24}{found['images']:5}  {chosen}")
     for note in content["notes"]:
         print(f"note: {note}")
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

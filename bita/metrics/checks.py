@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bita.errors import UserError
+from bita.records import Id, half_pair, ordered
 
-SHOWN = 5
+SHOWN, WIDE = 5, 80
+"""Ids in a message, and characters of one."""
 
 
 def check_ids(references: Mapping[Any, Sequence[str]], hypotheses: Mapping[Any, str]) -> None:
@@ -38,14 +40,21 @@ def check_ids(references: Mapping[Any, Sequence[str]], hypotheses: Mapping[Any, 
     odd = [image_id for image_id, caption in hypotheses.items() if not isinstance(caption, str)]
     if odd:
         raise UserError(f"{named(odd, len(hypotheses), 'hypothesis')} not text")
+    odd = [n for n, texts in references.items() if any(map(half_pair, [*texts, hypotheses[n]]))]
+    if odd:
+        raise UserError(
+            f"{named(odd, len(references), 'image')} with half of a surrogate pair in a caption; take it out"
+        )
 
 
-def named(ids: Iterable[int | str], total: int, noun: str) -> str:
+def named(ids: Iterable[Id], total: int, noun: str) -> str:
     """Such as ``3 of 210 images (ids 4, 17, 99)``; at most five ids are named."""
-    ordered = sorted(ids, key=lambda image_id: (isinstance(image_id, str), image_id))
+    chosen = ordered(ids)
     plural = {"hypothesis": "hypotheses"}.get(noun, f"{noun}s")
-    shown = ", ".join(str(image_id) for image_id in ordered[:SHOWN]) + (", …" if len(ordered) > SHOWN else "")
-    return f"{len(ordered)} of {total} {plural} ({'id' if len(ordered) == 1 else 'ids'} {shown})"
+    shown = ", ".join(str(image_id)[:WIDE] for image_id in chosen[:SHOWN]) + (
+        ", …" if len(chosen) > SHOWN else ""
+    )
+    return f"{len(chosen)} of {total} {plural} ({'id' if len(chosen) == 1 else 'ids'} {shown})"
 
 
 def _is_text(captions: object) -> bool:

@@ -12,6 +12,7 @@ from bita.errors import UserError
 from bita.metrics.checks import named
 from bita.metrics.cider import CiderReferences
 from bita.metrics.tokenizer import Tokenizer
+from bita.records import Id, K, ordered
 
 
 class ReferenceSet:
@@ -34,12 +35,15 @@ class ReferenceSet:
         UserError: an image has no reference with a word; the tokenizer failed.
     """
 
-    def __init__(self, references: Mapping[int, Sequence[str]], tokenizer: Tokenizer) -> None:
-        self.ids = sorted(references)
+    def __init__(self, references: Mapping[K, Sequence[str]], tokenizer: Tokenizer) -> None:
+        captions: dict[Id, Sequence[str]] = {
+            image_id: references[image_id] for image_id in ordered(references)
+        }
+        self.ids = list(captions)
         self.digest = references_hash(references)
-        self.captions = sum(len(captions) for captions in references.values())
-        tokens = iter(tokenizer.tokenize([text for image_id in self.ids for text in references[image_id]]))
-        given = {image_id: [next(tokens) for _ in references[image_id]] for image_id in self.ids}
+        self.captions = sum(map(len, captions.values()))
+        tokens = iter(tokenizer.tokenize([text for texts in captions.values() for text in texts]))
+        given = {image_id: [next(tokens) for _ in captions[image_id]] for image_id in self.ids}
         self.tokens = {image_id: [text for text in texts if text] for image_id, texts in given.items()}
         bare = [image_id for image_id, texts in self.tokens.items() if not texts]
         if bare:
@@ -50,10 +54,10 @@ class ReferenceSet:
         self.notes = (
             [f"references without a word left out: {named(short, len(self.ids), 'image')}"] if short else []
         )
-        self.meteor: dict[tuple[int, str], str] = {}
+        self.meteor: dict[tuple[Id, str], str] = {}
 
     @cached_property
-    def distinct(self) -> dict[int, list[str]]:
+    def distinct(self) -> dict[Id, list[str]]:
         """Image id → its captions without repeats, for metrics that take the best reference."""
         return {image_id: list(dict.fromkeys(texts)) for image_id, texts in self.tokens.items()}
 
@@ -70,7 +74,7 @@ class ReferenceSet:
         return [cook_refs(texts) for texts in self.distinct.values()]
 
 
-def references_hash(references: Mapping[int, Sequence[str]]) -> str:
+def references_hash(references: Mapping[K, Sequence[str]]) -> str:
     """sha256 over ids and captions, ids ascending, captions of an image in their order."""
-    content = [[image_id, list(references[image_id])] for image_id in sorted(references)]
+    content = [[image_id, list(references[image_id])] for image_id in ordered(references)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

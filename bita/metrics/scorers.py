@@ -28,8 +28,9 @@ from bita.metrics.references import ReferenceSet, references_hash
 from bita.metrics.scores import Measured, Scores
 from bita.metrics.spice import missing_note, spice
 from bita.metrics.tokenizer import Tokenizer
+from bita.records import Id, K, ordered
 
-Hypotheses = dict[int, str]
+Hypotheses = dict[Id, str]
 """Image id → tokenized caption, ids ascending."""
 
 KEPT_SETS = 4
@@ -68,7 +69,7 @@ class CaptionScorer:
             self._folder.cleanup()
             self._folder = None
 
-    def score(self, references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> Scores:
+    def score(self, references: Mapping[K, Sequence[str]], hypotheses: Mapping[K, str]) -> Scores:
         """Score one hypothesis for each image.
 
         An empty hypothesis scores 0 everywhere, and references without a word are left out; both are noted. A
@@ -84,7 +85,7 @@ class CaptionScorer:
         java = find_java()
         check_ids(references, hypotheses)
         refs = self.references(references)
-        tokens = self.tokenizer.tokenize([hypotheses[image_id] for image_id in refs.ids])
+        tokens = self.tokenizer.tokenize([hypotheses[image_id] for image_id in ordered(hypotheses)])
         hyps = dict(zip(refs.ids, tokens, strict=True))
         empty = [image_id for image_id, text in hyps.items() if not text]
         notes = [*refs.notes, *_metric_notes(refs, empty)]
@@ -119,7 +120,7 @@ class CaptionScorer:
             }
             return {name: meteor.result() if answer is None else answer for name, answer in answers.items()}
 
-    def references(self, references: Mapping[int, Sequence[str]]) -> ReferenceSet:
+    def references(self, references: Mapping[K, Sequence[str]]) -> ReferenceSet:
         """The set, one of those kept or a new one.
 
         Raises:
@@ -171,7 +172,7 @@ def _attempt(
     return measured
 
 
-def _enter(measured: Measured, ids: Sequence[int], scores: Scores) -> None:
+def _enter(measured: Measured, ids: Sequence[Id], scores: Scores) -> None:
     """Put a metric's values where they belong."""
     scores.statistics.update(measured.statistics)
     for name, (whole, each) in measured.values.items():
@@ -190,7 +191,7 @@ def _enter(measured: Measured, ids: Sequence[int], scores: Scores) -> None:
                 scores.per_image[image_id][name] = float(value)
 
 
-def _metric_notes(refs: ReferenceSet, empty: Sequence[int]) -> list[str]:
+def _metric_notes(refs: ReferenceSet, empty: Sequence[Id]) -> list[str]:
     notes = []
     if empty:
         notes.append(f"{named(empty, len(refs.ids), 'hypothesis')} without a word, scored 0")
@@ -238,7 +239,7 @@ def _shared() -> CaptionScorer:
 
 
 def score_captions(
-    references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str], *, spice_dir: Path | None = None
+    references: Mapping[K, Sequence[str]], hypotheses: Mapping[K, str], *, spice_dir: Path | None = None
 ) -> Scores:
     """Score one hypothesis for each image, with the scorer that the whole program shares (`CaptionScorer.score`).
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bita.records import Id
+
 Array = NDArray[np.float64]
 
 
@@ -40,7 +42,7 @@ class Scores:
     """
 
     overall: dict[str, float]
-    per_image: dict[int, dict[str, float]]
+    per_image: dict[Id, dict[str, float]]
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)

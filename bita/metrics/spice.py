@@ -7,13 +7,14 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.metrics.checks import named
 from bita.metrics.java import Java, environment, find_java, jar_folder
 from bita.metrics.scores import Measured
+from bita.records import Id
 
 if TYPE_CHECKING:
     from bita.metrics.references import ReferenceSet
@@ -35,7 +36,7 @@ def missing_note(folder: Path | None) -> str | None:
     return f"SPICE: not computed; {' and '.join(missing)} (from {SOURCE}) not in {folder}"
 
 
-def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Measured:
+def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[Id, str]) -> Measured:
     """SPICE of the whole set and of each image; None where it gives no number, which the mean leaves out.
 
     Args:
@@ -46,7 +47,8 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Measured
     Raises:
         RuntimeError: Java failed, or its answer lacks an image.
     """
-    items = [{"image_id": n, "test": text, "refs": refs.tokens[n]} for n, text in hyps.items()]
+    numbers = {n: n if isinstance(n, int) else k for k, n in enumerate(hyps)}
+    items = [{"image_id": numbers[n], "test": text, "refs": refs.tokens[n]} for n, text in hyps.items()]
     with tempfile.TemporaryDirectory(prefix="bita_spice_") as name:
         source, target = Path(name) / "captions.json", Path(name) / "scores.json"
         source.write_text(json.dumps(items), encoding="utf-8")
@@ -63,8 +65,8 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[int, str]) -> Measured
         if answer.returncode != 0 or not target.is_file():
             said = answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
             raise RuntimeError(f"Java's exit code {answer.returncode}: {said[-1]}")
-        values = _read(json.loads(target.read_text(encoding="utf-8")), hyps)
-    each = [values[n] if math.isfinite(values[n]) else None for n in hyps]
+        values = _read(json.loads(target.read_text(encoding="utf-8")), list(numbers.values()))
+    each = [values[n] if math.isfinite(values[n]) else None for n in numbers.values()]
     known = [value for value in each if value is not None]
     return Measured({"SPICE": (sum(known) / len(known) if known else math.nan, each)})
 
@@ -80,14 +82,14 @@ def _command(java: Java, folder: Path, source: Path, target: Path) -> list[str]:
     return [*command, "-out", str(target), "-subset", "-silent"]
 
 
-def _read(answer: list[dict[str, Any]], hyps: Mapping[int, str]) -> dict[int, float]:
-    """Image id → F-score over all tuples, whatever the order of the answer; NaN where it has none.
+def _read(answer: list[dict[str, Any]], numbers: Sequence[int]) -> dict[int, float]:
+    """Image number → F-score over all tuples, whatever the order of the answer; NaN where it has none.
 
     Raises:
         RuntimeError: an image is missing.
     """
     found = {int(item["image_id"]): item["scores"]["All"]["f"] for item in answer}
-    missing = hyps.keys() - found.keys()
+    missing = set(numbers) - found.keys()
     if missing:
-        raise RuntimeError(f"no answer for {named(missing, len(hyps), 'image')}")
+        raise RuntimeError(f"no answer for {named(missing, len(numbers), 'image')}")
     return {n: math.nan if value is None else float(value) for n, value in found.items()}

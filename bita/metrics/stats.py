@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bita.errors import UserError
+from bita.metrics.checks import named
 from bita.metrics.scores import Scores
+from bita.records import Id
 
 Array = NDArray[np.float64]
 
@@ -93,7 +95,7 @@ def paired_test(
     return {name: differences[name] for name in first.overall if name in differences}
 
 
-def by_class(scores: Scores, classes: Mapping[int, str]) -> dict[str, dict[str, float]]:
+def by_class(scores: Scores, classes: Mapping[Id, str]) -> dict[str, dict[str, float]]:
     """Class → scores of its images alone, and their number as ``images``; classes in alphabetical order.
 
     Args:
@@ -103,11 +105,9 @@ def by_class(scores: Scores, classes: Mapping[int, str]) -> dict[str, dict[str, 
     Raises:
         UserError: an image has no class.
     """
-    missing = sorted(scores.per_image.keys() - classes.keys())
+    missing = scores.per_image.keys() - classes.keys()
     if missing:
-        raise UserError(
-            f"{len(missing)} of {len(scores.per_image)} images have no class, the first is {missing[0]}"
-        )
+        raise UserError(f"{named(missing, len(scores.per_image), 'image')} without class")
     names = sorted({classes[image_id] for image_id in scores.per_image})
     weights = np.array([[float(classes[n] == name) for n in scores.per_image] for name in names])
     found = values(scores, weights)

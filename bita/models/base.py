@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from bita.batch import Batch
-from bita.config.schema import ModelConfig
+from bita.config.schema import ArchConfig
 from bita.errors import UserError
 from bita.models.bridge import Bridge
-from bita.models.ift import IFT
-from bita.models.qformer import QFormer
-from bita.models.vision import VisionEncoder, build_vision_encoder
+from bita.models.language.generation import GenerationSettings
+from bita.models.vision import VisionEncoder
 from bita.precision import PRECISIONS, sixteen_bit
-
-BRIDGES: dict[str, type[Bridge]] = {"ift": IFT, "qformer": QFormer}
-"""`model.bridge` → class; the name is also the part's name in checkpoints."""
+from bita.registry import bridges, encoders
 
 
 class BitaModel(nn.Module):
@@ -30,23 +29,23 @@ class BitaModel(nn.Module):
         sources: part name → where its weights were read from before any checkpoint, frozen or not.
     """
 
-    def __init__(self, cfg: ModelConfig, *, vocab_size: int | None) -> None:
+    def __init__(self, cfg: ArchConfig, *, vocab_size: int | None) -> None:
         super().__init__()
         self.cfg = cfg
         self.external: dict[str, str] = {}
         self.sources: dict[str, str] = {}
-        self.visual_encoder: VisionEncoder = build_vision_encoder(cfg)
+        self.visual_encoder: VisionEncoder = encoders.get(cfg.vit_model).from_config(cfg)
         self.ln_vision = nn.LayerNorm(self.visual_encoder.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, cfg.num_query_token, cfg.bridge_size.hidden_size))
         nn.init.normal_(self.query_tokens, std=0.02)
-        bridge = BRIDGES[cfg.bridge](cfg.bridge_size, self.visual_encoder.width, vocab_size)
+        bridge = bridges.get(cfg.bridge)(cfg.bridge_size, self.visual_encoder.width, vocab_size)
         self.add_module(cfg.bridge, bridge)
         if cfg.freeze_vit:
             self.visual_encoder.requires_grad_(False)
 
     @property
     def bridge(self) -> Bridge:
-        """The part that `model.bridge` names."""
+        """The part that `model.bridge` names; the name is also the part's name in checkpoints."""
         bridge = self.get_submodule(self.cfg.bridge)
         assert isinstance(bridge, Bridge)
         return bridge
@@ -101,6 +100,50 @@ class BitaModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """A batch's `loss` (with gradient) and other scalars (without)."""
         raise NotImplementedError
+
+    def generate(
+        self,
+        images: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[list[str]]:
+        """`num_captions` captions for each of (B, 3, H, W) images, best first; of models that write captions."""
+        raise NotImplementedError
+
+    def loss_weight(self, batch: Batch) -> int:
+        """What a batch's loss counts in the mean over a split: its images."""
+        return len(batch["image_id"])
+
+    def language_model(self) -> nn.Module | None:
+        """The part that several processes can hold in shares."""
+        return None
+
+    def merge_lora(self) -> None:
+        """Merge what stands beside frozen weights into them, where there is something."""
+
+    def check_frozen_parts(self) -> None:
+        """Raise UserError where a frozen part has no weights but random ones."""
+        if self.cfg.freeze_vit and self.cfg.vit_weights is None:
+            raise UserError(
+                f"model.vit_weights: the frozen vision encoder {self.cfg.vit_model} would stay random; name its "
+                "weights' file, or a checkpoint that holds them in model.init_from, or set model.freeze_vit=false to "
+                "train it"
+            )
+
+    def keep_tokenizer(self, folder: Path) -> None:
+        """Put a copy of the tokenizer that a run cannot do without into its folder, so that the run can be moved."""
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """Write what other libraries read, such as tokenizers, below the folder of an export.
+
+        Args:
+            folder: of the export.
+            max_shard: largest file of weights, such as `5GB`.
+
+        Returns:
+            The parts whose weights are all in what was written.
+        """
+        return set()
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Every tensor that no external file holds, by our names; tied copies once."""

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bita import registry
 from bita.batch import Batch
-from bita.config.schema import ModelConfig
+from bita.config.parts import FormerConfig, ModelConfig
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel, for_captions
 from bita.models.bridge import PAD_ID
 from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.language.decoder import IGNORED
-from bita.models.language.tokenizers import load_tokenizer
-from bita.models.qformer import QFormer
+from bita.models.language.tokenizers import TEXT_TOKENIZER_FOLDER, load_tokenizer
+from bita.precision import in_float32
+from bita.registry import NoKeys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +51,103 @@ class Comparison:
     right: Tensor
 
 
+class Reading:
+    """What the model has seen of a batch, which its losses share.
+
+    Attributes:
+        raw: (I, N, C) image tokens before `ln_vision`, and `tokens` after it.
+        ids: (B, T) token ids of the captions, on the CPU, and `text_ids` on the model's device.
+        groups: (B,) equal where captions are right for each other's images, or None.
+        queries: (I, Q, D) what the queries read, where a loss needs it.
+        states: the queries' hidden states of each layer, where captions are written after them; else empty.
+    """
+
+    def __init__(self, model: BitaITC, batch: Batch) -> None:
+        self.model = model
+        self.raw, self.groups = model.batch_tokens(batch), model._groups(batch)
+        self.tokens, self.ids = model.ln_vision(self.raw.float()), model._encode(batch["text"])
+        self.text_ids = self.ids.to(model.device, non_blocking=True)
+        self.states: list[Tensor] = []
+        losses = [loss for _, loss in model.loss_functions]
+        self.compared = any(loss.compares for loss in losses)
+        if any(loss.writes for loss in losses):
+            self.queries, self.states = model.bridge.read(model._queries(len(self.tokens)), self.tokens)
+        elif any(loss.reads for loss in losses):
+            self.queries = model.query_image(self.tokens)
+
+    def for_captions(self, rows: Tensor) -> Tensor:
+        """A row an image → a row a caption."""
+        return for_captions(rows, len(self.ids))
+
+    @cached_property
+    def pairs(self) -> Comparison:
+        """Similarities of images and captions of all processes; zero where no loss compares."""
+        model = self.model
+        if not self.compared:
+            return model._partners(len(self.text_ids), self.groups)
+        images = self.for_captions(model._image_features_of(self.queries))
+        return model.compare(images, model.text_features(self.text_ids), self.groups)
+
+
+class Stage1Loss:
+    """A loss of stage 1; one of your own extends it and is registered. As an nn.Module too it has its own weights.
+
+    Attributes:
+        heads: the model's heads that learn by it: `vision_proj`, `text_proj`, `temp`, `itm_head`, `mlm_head`.
+        reads: whether it needs `Reading.queries`.
+        compares: whether it needs `Reading.pairs` with similarities.
+        writes: whether it needs `Reading.states`, of a bridge that writes.
+    """
+
+    Config: ClassVar[type] = NoKeys
+    heads: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def __init__(self, model: BitaITC, args: Any) -> None:
+        super().__init__()
+        self.args = args
+
+    def __call__(self, model: BitaITC, seen: Reading) -> Tensor | dict[str, Tensor]:
+        """A batch's loss; or the loss as `NAME_loss` and other scalars to log."""
+        raise NotImplementedError
+
+
+class Contrast(Stage1Loss):
+    """Image-text contrast, `itc`."""
+
+    heads = ("vision_proj", "text_proj", "temp")
+    compares = True
+
+    def __call__(self, model: BitaITC, seen: Reading) -> dict[str, Tensor]:
+        """See `Stage1Loss`."""
+        return model._contrast(seen.pairs, seen.groups)
+
+
+class Matching(Stage1Loss):
+    """Image-text matching, `itm`, against hard negatives."""
+
+    heads = ("itm_head",)
+    reads = False
+
+    def __call__(self, model: BitaITC, seen: Reading) -> dict[str, Tensor]:
+        """See `Stage1Loss`."""
+        raw, tokens = seen.for_captions(seen.raw), seen.for_captions(seen.tokens)
+        return model.match(raw, tokens, seen.text_ids, seen.pairs)
+
+
+class Writing(Stage1Loss):
+    """Image-grounded captioning, `itg`."""
+
+    heads = ("mlm_head",)
+    writes = True
+
+    def __call__(self, model: BitaITC, seen: Reading) -> Tensor:
+        """See `Stage1Loss`."""
+        return model.caption_loss(seen.ids, [seen.for_captions(states) for states in seen.states])
+
+
 class BitaITC(BitaModel):
     """The stage-1 model, arch `bita_former`.
 
@@ -54,6 +155,9 @@ class BitaITC(BitaModel):
         cfg: sizes and options.
         tokenizer: BERT's, with [DEC] added; None when only token ids will be given.
     """
+
+    Config = FormerConfig
+    cfg: ModelConfig
 
     def __init__(self, cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         vocab_size = cfg.text_vocab_size if tokenizer is None else len(tokenizer)
@@ -67,14 +171,23 @@ class BitaITC(BitaModel):
         self.itm_head = nn.Linear(width, 2)
         self.mlm_head = MaskedLanguageHead(width, vocab_size)
         self.word_head = WordHead(self.visual_encoder.width, vocab_size) if cfg.word_loss_weight else None
-        self.losses = cfg.loss_weights.in_force(cfg.bridge)
-        for part in (self.vision_proj, self.text_proj):
-            part.requires_grad_("itc" in self.losses)
-        self.temp.requires_grad_("itc" in self.losses)
-        self.itm_head.requires_grad_(
-            "itm" in self.losses
-        )  # published IFT checkpoints have both heads, unused
-        self.mlm_head.requires_grad_("itg" in self.losses)
+        self.losses = cfg.losses()
+        self.loss_functions: list[tuple[str, Stage1Loss]] = []
+        for name in self.losses:
+            kind = registry.losses.get(name)
+            loss = kind(self, cfg.loss_args.get(name) or registry.losses.config(name)())
+            self.loss_functions.append((name, loss))
+            if isinstance(loss, nn.Module):
+                self.add_module(f"{name}_parts", loss)
+        for head in (
+            "vision_proj",
+            "text_proj",
+            "temp",
+            "itm_head",
+            "mlm_head",
+        ):  # published files have all of them
+            used = any(head in loss.heads for _, loss in self.loss_functions)
+            getattr(self, head).requires_grad_(used)
 
     @classmethod
     def from_config(cls, cfg: ModelConfig, load_weights: bool = True) -> Self:
@@ -87,37 +200,29 @@ class BitaITC(BitaModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum of a batch's losses, each of them, and the shares that came right."""
-        raw, groups = self.batch_tokens(batch), self._groups(batch)
-        tokens, ids = self.ln_vision(raw.float()), self._encode(batch["text"])
-        text_ids = ids.to(self.device, non_blocking=True)
+        seen = Reading(self, batch)
         output: dict[str, Tensor] = {}
-        seen: list[Tensor] = []
-        if "itg" in self.losses:
-            queries, seen = self._bridge_that_writes().read(self._queries(len(tokens)), tokens)
-        elif "itc" in self.losses:
-            queries = self.query_image(tokens)
-        if "itc" in self.losses:
-            images = for_captions(self._image_features_of(queries), len(ids))
-            pairs = self.compare(images, self.text_features(text_ids), groups)
-            output |= self._contrast(pairs, groups)
-        else:
-            pairs = self._partners(len(text_ids), groups)
-        if "itm" in self.losses:
-            output |= self.match(for_captions(raw, len(ids)), for_captions(tokens, len(ids)), text_ids, pairs)
-        if "itg" in self.losses:
-            output["itg_loss"] = self.caption_loss(ids, [for_captions(states, len(ids)) for states in seen])
+        for name, compute in self.loss_functions:
+            found = compute(self, seen)
+            output |= found if isinstance(found, dict) else {f"{name}_loss": found}
         loss = torch.stack([weight * output[f"{name}_loss"] for name, weight in self.losses.items()]).sum()
         if self.word_head is not None:
-            output["word_loss"] = self.word_head(for_captions(tokens, len(ids)), text_ids)
+            output["word_loss"] = self.word_head(seen.for_captions(seen.tokens), seen.text_ids)
             loss = loss + self.cfg.word_loss_weight * output["word_loss"]
         return {"loss": loss} | {name: value.detach() for name, value in output.items()}
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """See `BitaModel.save_parts`: the tokenizer."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
+        return set()
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """B captions → ids (B, T) on the model's device, always padded to T, since padding takes part in the IFT."""
         return self._encode(texts).to(self.device, non_blocking=True)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, Q, E), unit length."""
+        """(B, 3, H, W) → (B, Q, E) float32, unit length."""
         return self.project(self.encode_image(images))
 
     def evaluate_batch(self, batch: Batch) -> tuple[Tensor, tuple[float, int] | None]:
@@ -126,17 +231,17 @@ class BitaITC(BitaModel):
         if "itg" not in self.losses:
             return self.project(tokens), None
         ids = self._encode(batch["text"])
-        queries, seen = self._bridge_that_writes().read(self._queries(len(tokens)), tokens)
+        queries, seen = self.bridge.read(self._queries(len(tokens)), tokens)
         words = int((ids[:, 1:] != PAD_ID).sum())
         return self._image_features_of(queries), (float(self.caption_loss(ids, seen)), words)
 
     def project(self, image_tokens: Tensor) -> Tensor:
-        """(B, N, C) → (B, Q, E), unit length."""
+        """(B, N, C) → (B, Q, E) float32, unit length."""
         return self._image_features_of(self.query_image(image_tokens))
 
     def text_features(self, text_ids: Tensor) -> Tensor:
-        """(B, T) → (B, E), unit length."""
-        return F.normalize(self.text_proj(self.bridge(text_ids=text_ids)[:, 0]), dim=-1)
+        """(B, T) → (B, E) float32, unit length."""
+        return unit(self.text_proj, self.bridge(text_ids=text_ids)[:, 0])
 
     def contrast(self, images: Tensor, texts: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
         """Contrastive loss, both directions averaged, against the features of all processes.
@@ -180,7 +285,7 @@ class BitaITC(BitaModel):
             torch.cat([tokens, tokens, self.ln_vision(wrong_images.float())]),
             torch.cat([text_ids, wrong_texts, text_ids]),
         )
-        logits = self.itm_head(joint).mean(dim=1).float()
+        logits = self._match_logits(joint)
         has_wrong = torch.cat([has_text, has_image])
         labels = torch.cat([has_text.new_ones(len(tokens)).long(), torch.where(has_wrong, 0, IGNORED)])
         return {
@@ -193,14 +298,14 @@ class BitaITC(BitaModel):
 
         Args:
             ids: (B, T), on the CPU, so that the words to predict are found without waiting for the device.
-            seen: what `QFormer.read` gave.
+            seen: what `Bridge.read` gave.
         """
         rows, columns = (ids[:, 1:] != PAD_ID).nonzero(as_tuple=True)
         targets = ids[rows, columns + 1].to(self.device, non_blocking=True)
         rows, columns = (places.to(self.device, non_blocking=True) for places in (rows, columns))
         inputs = ids.clone()
         inputs[:, 0] = self.dec_id
-        bridge = self._bridge_that_writes()
+        bridge = self.bridge
         hidden = bridge.write(inputs.to(self.device, non_blocking=True), seen)
         logits = self.mlm_head(hidden[rows, columns], bridge.word_embedding.weight)
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.cfg.label_smoothing)
@@ -208,8 +313,7 @@ class BitaITC(BitaModel):
     def match_scores(self, images: Tensor, text_ids: Tensor) -> Tensor:
         """Image-text matching logits (B,): the mean over queries of `itm_head`'s second logit on the joint pass."""
         joint = self.joint_features(self.encode_image(images), text_ids)
-        score: Tensor = self.itm_head(joint)[..., 1].mean(dim=1)
-        return score
+        return self._match_logits(joint)[:, 1]
 
     def joint_features(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
         """The queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
@@ -241,13 +345,14 @@ class BitaITC(BitaModel):
         nothing = torch.zeros(right.shape, device=self.device)
         return Comparison(nothing, nothing, own, right)
 
-    def _image_features_of(self, queries: Tensor) -> Tensor:
-        return F.normalize(self.vision_proj(queries), dim=-1)
+    def _match_logits(self, joint: Tensor) -> Tensor:
+        """(B, Q, D) → (B, 2) float32: the head's mean over the queries."""
+        with in_float32(joint.device):
+            logits: Tensor = self.itm_head(joint.float()).mean(dim=1)
+        return logits
 
-    def _bridge_that_writes(self) -> QFormer:
-        bridge = self.bridge
-        assert isinstance(bridge, QFormer), "loss_weights.itg needs bridge=qformer"
-        return bridge
+    def _image_features_of(self, queries: Tensor) -> Tensor:
+        return unit(self.vision_proj, queries)
 
     def _encode(self, texts: list[str]) -> Tensor:
         """B captions → ids (B, T), on the CPU."""
@@ -275,9 +380,16 @@ def share_right(scores: Tensor, right: Tensor) -> Tensor:
     return right.gather(1, scores.detach().argmax(dim=1, keepdim=True)).float().mean()
 
 
+def unit(projection: nn.Linear, hidden: Tensor) -> Tensor:
+    """(…, D) → (…, E) float32 of unit length, under autocast too."""
+    with in_float32(hidden.device):
+        return F.normalize(projection(hidden.float()), dim=-1)
+
+
 def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """(A, Q, E), (B, E) → (A, B): the best of an image's queries for each text, as one matrix product."""
-    scores = images.flatten(0, 1) @ texts.T
+    """(A, Q, E), (B, E) → (A, B) float32: the best of an image's queries for each text, as one matrix product."""
+    with in_float32(images.device):
+        scores = images.float().flatten(0, 1) @ texts.float().T
     return scores.unflatten(0, images.shape[:2]).amax(dim=1)
 
 

@@ -5,38 +5,27 @@ Shapes: B images, Q query tokens, T text tokens, H width of the language model, 
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.batch import Batch
-from bita.config.schema import ModelConfig
+from bita.config.parts import CaptionerConfig, ModelConfig
+from bita.errors import UserError
 from bita.models.base import BitaModel, for_captions
-from bita.models.language.adapters import add_lora, lora_modules, merge_lora
-from bita.models.language.decoder import (
-    IGNORED,
-    CachedDecoder,
-    CaptionTokens,
-    cast_weights,
-    check_sizes,
-    fresh_language_model,
-    load_language_model,
-    logits_at,
-)
+from bita.models.language.adapters import lora_modules, merge_lora
+from bita.models.language.decoder import IGNORED, CaptionTokens, cast_weights
 from bita.models.language.generation import GenerationSettings, generate
-from bita.models.language.packing import can_be_packed, pack
-from bita.models.language.quantize import quantize
-from bita.models.language.tokenizers import load_tokenizer
+from bita.models.language.language_model import LanguageModel
+from bita.models.language.packing import pack
+from bita.models.language.tokenizers import TOKENIZER_FOLDER
 from bita.precision import PRECISIONS, sixteen_bit
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LOG = logging.getLogger(__name__)
+from bita.registry import decoders
 
 
 class BitaLM(BitaModel):
@@ -44,65 +33,42 @@ class BitaLM(BitaModel):
 
     Args:
         cfg: sizes and options.
-        language_model: any causal language model of transformers.
-        tokenizer: its tokenizer; None when only token ids will be given.
+        decoder: what writes, with its tokenizer.
     """
 
-    def __init__(
-        self,
-        cfg: ModelConfig,
-        language_model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
+    Config = CaptionerConfig
+    cfg: ModelConfig
+
+    def __init__(self, cfg: ModelConfig, decoder: LanguageModel) -> None:
         super().__init__(cfg, vocab_size=None)
-        self.tokenizer = tokenizer
-        self.opt_model = language_model
-        self.opt_proj = nn.Linear(
-            cfg.bridge_size.hidden_size, language_model.get_input_embeddings().embedding_dim
-        )
+        self.decoder = decoder
+        self.tokenizer = decoder.tokenizer
+        self.opt_model: Any = decoder.network
+        self.opt_proj = nn.Linear(cfg.bridge_size.hidden_size, decoder.width)
+        if decoder.source is not None:
+            self.sources["opt_model"] = decoder.source
+            if cfg.freeze_lm:
+                self.external["opt_model"] = decoder.source
         if cfg.freeze_lm:
             self.opt_model.requires_grad_(False)
         if cfg.lora is not None:
-            add_lora(self.opt_model, cfg.lora)
+            decoder.add_lora(cfg.lora)
 
     @classmethod
     def from_config(cls, cfg: ModelConfig, load_weights: bool = True) -> Self:
-        """Build around the language model and tokenizer that the configuration names.
-
-        Args:
-            cfg: `opt_model` names a folder or a model of the hub; without it `opt_config` gives the sizes.
-            load_weights: False builds the language model from `opt_config`, with random weights.
-
-        Raises:
-            ConfigError: language model or tokenizer are not there, or sizes are missing or unknown.
-        """
-        check_sizes(cfg.opt_config)
-        tokenizer = load_tokenizer("model.opt_tokenizer", cfg.opt_tokenizer or cfg.opt_model, load_weights)
-        dtype = PRECISIONS[cfg.lm_precision] if cfg.freeze_lm and cfg.lm_precision != "auto" else None
-        if load_weights and cfg.opt_model is not None:
-            model = cls(cfg, load_language_model(cfg.opt_model, dtype), tokenizer)
-            model.sources["opt_model"] = cfg.opt_model
-            if cfg.freeze_lm:
-                model.external["opt_model"] = cfg.opt_model
-            return model
-        sizes = dict(cfg.opt_config)
-        if tokenizer is not None and sizes:
-            special = {
-                key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-            }
-            sizes = special | sizes | {"vocab_size": len(tokenizer)}
-        return cls(cfg, fresh_language_model(sizes, dtype), tokenizer)
+        """Build around the decoder that the configuration names; see `TransformersDecoder.from_config`."""
+        return cls(cfg, decoders.get(cfg.decoder).from_config(cfg, load_weights))
 
     @cached_property
     def tokens(self) -> CaptionTokens:
         """How captions are written in the language model's tokens."""
         assert self.tokenizer is not None, "this model was built without a tokenizer"
-        rows = self.opt_model.get_input_embeddings().num_embeddings
-        return CaptionTokens.of(self.tokenizer, self.opt_model.config.model_type, rows)
+        return CaptionTokens.of(self.tokenizer, self.decoder.family, self.decoder.vocabulary)
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The vision encoder and the language model, as configured."""
-        return super().frozen_parts() + ([self.opt_model] if self.cfg.freeze_lm else [])
+        """The vision encoder and, without `frozen_lm_dropout`, the language model, as configured."""
+        silent = self.cfg.freeze_lm and not self.cfg.frozen_lm_dropout
+        return super().frozen_parts() + ([self.opt_model] if silent else [])
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained, LoRA's dropout included; frozen parts stay in evaluation mode."""
@@ -119,21 +85,45 @@ class BitaLM(BitaModel):
         cast_weights(self.opt_model, PRECISIONS[precision])
         if self.cfg.lm_quantize != "none":
             self.merge_lora()
-            quantize(self.opt_model, self.cfg.lm_quantize, device)
+            self.decoder.quantize(self.cfg.lm_quantize, device)
         return super().place(device)
 
     def merge_lora(self) -> None:
         """Add LoRA's weights to those that they stand beside and take them out: the same model, as fast as without."""
         merge_lora(self.opt_model)
+        if self.cfg.lora is not None:
+            self.external.pop("opt_model", None)  # it is no longer what its owner published
+
+    def loss_weight(self, batch: Batch) -> int:
+        """What a batch's loss counts in the mean over a split: its captions' tokens."""
+        return int((self.tokenize(batch["text"])[1] != IGNORED).sum())
+
+    def language_model(self) -> nn.Module | None:
+        """See `BitaModel.language_model`."""
+        return self.opt_model
+
+    def check_frozen_parts(self) -> None:
+        """See `BitaModel.check_frozen_parts`."""
+        super().check_frozen_parts()
+        if self.cfg.opt_model is None and self.cfg.freeze_lm:
+            raise UserError(
+                "model.opt_model: the frozen language model would stay random; name its folder, or a checkpoint that "
+                "holds it in model.init_from, or set model.freeze_lm=false to train it"
+            )
+
+    def keep_tokenizer(self, folder: Path) -> None:
+        """See `BitaModel.keep_tokenizer`."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """See `BitaModel.save_parts`: the language model and its tokenizer."""
+        self.keep_tokenizer(folder)
+        return {"opt_model"} if self.decoder.save(folder, max_shard) else set()
 
     def tied_names(self) -> set[str]:
-        """The output head, where it shares the input embedding's weights."""
-        head, embedding = self.opt_model.get_output_embeddings(), self.opt_model.get_input_embeddings()
-        if head.weight is not embedding.weight:
-            return set()
-        return {
-            f"opt_model.{name}.weight" for name, module in self.opt_model.named_modules() if module is head
-        }
+        """What the decoder ties, such as an output head to the input embedding."""
+        return {f"opt_model.{name}" for name in self.decoder.tied_names()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`).
@@ -172,50 +162,52 @@ class BitaLM(BitaModel):
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
         targets = labels[rows, columns].to(device, non_blocking=True)
         rows, columns = rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
-        words = self.opt_model.get_input_embeddings()(ids.to(device, non_blocking=True))
+        words = self.decoder.embed(ids.to(device, non_blocking=True))
         inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
-        logits = logits_at(self.opt_model, inputs, rows, queries + columns - 1)
+        logits = self.decoder.logits_at(inputs, rows, queries + columns - 1)
         return F.cross_entropy(logits.float(), targets)
 
     @cached_property
     def packs(self) -> bool:
         """Whether the language model reads the captions of an image in one sequence."""
-        possible = can_be_packed(self.opt_model)
-        if not possible:
-            family = self.opt_model.config.model_type
-            LOG.warning(
-                "model.opt_model: a model of type %s reads the captions of an image one by one", family
-            )
-        return possible
+        return self.decoder.packs()
 
     def packed_loss(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
         """What `caption_loss` gives when each of I prefixes (I, Q, H) is repeated for its captions; reads it once."""
         device = prefix.device
         packed = pack(ids, labels, *prefix.shape[:2])
-        words = self.opt_model.get_input_embeddings()(packed.ids.to(device, non_blocking=True))
+        words = self.decoder.embed(packed.ids.to(device, non_blocking=True))
         inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
         rows, places, targets = (
             x.to(device, non_blocking=True) for x in (packed.rows, packed.places, packed.targets)
         )
-        logits = logits_at(self.opt_model, inputs, rows, places, **packed.reading(device, inputs.dtype))
+        logits = self.decoder.logits_at(inputs, rows, places, **packed.reading(device, inputs.dtype))
         return F.cross_entropy(logits.float(), targets)
 
     @torch.inference_mode()
     def generate_ids(
-        self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[list[int]]]:
-        """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams."""
+        """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams.
+
+        `generators` are for sampling, one an image (`generation.generate`).
+        """
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
-        words = self.opt_model.get_input_embeddings()(prompt).expand(len(images), -1, -1)
+        words = self.decoder.embed(prompt).expand(len(images), -1, -1)
         inputs = torch.cat([self.prefix(images).to(words.dtype), words], dim=1)
-        decoder = CachedDecoder(self.opt_model, inputs)
-        return generate(decoder, len(images), self.tokens.stop, settings, generator)
+        return generate(self.decoder.search(inputs), len(images), self.tokens.stop, settings, generators)
 
     def generate(
-        self, images: Tensor, settings: GenerationSettings, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[str]]:
-        """`num_captions` captions for each of (B, 3, H, W) images, best first."""
-        ids = self.generate_ids(images, settings, generator)
+        """`num_captions` captions for each of (B, 3, H, W) images, best first; see `generate_ids`."""
+        ids = self.generate_ids(images, settings, generators)
         return [self.decode(captions) for captions in ids]
 
     def decode(self, ids: list[list[int]]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize
 
 LAYER_NORM_EPS = 1e-12
 PAD_ID = 0
@@ -133,6 +133,14 @@ class Bridge(nn.Module):
         Returns:
             (B, Q + T, D).
         """
+        raise NotImplementedError
+
+    def read(self, queries: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The queries' output (B, Q, D), and what each layer was given, for `write`; where the Config `writes`."""
+        raise NotImplementedError
+
+    def write(self, text_ids: Tensor, seen: list[Tensor]) -> Tensor:
+        """Text (B, T) after the queries that gave `seen`, each token after those before it: (B, T, D)."""
         raise NotImplementedError
 
     def embed(self, queries: Tensor | None = None, text_ids: Tensor | None = None) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize, IFTSize
 from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
+from bita.precision import in_float32
 
 
 class FourierMix(nn.Module):
@@ -25,7 +26,7 @@ class FourierMix(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, S, D) → (B, S, D)."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with in_float32(hidden.device):
             mixed: Tensor = torch.fft.fft2(hidden.float()).real
             return self.norm(hidden.float() + mixed)
 
@@ -45,6 +46,7 @@ class IFTLayer(BridgeLayer):
 class IFT(Bridge):
     """The bridge that BITA published, with cross-attention in every layer."""
 
+    Config = IFTSize
     layer = IFTLayer
     cross_attention_every = 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bita.config.schema import BridgeSize
+from bita.config.parts import BridgeSize, QFormerSize
 from bita.models.bridge import PAD_ID, Attention, Bridge, BridgeLayer
 
 
@@ -50,6 +50,7 @@ class QFormerLayer(BridgeLayer):
 class QFormer(Bridge):
     """The bridge of BLIP-2; padding is never looked at."""
 
+    Config = QFormerSize
     layer = QFormerLayer
     cross_attention_every = 2
 

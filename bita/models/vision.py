@@ -8,16 +8,17 @@ a convolutional one included (its feature map is read row by row).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from bita.config.schema import ModelConfig
+from bita.config.schema import ArchConfig
 from bita.errors import ConfigError
 from bita.processors.image import CLIP_MEAN, CLIP_STD
+from bita.registry import encoders
 
 
 class _Known(NamedTuple):
@@ -43,6 +44,39 @@ class ImageInput(NamedTuple):
 
 
 class VisionEncoder(nn.Module):
+    """What turns images into tokens; one of your own extends it and is registered (docs/extending.md).
+
+    Attributes:
+        width: channels C of a token.
+    """
+
+    width: int
+
+    @classmethod
+    def image_input(cls, cfg: ArchConfig) -> ImageInput:
+        """What the encoder of a configuration reads: CLIP's normalisation, unless overridden."""
+        return ImageInput(cfg.image_size or KNOWN_SIZE, CLIP_MEAN, CLIP_STD)
+
+    @classmethod
+    def from_config(cls, cfg: ArchConfig) -> Self:
+        """Build with fresh weights; weights come later, from a file (`bita.weights.load`)."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, C); a class token, where there is one, comes first."""
+        raise NotImplementedError
+
+    def fit_positions(self, positions: Tensor) -> Tensor:
+        """Learned positions of another image size, resized for this one's, where the encoder can."""
+        return positions
+
+
+class TimmEncoder(VisionEncoder):
     """A timm trunk whose last feature map is the output, or the outputs of several of its blocks.
 
     Args:
@@ -50,9 +84,6 @@ class VisionEncoder(nn.Module):
         layers: numbers, from 1, of the blocks whose outputs are taken; none takes the trunk's own output.
         merge: `concat` puts the blocks' channels side by side, `sum` adds them.
         align_corners: how positions are resized for another image size; None is timm's own way.
-
-    Attributes:
-        width: channels C of a token.
     """
 
     def __init__(
@@ -69,10 +100,44 @@ class VisionEncoder(nn.Module):
         copies = len(self.layers) if self.layers and merge == "concat" else 1
         self.width = copies * int(trunk.num_features)  # type: ignore[arg-type]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return next(self.trunk.parameters()).dtype
+    @classmethod
+    def image_input(cls, cfg: ArchConfig) -> ImageInput:
+        """What the encoder was pretrained to read; `model.image_size` has the last word on the size.
+
+        Raises:
+            ConfigError: timm does not know the name.
+        """
+        if cfg.vit_model in KNOWN:
+            return super().image_input(cfg)
+        name = cfg.vit_model.removeprefix("timm:")
+        known = timm.get_pretrained_cfg(name)
+        if known is None:
+            raise ConfigError(f"model.vit_model: timm has no {name}; timm.list_models() lists what it has")
+        size = cfg.image_size or known.input_size[-1]
+        return ImageInput(size, tuple(map(float, known.mean)), tuple(map(float, known.std)))
+
+    @classmethod
+    def from_config(cls, cfg: ArchConfig) -> Self:
+        """Build `cfg.vit_model` with fresh weights.
+
+        Raises:
+            ConfigError: timm does not know the name, or not the arguments in `vit_args`; `vit_layers` do not fit.
+        """
+        known = KNOWN.get(cfg.vit_model)
+        trunk = _build_trunk(cfg, known)
+        for unused in ("fc_norm", "attn_pool"):  # only heads read them
+            if isinstance(getattr(trunk, unused, None), nn.Module):
+                setattr(trunk, unused, nn.Identity())
+        if known is not None or cfg.vit_layers:
+            trunk.norm = nn.Identity()
+        if cfg.vit_layers:
+            _cut_after(trunk, cfg)
+        if not hasattr(trunk, "blocks"):  # a convolutional trunk is fastest so, on CPUs and GPUs
+            trunk.to(memory_format=torch.channels_last)
+        if cfg.use_grad_checkpoint:
+            checkpoint_blocks(trunk)
+        align_corners = None if known is None else known.align_corners
+        return cls(trunk, layers=cfg.vit_layers, merge=cfg.vit_layers_merge, align_corners=align_corners)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C); a class token, where there is one, comes first."""
@@ -113,48 +178,13 @@ class VisionEncoder(nn.Module):
         return resized
 
 
-def image_input(cfg: ModelConfig) -> ImageInput:
-    """What the encoder of a configuration reads; `model.image_size` has the last word on the size.
-
-    Raises:
-        ConfigError: timm does not know the name.
-    """
-    if cfg.vit_model in KNOWN:
-        return ImageInput(cfg.image_size or KNOWN_SIZE, CLIP_MEAN, CLIP_STD)
-    name = cfg.vit_model.removeprefix("timm:")
-    known = timm.get_pretrained_cfg(name)
-    if known is None:
-        raise ConfigError(f"model.vit_model: timm has no {name}; timm.list_models() lists what it has")
-    size = cfg.image_size or known.input_size[-1]
-    return ImageInput(size, tuple(map(float, known.mean)), tuple(map(float, known.std)))
+def image_input(cfg: ArchConfig) -> ImageInput:
+    """What the encoder that a configuration names reads."""
+    found: ImageInput = encoders.get(cfg.vit_model).image_input(cfg)
+    return found
 
 
-def build_vision_encoder(cfg: ModelConfig) -> VisionEncoder:
-    """Build `cfg.vit_model` with fresh weights; weights come later, from a file (`bita.weights.load`).
-
-    Raises:
-        ConfigError: timm does not know the name, or not the arguments in `vit_args`; `vit_layers` do not fit.
-    """
-    known = KNOWN.get(cfg.vit_model)
-    trunk = _build_trunk(cfg, known)
-    for unused in ("fc_norm", "attn_pool"):  # only heads read them
-        if isinstance(getattr(trunk, unused, None), nn.Module):
-            setattr(trunk, unused, nn.Identity())
-    if known is not None or cfg.vit_layers:
-        trunk.norm = nn.Identity()
-    if cfg.vit_layers:
-        _cut_after(trunk, cfg)
-    if not hasattr(trunk, "blocks"):  # a convolutional trunk is fastest so, on CPUs and GPUs
-        trunk.to(memory_format=torch.channels_last)
-    if cfg.use_grad_checkpoint:
-        checkpoint_blocks(trunk)
-    align_corners = None if known is None else known.align_corners
-    return VisionEncoder(
-        trunk, layers=cfg.vit_layers, merge=cfg.vit_layers_merge, align_corners=align_corners
-    )
-
-
-def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
+def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
     """The timm model that a configuration names, for images of its size."""
     if "img_size" in cfg.vit_args:
         raise ConfigError("model.vit_args.img_size: the size of images is model.image_size; set that")
@@ -179,7 +209,7 @@ def _build_trunk(cfg: ModelConfig, known: _Known | None) -> Any:
     return trunk
 
 
-def _cut_after(trunk: Any, cfg: ModelConfig) -> None:
+def _cut_after(trunk: Any, cfg: ArchConfig) -> None:
     """Drop the blocks after the last one that `vit_layers` names."""
     if not hasattr(trunk, "blocks") or not hasattr(trunk, "forward_intermediates"):
         raise ConfigError(f"model.vit_layers: {cfg.vit_model} has no blocks to choose from; set it to []")

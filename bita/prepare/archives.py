@@ -1,4 +1,4 @@
-"""Finding a dataset's files in a folder or an archive (zip, tar), and image files under changed suffixes."""
+"""Finding a dataset's files in a folder or an archive (zip, tar)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from bita.datasets.names import is_system_file
 from bita.errors import UserError
-from bita.files import write_text
-from bita.processors.rgb import IMAGE_SUFFIXES
+from bita.files import open_to_others, write_text
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _STAMP = ".unpacked"
@@ -31,18 +31,35 @@ def unpack(archive: Path, target: Path) -> Path:
     temporary.mkdir(parents=True)
     try:
         if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(temporary)
+            with _open_zip(archive) as file:
+                for info in file.infolist():
+                    info.filename = info.filename.replace("\\", "/")  # as some Windows programs write them
+                    if not is_system_file(info.filename):
+                        file.extract(info, temporary)
         else:
             with tarfile.open(archive) as file:
-                file.extractall(temporary, filter="data")
+                file.extractall(temporary, filter=_wanted)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{archive}: archive does not unpack ({' '.join(str(error).split())})") from None
+    open_to_others(temporary)
     write_text(temporary / _STAMP, stamp)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def _open_zip(archive: Path) -> zipfile.ZipFile:
+    """A zip file; its names are UTF-8, as macOS has them without saying so, or else code page 437, as the form says."""
+    try:
+        return zipfile.ZipFile(archive, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(archive)
+
+
+def _wanted(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """The member as it may be unpacked, or None for what other systems keep for themselves."""
+    return None if is_system_file(member.name) else tarfile.data_filter(member, folder)
 
 
 def open_source(source: Path, out: Path) -> Path:
@@ -95,43 +112,9 @@ def _below(folder: Path, name: str, *, directories: bool) -> list[Path]:
         found = [
             path
             for path in sorted(folder.glob(prefix + name))
-            if "__MACOSX" not in path.parts and (path.is_dir() if directories else path.is_file())
+            if not is_system_file(str(path.relative_to(folder)))
+            and (path.is_dir() if directories else path.is_file())
         ]
         if found:
             return found
     return []
-
-
-class ImageFolder:
-    """The files of an image folder, found by the names that an annotation file gives them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._listings: dict[str, dict[str, str]] = {}
-
-    def find(self, name: str) -> str | None:
-        """Return the name below the folder of the file listed as ``name``, or None.
-
-        A file with another case or another image suffix (``1.tif`` listed, ``1.jpg`` there) is taken where the
-        listed one is not there and exactly one other fits.
-        """
-        folder, _, leaf = name.rpartition("/")
-        listing = self._listing(folder)
-        if listing.get(leaf) == leaf:
-            return name
-        stem, dot, _ = leaf.lower().rpartition(".")
-        wanted = stem if dot else leaf.lower()
-        fits = [listing[f"{wanted}{suffix}"] for suffix in IMAGE_SUFFIXES if f"{wanted}{suffix}" in listing]
-        if len(fits) != 1:
-            return None
-        return f"{folder}/{fits[0]}" if folder else fits[0]
-
-    def _listing(self, folder: str) -> dict[str, str]:
-        """Names in one folder, keyed by themselves and by their lower case."""
-        if folder not in self._listings:
-            path = self.root / folder
-            names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-            self._listings[folder] = {name.lower(): name for name in sorted(names)} | {
-                name: name for name in names
-            }
-        return self._listings[folder]

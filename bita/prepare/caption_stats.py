@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bita.files import has_words
+from bita.records import Id, has_words
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 RARE, COMMON = 3, 50
 """A typing-error candidate occurs at most RARE times and is one edit from a word that occurs COMMON times."""
 
 
-def caption_statistics(captions: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+def caption_statistics(captions: Mapping[Id, Sequence[str]]) -> dict[str, Any]:
     """Return the statistics of ``captions`` (by image id) as a JSON-ready dictionary."""
     texts = [caption for group in captions.values() for caption in group]
     words = Counter(word for text in texts for word in _WORD.findall(text.lower()))

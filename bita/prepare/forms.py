@@ -5,18 +5,16 @@ Splits are always declared: by the file (``train=FILE``), by the record, or by t
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from bita.datasets.names import is_system_file, plain
 from bita.errors import UserError
-from bita.files import field, load_json
 from bita.prepare.archives import open_source
 from bita.prepare.prepare import Source
 from bita.prepare.sources import SPLITS, SourceImage, read_karpathy
 from bita.processors.rgb import IMAGE_SUFFIXES
+from bita.records import Id, Ids, lines, read_object, read_records, read_table, read_text, twin
 
 FORMS = ("coco", "karpathy", "csv", "jsonl", "text")
 COLUMNS = {"image": "image", "caption": "caption", "split": "split"}
@@ -69,8 +67,7 @@ def generic_source(
         elif form == "karpathy":
             records += read_karpathy(path)
         else:
-            rows = _csv_rows(path) if form == "csv" else _json_rows(path)
-            records += _read_table(path, rows, {**COLUMNS, **(columns or {})}, split)
+            records += _read_table(path, form, {**COLUMNS, **(columns or {})}, split)
     return Source(name, name, records, root, tuple(files))
 
 
@@ -87,89 +84,74 @@ def _read_coco(path: Path, split: str | None) -> list[SourceImage]:
     """Read ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``."""
     if split is None:
         raise UserError(f"{path}: a COCO file has no splits; declare its split as train={path.name}")
-    content = load_json(path)
-    captions: dict[object, list[str]] = {}
-    names: dict[object, tuple[str, str]] = {}
-    for index, image in enumerate(field(content, "images", list, path, "top level")):
-        where = f"images[{index}]"
-        name = field(image, "file_name", str, path, where)
-        key = field(image, "id", object, path, where)
-        if key in names:
-            raise UserError(f"{path}: {where} ({name}): id {key} is that of {names[key][0]}; ids must differ")
-        names[key] = (name, where)
-    for index, annotation in enumerate(field(content, "annotations", list, path, "top level")):
-        where = f"annotations[{index}]"
-        key = field(annotation, "image_id", object, path, where)
-        if key not in names:
-            raise UserError(f"{path}: {where}: image_id {key} is none of the file's images")
-        captions.setdefault(key, []).append(field(annotation, "caption", str, path, where))
+    content = read_object(path)
+    captions: dict[Id, list[str]] = {}
+    images: dict[Id, tuple[str, str]] = {}
+    ids = Ids()
+    for image in content.objects("images"):
+        name, key = image.text("file_name"), ids.see(image, "id")
+        if key in images:
+            raise image.about(name).fault(f"id {key} is that of {images[key][0]}; ids must differ")
+        images[key] = (name, image.place)
+    for annotation in content.objects("annotations"):
+        key = annotation.image_id()
+        if key not in images:
+            raise annotation.fault(f"image_id {key!r} is none of the file's images{twin(key, images)}")
+        captions.setdefault(key, []).append(annotation.text("caption"))
     return [
-        SourceImage(name, split, tuple(captions.get(key, ())), where) for key, (name, where) in names.items()
+        SourceImage(name, split, tuple(captions.get(key, ())), where) for key, (name, where) in images.items()
     ]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                yield (
-                    f"line {reader.line_num}",
-                    {key: value for key, value in row.items() if value is not None},
-                )
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not CSV ({' '.join(str(error).split())})") from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"line {number}", json.loads(line)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file is missing") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {number}: not JSON ({error.msg})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-
-
-def _read_table(
-    path: Path, rows: Iterator[tuple[str, dict[str, Any]]], columns: Mapping[str, str], split: str | None
-) -> list[SourceImage]:
+def _read_table(path: Path, form: str, columns: Mapping[str, str], split: str | None) -> list[SourceImage]:
     """Gather the rows of every image; its split is the file's, or its rows', which must agree."""
+    needed = [column for key, column in columns.items() if key != "split" or split is None]
     found: dict[str, tuple[str, str, list[str]]] = {}
-    for where, row in rows:
-        image = field(row, columns["image"], str, path, where)
-        part = split or field(row, columns["split"], str, path, f"{where} ({image})")
-        value = row.get(columns["caption"])
-        texts = (
-            value
-            if isinstance(value, list)
-            else [field(row, columns["caption"], str, path, f"{where} ({image})")]
-        )
+    for row in read_table(path, needed) if form == "csv" else read_records(path):
+        image = row.text(columns["image"])
+        row, where = row.about(image), row.place or "line 1"
+        part = split or row.text(columns["split"])
         first, declared, captions = found.setdefault(image, (where, part, []))
         if declared != part:
-            raise UserError(f"{path}: {where} ({image}): split {part!r}, but {declared!r} at {first}")
-        captions += [text for text in texts if isinstance(text, str)]
+            raise row.fault(f"split {part!r}, but {declared!r} at {first}")
+        captions += row.captions(columns["caption"])
     return [SourceImage(image, part, tuple(texts), where) for image, (where, part, texts) in found.items()]
 
 
 def _read_text_folder(root: Path) -> Iterator[SourceImage]:
-    """Images below train/, val/ and test/, each with a text file of its name: one caption a line."""
-    if not any((root / split).is_dir() for split in SPLITS):
+    """Images below train/, val/ and test/, each with a text file of its name: one caption a line.
+
+    A text without image, and images with texts in other folders, are listed too, so that they are named as left out.
+    """
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))
+    if not set(folders) & set(SPLITS):
         raise UserError(f"{root}: no folder train/, val/ or test/; splits are declared by folders")
-    for split in SPLITS:
-        for path in sorted((root / split).rglob("*")):
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
+    for split in (*SPLITS, *(folder for folder in folders if folder not in SPLITS)):
+        files = [path for path in sorted((root / split).rglob("*")) if path.is_file()]
+        files = [path for path in files if not is_system_file(path.relative_to(root).as_posix())]
+        texts: dict[tuple[Path, str], list[Path]] = {}
+        for path in files:
+            if path.suffix.lower() == ".txt":
+                texts.setdefault((path.parent, plain(path.stem)), []).append(path)
+        owners: dict[Path, str] = {}
+        for path in files:
+            own = texts.get((path.parent, plain(path.stem)), [])
+            if path.suffix.lower() not in IMAGE_SUFFIXES or (split not in SPLITS and not own):
                 continue
             name = path.relative_to(root).as_posix()
-            text = path.with_suffix(".txt")
-            try:
-                lines = text.read_text(encoding="utf-8-sig").splitlines() if text.is_file() else []
-            except UnicodeDecodeError:
-                raise UserError(f"{text}: not UTF-8 text") from None
-            yield SourceImage(name, split, tuple(line for line in lines if line.strip()), name)
+            own = [text for text in own if text.stem == path.stem] or own
+            if len(own) > 1:
+                raise UserError(
+                    f"{path}: its captions could be in {own[0].name} or {own[1].name}; rename one"
+                )
+            for text in own:
+                if owners.setdefault(text, name) != name:
+                    raise UserError(f"{text}: could be of {owners[text]} or of {name}; rename one")
+            yield SourceImage(name, split, tuple(_captions(own[0])) if own else (), name)
+        for text in (text for group in texts.values() for text in group if text not in owners):
+            name = text.relative_to(root).as_posix()
+            yield SourceImage(name[: -len(text.suffix)], split, tuple(_captions(text)), name)
+
+
+def _captions(text: Path) -> list[str]:
+    return [line for line in lines(read_text(text)) if line.strip()]

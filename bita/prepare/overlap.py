@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bita.datasets.names import ImageFolder
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
 
@@ -61,12 +61,12 @@ class Pair:
         return ("train" in (self.first.split, self.second.split)) and self.first.split != self.second.split
 
 
-def examine(dataset: str, folder: Path, images: Sequence[tuple[str, str]]) -> list[ImageFacts]:
+def examine(dataset: str, folder: ImageFolder, images: Sequence[tuple[str, str]]) -> list[ImageFacts]:
     """Open every image of ``images`` ((split, path below ``folder``) pairs) and say what it is."""
 
     def facts(entry: tuple[str, str]) -> ImageFacts:
         split, name = entry
-        path = folder / name
+        path = folder.path(name)
         try:
             image = open_rgb(path)
         except UserError as error:

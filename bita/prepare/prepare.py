@@ -22,12 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from bita.datasets.names import ImageFolder
 from bita.errors import UserError
-from bita.files import has_words, link, write_text
-from bita.prepare.archives import ImageFolder, find_file, find_images, open_source
+from bita.files import link, write_text
+from bita.prepare.archives import find_file, find_images, open_source
 from bita.prepare.card import PreparedImage, Report, dataset_card
 from bita.prepare.sources import PUBLISHED, SPLITS, SourceImage
 from bita.processors.rgb import open_rgb
+from bita.records import half_pair, has_words
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,32 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
 def select(source: Source) -> Report:
     """Judge every record of ``source``: what is usable is kept, the rest is named with its reason."""
     folder = ImageFolder(source.images)
-    files = [folder.find(record.image) if _is_inside(record.image) else None for record in source.records]
+    found = [folder.find(record.image) if _is_inside(record.image) else [] for record in source.records]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        broken = list(pool.map(lambda name: None if name is None else _fault(source.images / name), files))
+        broken = list(
+            pool.map(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
+        )
     kept: list[PreparedImage] = []
     left_out: list[tuple[str, str]] = []
+    notes: list[str] = []
     first: dict[str, str] = {}
-    for index, (record, name, fault) in enumerate(zip(source.records, files, broken, strict=True)):
+    for index, (record, names, fault) in enumerate(zip(source.records, found, broken, strict=True)):
         captions = tuple(caption for caption in record.captions if caption.strip())
-        reason = _reason(record, name, fault, captions, first)
-        if reason or name is None:
-            left_out.append((f"{record.where} {record.image}", reason or "image is missing"))
+        reason = _reason(record, names, fault, captions, first)
+        if reason is not None:
+            left_out.append((_printable(f"{record.where} {record.image}"), reason))
             continue
-        first[name] = record.where
-        kept.append(PreparedImage(index, name, record.split, captions, record.category))
-    return Report(kept, left_out, _caption_notes(kept))
+        first[names[0]] = record.where
+        kept.append(PreparedImage(index, names[0], record.split, captions, record.category))
+        empty = len(record.captions) - len(captions)
+        if empty:
+            notes.append(f"{names[0]}: {empty} of {len(record.captions)} captions are empty and left out")
+    return Report(kept, left_out, notes + _caption_notes(kept))
+
+
+def _printable(name: str) -> str:
+    """A name with bytes that are no UTF-8 written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def annotation_files(images: Sequence[PreparedImage]) -> dict[str, str]:
@@ -156,20 +169,24 @@ def _lines(records: Sequence[dict[str, object]]) -> str:
 
 
 def _reason(
-    record: SourceImage, name: str | None, fault: str | None, captions: Sequence[str], first: dict[str, str]
+    record: SourceImage, names: list[str], fault: str | None, captions: Sequence[str], first: dict[str, str]
 ) -> str | None:
     """Why a record cannot be used, or None."""
     if record.split not in SPLITS:
         return f"split {record.split!r} is none of {', '.join(SPLITS)}"
     if not _is_inside(record.image):
         return "path leaves the image folder"
-    if name is None:
+    if half_pair(record.image) is not None:
+        return "its name is not UTF-8; rename the file"
+    if not names:
         return "image is missing"
+    if len(names) > 1:
+        return f"image could be {' or '.join(names)}; rename one"
     if fault is not None:
         return fault
     if not any(has_words(caption) for caption in captions):
         return "no caption"
-    return f"image is listed before, as {first[name]}" if name in first else None
+    return f"image is listed before, as {first[names[0]]}" if names[0] in first else None
 
 
 def _is_inside(image: str) -> bool:

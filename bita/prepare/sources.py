@@ -6,12 +6,12 @@ A reader does not judge: which of its images are usable is decided in ``prepare`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bita.errors import UserError
-from bita.files import field, load_json
+from bita.records import read_object
 
 SPLITS = ("train", "val", "test")
 
@@ -52,38 +52,28 @@ def read_karpathy(path: Path) -> list[SourceImage]:
     A record's ``filepath``, where there is one, stands in front of its file name; split ``restval`` is ``train``.
     """
     images = []
-    for index, record in enumerate(field(load_json(path), "images", list, path, "top level")):
-        where = f"images[{index}]"
-        name = field(record, "filename", str, path, where)
-        split = field(record, "split", str, path, where)
-        sentences = field(record, "sentences", list, path, f"{where} ({name})")
-        captions = tuple(
-            field(sentence, "raw", str, path, f"{where}.sentences[{k}] ({name})")
-            for k, sentence in enumerate(sentences)
-        )
-        folder = record.get("filepath")
-        image = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-        images.append(SourceImage(image, "train" if split == "restval" else split, captions, where))
+    for record in read_object(path).objects("images"):
+        name, split = record.text("filename"), record.text("split")
+        captions = tuple(sentence.text("raw") for sentence in record.about(name).objects("sentences"))
+        folder = record.text("filepath") if record.fields.get("filepath") else ""
+        image = f"{folder}/{name}" if folder else name
+        images.append(SourceImage(image, "train" if split == "restval" else split, captions, record.place))
     return images
 
 
 def read_nwpu(path: Path) -> list[SourceImage]:
-    """Read ``{"<class>": [{"filename", "split", "raw", "raw_1", …, "raw_4"}]}``; images lie in ``<class>/``."""
-    return list(_nwpu_records(path))
-
-
-def _nwpu_records(path: Path) -> Iterator[SourceImage]:
-    content = load_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: top level: wanted an object of classes, found {type(content).__name__}")
-    for category in content:
-        for index, record in enumerate(field(content, category, list, path, "top level")):
-            where = f"{category}[{index}]"
-            name = field(record, "filename", str, path, where)
-            split = field(record, "split", str, path, where)
-            keys = [key for key in ("raw", "raw_1", "raw_2", "raw_3", "raw_4") if key in record]
-            captions = tuple(field(record, key, str, path, f"{where} ({name})") for key in keys)
-            yield SourceImage(f"{category}/{name}", split, captions, where, category)
+    """Read ``{"<class>": [{"filename", "split", "raw", "raw_1", …}]}``; images lie in ``<class>/``."""
+    images = []
+    content = read_object(path)
+    for category in content.fields:
+        for record in content.objects(category):
+            name, split = record.text("filename"), record.text("split")
+            keys = [key for key in record.fields if re.fullmatch(r"raw(_\d+)?", key)]
+            captions = tuple(
+                record.about(name).text(key) for key in sorted(keys, key=lambda key: int(key[4:] or 0))
+            )
+            images.append(SourceImage(f"{category}/{name}", split, captions, record.place, category))
+    return images
 
 
 PUBLISHED = {

@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from bita.errors import UserError
 from bita.processors.text import clean_caption
+from bita.records import read_records
 
 BERT_SPECIAL: list[str | AddedToken] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 OPT_SPECIAL: list[str | AddedToken] = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -36,14 +37,12 @@ def read_captions(paths: list[Path]) -> list[str]:
     Raises:
         UserError: a file is missing or is not a list of records with a caption.
     """
-    captions = []
-    for path in paths:
-        try:
-            captions += [clean_caption(record["caption"]) for record in json.loads(path.read_text())]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: not a list of records with a caption ({error}); see prepare_data.py"
-            ) from error
+    captions = [
+        clean_caption(caption)
+        for path in paths
+        for record in read_records(path)
+        for caption in record.captions("caption")
+    ]
     if not captions:
         raise UserError("no captions; name at least one annotation file of a training split")
     return captions

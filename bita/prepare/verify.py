@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bita.datasets.captions import CaptionRecord, read_annotations, read_ground_truth
+from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
+from bita.datasets.names import ImageFolder
 from bita.errors import UserError
 from bita.prepare.caption_stats import caption_statistics
 from bita.prepare.overlap import ImageFacts, Pair, equal_files, examine, near_copies
 from bita.prepare.sources import PUBLISHED, SPLITS
+from bita.records import Id, twin
 
 _NAMED = 5
 """Examples in a line of text; the JSON has all."""
@@ -70,11 +72,11 @@ def _verify_dataset(name: str, folder: Path, result: Verification) -> list[Image
         except UserError as error:
             result.problems.append(str(error))
     names = [(split, image) for split in splits for image in dict.fromkeys(r.image for r in splits[split])]
-    images = examine(name, folder / "images", names)
+    images = examine(name, ImageFolder(folder / "images"), names)
     result.data[name] = {"splits": _counts(name, splits, images, result), **_image_data(name, images, result)}
     _check_ids(name, splits, result)
     _check_ground_truth(name, folder, splits, result)
-    captions: dict[int, list[str]] = {}
+    captions: dict[Id, list[str]] = {}
     for records in splits.values():
         for record in records:
             captions.setdefault(record.image_id, []).append(record.caption)
@@ -132,7 +134,7 @@ def _image_data(name: str, images: Sequence[ImageFacts], result: Verification) -
 
 def _check_ids(name: str, splits: dict[str, list[CaptionRecord]], result: Verification) -> None:
     """An id stands for one image, over all splits; an image is in one split."""
-    image_of: dict[int, str] = {}
+    image_of: dict[Id, str] = {}
     split_of: dict[str, str] = {}
     for split, records in splits.items():
         for record in {record.image_id: record for record in records}.values():
@@ -158,13 +160,15 @@ def _check_ground_truth(
         except UserError as error:
             result.problems.append(str(error))
             continue
-        captions: dict[int, list[str]] = {}
+        captions: dict[Id, list[str]] = {}
         for record in records:
             captions.setdefault(record.image_id, []).append(record.caption)
         differing = [key for key in captions.keys() | truth.keys() if captions.get(key) != truth.get(key)]
         if differing:
+            shown = min(differing, key=lambda key: (isinstance(key, str), key))
+            other = truth if shown in captions else captions
             result.problems.append(
-                f"{path}: differs from {split}.json at {len(differing)} images, id {min(differing)}"
+                f"{path}: differs from {split}.json at {len(differing)} images, id {shown}{twin(shown, other)}"
             )
 
 

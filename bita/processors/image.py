@@ -61,6 +61,12 @@ def random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def draft_size(image_size: int, min_scale: float) -> tuple[int, int]:
+    """Return (width, height) that a JPEG needs so that no random crop has to be enlarged to ``image_size``."""
+    side = math.ceil(image_size / math.sqrt(min_scale * ASPECT_RATIOS[0]))
+    return side, side
+
+
 class _Normalise:
     """The part that both processors share: the size, and (x / 255 - mean) / std."""
 

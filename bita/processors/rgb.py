@@ -1,146 +1,179 @@
-"""Opening image files: any mode and bit depth to 8-bit RGB, by one stated rule.
+"""Opening image files: any container, mode and bit depth to 8-bit RGB, by one stated rule.
 
-- Grey, palette, CMYK and one-bit images are converted to RGB; an alpha band is dropped, not blended.
-- Samples deeper than 8 bits (16-bit and 32-bit grey, 16-bit colour, floating point) are stretched: each kept
-  band's 2nd percentile becomes 0 and its 98th 255, linearly, cut at both ends; NaN and infinity count as 0.
+- The content decides what a file is, not its name; of several images in a file (animation, pages) the first counts.
+- Grey, palette, CMYK, YCbCr and one-bit images are converted to RGB; an alpha band is dropped, not blended.
+- Samples that are not whole numbers of at most 8 bits are stretched: each kept band's 2nd percentile becomes 0 and its
+  98th 255, linearly, cut at both ends. NaN, infinity, GDAL's nodata and transparent pixels count for no percentile
+  and become 0. 8-bit samples stay as they are.
 - Of images with more than four bands, or with a fourth band that is no alpha, the first three are red, green
-  and blue unless ``bands`` names others. Two-band images are grey and alpha.
-- Orientation tags are not applied: aerial captions know no up, and the published system ignores them.
+  and blue unless `bands` names others. Two-band images are grey and alpha.
+- Orientation tags are applied, those of EXIF and those of TIFF.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from bita.errors import UserError
+from bita.processors.samples import Mask, Samples, check_size, orientation_of, read_samples
 
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".gif")
+"""Names by which images are found in archives and shards; how a file is read does not depend on its name."""
+_RULE = 2
+"""Counts the rules of this module: kept pixels of an earlier one are made anew."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def stretch_to_uint8(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Stretch each band of ``samples`` (H, W) or (H, W, C) from its 2nd..98th percentiles to 0..255."""
-    values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = np.percentile(values, (2.0, 98.0), axis=(0, 1), keepdims=True)
-    span = np.where(high > low, high - low, 1.0)
-    stretched: npt.NDArray[np.uint8] = np.rint(np.clip((values - low) / span, 0.0, 1.0) * 255.0).astype(
-        np.uint8
-    )
-    return stretched
+@dataclass(frozen=True)
+class ImageOpener:
+    """How image files become 8-bit RGB images.
 
-
-def open_rgb(
-    path: Path, *, draft: tuple[int, int] | None = None, bands: Sequence[int] | None = None
-) -> Image.Image:
-    """Open, decode and convert one image file to 8-bit RGB.
-
-    Args:
-        path: The file.
-        draft: (width, height) that is needed at least: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its
-            size where that is still enough (quicker; its pixels differ a little from a full decode).
-        bands: Three band numbers, from 1, that become red, green and blue; None takes the file's own colours.
+    Attributes:
+        bands: three band numbers, from 1, that become red, green and blue; None takes the file's own colours.
+        draft: (width, height) that is needed at least: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
+            that is still enough (quicker; its pixels differ a little from a full decode).
 
     Raises:
-        UserError: The file is missing, is no image, is broken, or is large enough to be a decompression bomb.
+        ValueError: `bands` are not three numbers from 1.
     """
-    with _one_line(path):
-        if bands is not None or (path.suffix.lower() in _TIFF_SUFFIXES and _needs_tifffile(path)):
-            return Image.fromarray(_select_bands(_read_samples(path), bands, path))
-        with Image.open(path) as image:
-            if draft is not None:
-                image.draft("RGB", draft)
-            return to_rgb(image)
+
+    bands: tuple[int, ...] | None = None
+    draft: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
+            raise ValueError(f"wanted three band numbers from 1, not {list(self.bands)}")
+
+    @property
+    def rule(self) -> str:
+        """Whatever the pixels depend on besides the file; it is kept beside kept pixels."""
+        return f"rule {_RULE} bands {self.bands} draft {self.draft}"
+
+    def open(self, path: Path) -> Image.Image:
+        """Open one image file.
+
+        Raises:
+            UserError: the file is missing, is no image, is broken, or is large enough to be a decompression bomb.
+        """
+        with _one_line(path), path.open("rb") as file:
+            return self._read(file)
+
+    def decode(self, content: bytes, where: str) -> Image.Image:
+        """Open an image file's bytes; errors name `where` (see `open`)."""
+        with _one_line(where):
+            return self._read(io.BytesIO(content))
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """Convert a PIL image of any mode, its orientation applied.
+
+        Raises:
+            UserError: it does not have the bands.
+        """
+        image.load()  # a TIFF that Pillow opened is turned here, and then says so
+        orientation = orientation_of(image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            return self._show(Samples(np.asarray(image)[:, :, None], orientation=orientation))
+        if self.bands is None:
+            return _turned(_colours_of(image).convert("RGB"), orientation)
+        kept = image if image.mode in ("L", "LA", "RGB", "RGBA") else _colours_of(image).convert("RGB")
+        return self._show(Samples(np.atleast_3d(np.asarray(kept)), orientation=orientation))
+
+    def _read(self, file: BinaryIO) -> Image.Image:
+        samples = read_samples(file)
+        if samples is not None:
+            return self._show(samples)
+        with Image.open(file, formats=_FORMATS) as image:
+            check_size(*image.size)
+            if self.draft is not None:
+                image.draft("RGB", self.draft)
+            return self.convert(image)
+
+    def _show(self, samples: Samples) -> Image.Image:
+        """Pick three bands and make them 8-bit RGB, the image upright."""
+        count = samples.values.shape[2]
+        bands = self.bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
+        if max(bands) > count:
+            raise UserError(f"bands {list(bands)} are not three numbers from 1 to {count}, the image's bands")
+        shown = {band: _band_to_uint8(samples, band - 1, bands) for band in set(bands)}
+        pixels = np.stack([shown[band] for band in bands], axis=2)
+        return _turned(Image.fromarray(pixels), samples.orientation)
 
 
-def decode_rgb(content: bytes, where: str, *, draft: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image file's bytes to 8-bit RGB; errors name ``where`` (see ``open_rgb``)."""
-    with _one_line(where), Image.open(io.BytesIO(content)) as image:
-        if draft is not None:
-            image.draft("RGB", draft)
-        return to_rgb(image)
+def open_rgb(path: Path) -> Image.Image:
+    """Open an image file in its own colours, as `ImageOpener.open` does: where there is no run to ask."""
+    return ImageOpener().open(path)
+
+
+def stretch_to_uint8(values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:
+    """Stretch a band (H, W) from the 2nd..98th percentiles of its valid and finite samples to 0..255; others are 0."""
+    samples = values.astype(np.float64)
+    counted = np.isfinite(samples) if valid is None else np.isfinite(samples) & valid
+    if not counted.any():
+        return np.zeros(samples.shape, np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers near the end of float64 have no span
+        low, high = np.percentile(samples[counted], (2.0, 98.0))
+        stretched = np.clip((samples - low) / (high - low if high > low else 1.0), 0.0, 1.0) * 255.0
+    return np.where(counted, np.rint(np.nan_to_num(stretched)), 0.0).astype(np.uint8)
+
+
+def _band_to_uint8(samples: Samples, band: int, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """One band of an image, stretched where it is deeper than 8 bits."""
+    values = samples.values[:, :, band]
+    if values.dtype == np.uint8:
+        return np.asarray(values, np.uint8)
+    valid = None
+    if samples.valid is not None:
+        valid = samples.valid[:, :, band if samples.valid.shape[2] > 1 else 0]
+    if samples.alpha is not None and samples.alpha + 1 not in bands:
+        opaque = samples.values[:, :, samples.alpha] > 0
+        if opaque.any():
+            valid = opaque if valid is None else valid & opaque
+    return stretch_to_uint8(values, valid)
+
+
+def _colours_of(image: Image.Image) -> Image.Image:
+    """An image of which `convert` drops the transparency without a look at it."""
+    return image.convert("RGBA") if image.mode in ("P", "PA") and "transparency" in image.info else image
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 @contextlib.contextmanager
 def _one_line(where: Path | str) -> Iterator[None]:
-    """Turn whatever an image library raises into a UserError that names ``where``."""
+    """Turn whatever an image library raises into a UserError that names `where`."""
     try:
         yield
-    except UserError:
-        raise
     except FileNotFoundError:
         raise UserError(f"{where}: image is missing") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: image is refused ({error})") from None
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{where}: image does not open ({reason.replace(repr(str(where)), 'file')})"
-        ) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode to 8-bit RGB by this module's rule."""
-    if image.mode in _DEEP_MODES:
-        return Image.fromarray(stretch_to_uint8(np.asarray(image))).convert("RGB")
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
-
-
-def _needs_tifffile(path: Path) -> bool:
-    """Whether a TIFF holds what Pillow cannot give whole: deep colour, or more bands than colours."""
-    try:
-        with Image.open(path) as image:
-            tags = getattr(image, "tag_v2", {})
-            bits = tags.get(258, (1,))
-            return len(bits) > 4 or (len(bits) > 1 and max(bits) > 8)
+        raise UserError(f"{where}: image is refused ({str(error).rstrip('.')}; cut it into tiles)") from None
     except UnidentifiedImageError:
-        return True
-
-
-def _read_samples(path: Path) -> npt.NDArray[np.generic]:
-    """Read a file's samples as they are, (H, W, C)."""
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        with Image.open(path) as image:
-            samples: npt.NDArray[np.generic] = np.asarray(
-                image.convert("RGB") if image.mode == "P" else image
-            )
-        return samples[:, :, None] if samples.ndim == 2 else samples
-    try:
-        import tifffile  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        reason = "broken, or deep colour or many bands, which need tifffile: pip install tifffile"
-        raise UserError(f"{path}: image does not open ({reason})") from None
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        if series.size > 2 * (Image.MAX_IMAGE_PIXELS or series.size) * 3:
-            raise UserError(f"{path}: image is refused ({series.size} samples could be a decompression bomb)")
-        samples = series.asarray()
-        axes = series.axes
-    if samples.ndim == 2:
-        return samples[:, :, None]
-    if samples.ndim != 3:
-        raise UserError(f"{path}: image does not open (axes {axes}; wanted rows, columns and bands)")
-    return np.moveaxis(samples, 0, -1) if axes.endswith("YX") else samples
-
-
-def _select_bands(
-    samples: npt.NDArray[np.generic], bands: Sequence[int] | None, path: Path
-) -> npt.NDArray[np.uint8]:
-    """Pick three bands of ``samples`` (H, W, C), stretched to 8 bits where they are deeper."""
-    count = samples.shape[2]
-    wanted = list(bands) if bands is not None else ([1, 2, 3] if count >= 3 else [1, 1, 1])
-    if len(wanted) != 3 or not all(1 <= band <= count for band in wanted):
-        raise UserError(f"{path}: bands {wanted} are not three numbers from 1 to {count}, the image's bands")
-    picked = samples[:, :, [band - 1 for band in wanted]]
-    return np.ascontiguousarray(picked if picked.dtype == np.uint8 else stretch_to_uint8(picked)).astype(
-        np.uint8
-    )
+        raise UserError(
+            f"{where}: image does not open (its content is none of TIFF, {', '.join(_FORMATS)})"
+        ) from None
+    except Exception as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = " ".join(said.split()) or type(error).__name__
+        raise UserError(f"{where}: image does not open ({reason})") from None

@@ -39,7 +39,7 @@ def keep_features(
                 f"run.cache_features: {data.name} is stored as shards; train from the image files"
             )
         views = Views(data, cfg.run.cache_features, cfg.run.seed)
-        folder = cache_folder(data.files.folder, cfg.env.cache_root, data.name)
+        folder = cache_folder(data.folder, cfg.env.cache_root, data.name)
         path = folder / f"features_{data.split}_{views.key(encoder)}.npy"
         data.features = open_features(
             views, encode, path, batch_size=cfg.run.batch_size_eval, workers=cfg.run.num_workers

@@ -39,7 +39,8 @@ def place(model: M, device: torch.device, run: RunConfig) -> M:
 
 def shard(model: BitaModel, device: torch.device) -> None:
     """Cut the language model's weights up: each of its blocks by itself, embeddings and the rest with the model."""
-    decoder = model.get_submodule("opt_model")
+    decoder = model.language_model()
+    assert decoder is not None  # checked with the configuration
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
     for block in max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters())):

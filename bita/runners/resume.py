@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from bita.config.formats import upgraded
 from bita.config.load import config_to_dict, config_to_yaml
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -94,7 +95,7 @@ def in_words(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def since_checkpoint(before: Mapping[str, Any], cfg: Config) -> list[str]:
     """What differs from the configuration that a checkpoint holds, in words."""
-    return in_words(differences(before, json.loads(json.dumps(config_to_dict(cfg)))))
+    return in_words(differences(upgraded(before), json.loads(json.dumps(config_to_dict(cfg)))))
 
 
 def refuse_another_run(folder: Path, config: Path, cfg: Config) -> None:
@@ -103,7 +104,7 @@ def refuse_another_run(folder: Path, config: Path, cfg: Config) -> None:
         before = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return
-    found = differences(before or {}, yaml.safe_load(config_to_yaml(cfg)))
+    found = differences(upgraded(before or {}), yaml.safe_load(config_to_yaml(cfg)))
     refused = in_words({key: pair for key, pair in found.items() if key not in MAY_GROW})
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bita import distributed
+from bita.checkpoint import META_FILE
 from bita.config.load import config_to_yaml
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -30,7 +31,17 @@ from bita.files import link, write_json, write_text
 from bita.runners import resume
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "safetensors", "pycocoevalcap")
+PACKAGES = (
+    "bita",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pycocoevalcap",
+)
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -93,7 +104,7 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
     taken_up = _to_take_up(cfg, output_dir)
     if taken_up is not None:
         path, lock = taken_up
-        before = _read_run_file(path) or describe(cfg)
+        before = (_read_run_file(path) if _has_checkpoint(path) else {}) or describe(cfg)
         taken = {"taken_up": [*before.get("taken_up", []), _now()], "launch": _launch()}
         write_json(path / RUN_FILE, before | taken)
     else:
@@ -127,12 +138,18 @@ def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
         return None
     lock = _lock(path, wait=LOCK_WAIT)
     if lock is not None:
-        resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
+        if _has_checkpoint(path):
+            resume.refuse_another_run(path, path / CONFIG_FILE, cfg)
         return path, lock
     if named:
         raise UserError(f"run.name {path}: another process is training there; stop it or choose another name")
     LOG.warning("another process is training in %s; this is a new run beside it", path)
     return None
+
+
+def _has_checkpoint(path: Path) -> bool:
+    """Whether there is anything to go on from; a run that ended before its first save binds nobody to its keys."""
+    return any((path / "checkpoints").glob(f"*/{META_FILE}"))
 
 
 def _launch() -> str | None:
@@ -223,9 +240,13 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where the package was installed, maybe below a repository of others."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

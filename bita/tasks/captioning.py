@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from bita import distributed
 from bita.batch import Batch
 from bita.config.schema import Config
+from bita.datasets.captions import seeded
 from bita.errors import UserError
 from bita.models.base import BitaModel
-from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings
 from bita.tasks.base import Evaluation, Save, Task
 
@@ -42,14 +42,11 @@ class CaptioningTask(Task):
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
     ) -> Evaluation:
         """Caption every image once, over all processes; save; score on the main process (`run.report_metric`)."""
-        assert isinstance(model, BitaLM), "captions need arch bita_opt"
         own = [
-            {"image_id": image_id, "caption": captions[0]}
+            {"image_id": dataset.own_id(number), "caption": captions[0]}
             | ({"candidates": captions} if self.settings.num_captions > 1 else {})
             for batch in batches
-            for image_id, captions in zip(
-                batch["image_id"], model.generate(batch["image"], self.settings), strict=True
-            )
+            for number, captions in zip(batch["image_id"], self._write(model, batch), strict=True)
         ]
         predictions = merge(distributed.gather_objects(own), dataset)
 
@@ -58,6 +55,11 @@ class CaptioningTask(Task):
             return self._score(dataset, predictions, save) if self.cfg.run.report_metric else Evaluation()
 
         return distributed.on_main(score)
+
+    def _write(self, model: BitaModel, batch: Batch) -> list[list[str]]:
+        """Captions for each image of a batch; drawn ones by `run.seed` and the image's id alone."""
+        generators = [seeded(self.cfg.run.seed, image_id) for image_id in batch["image_id"]]
+        return model.generate(batch["image"], self.settings, generators)
 
     def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]], save: Save) -> Evaluation:
         from bita.metrics import score_captions

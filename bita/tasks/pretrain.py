@@ -12,8 +12,6 @@ from bita import distributed
 from bita.batch import Batch
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, similarity
-from bita.models.bita_lm import BitaLM
-from bita.models.language.decoder import IGNORED
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ class PretrainTask(Task):
         """
         if isinstance(model, BitaITC) and "itc" in model.losses:
             scores = self._contrastive(model, dataset, batches)
-        elif isinstance(model, BitaLM):
-            scores = {"loss": _caption_loss(model, batches)}
         else:
             scores = {"loss": _mean_loss(model, batches)}
         return Evaluation(scores, -scores["loss"])
@@ -54,8 +50,8 @@ class PretrainTask(Task):
             images.update(zip(batch["image_id"], features.cpu(), strict=True))
             written += [loss] if loss is not None else []
         captions = [
-            (image_id, dataset.processors.eval_text(text))
-            for image_id in sorted(dataset.references)
+            (number, dataset.processors.eval_text(text))
+            for number, image_id in sorted((dataset.numbers[n], n) for n in dataset.references)
             for text in dataset.references[image_id]
         ]
         own = captions[distributed.rank() :: distributed.world_size()]
@@ -72,9 +68,9 @@ class PretrainTask(Task):
             text_features = torch.empty(len(captions), image_features.shape[-1])
             for number, (_, part) in enumerate(parts):
                 if part is not None:
-                    text_features[number :: distributed.world_size()] = part.float()
+                    text_features[number :: distributed.world_size()] = part
             owners = torch.tensor([image_id for image_id, _ in captions])
-            recall = retrieval(image_features.float(), ids, text_features, owners, model.device)
+            recall = retrieval(image_features, ids, text_features, owners, model.device)
             with distributed.alone():
                 return {"loss": self._loss(model, image_features, ids, text_features, owners)} | recall
 
@@ -89,7 +85,7 @@ class PretrainTask(Task):
         firsts = torch.stack([(owners == image_id).nonzero()[0, 0] for image_id in ids])
         total = 0.0
         for places in _chunks(list(range(len(ids))), self.cfg.run.batch_size_eval):
-            pair = images[places].float().to(model.device), texts[firsts[places]].to(model.device)
+            pair = images[places].to(model.device), texts[firsts[places]].to(model.device)
             total += float(model.contrast(*pair)["loss"]) * len(places)
         return total / len(ids)
 
@@ -99,19 +95,10 @@ def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[start : start + size]
 
 
-def _caption_loss(model: BitaLM, batches: Iterable[Batch]) -> float:
-    """Mean over the caption tokens of all processes."""
-    parts = [
-        (float(model(batch)["loss"]), int((model.tokenize(batch["text"])[1] != IGNORED).sum()))
-        for batch in batches
-    ]
-    return _weighted_mean(parts)
-
-
 def _mean_loss(model: BitaModel, batches: Iterable[Batch]) -> float:
-    """Mean over the images of all processes; the model sees its process's images only."""
+    """Mean over the images, or the caption tokens, of all processes; the model sees its process's images only."""
     with distributed.alone():
-        parts = [(float(model(batch)["loss"]), len(batch["image_id"])) for batch in batches]
+        parts = [(float(model(batch)["loss"]), model.loss_weight(batch)) for batch in batches]
     return _weighted_mean(parts)
 
 

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from bita.errors import UserError
 from bita.files import exclusive, sha256, sync, write_json
+from bita.packages import unpacked
 
 ATTEMPTS = 6
 """A fetch that is cut off goes on so many times, after 1, 2, 4, … seconds."""
@@ -50,11 +51,14 @@ def local_file(path_or_url: str) -> Path:
         UserError: the address is of another kind, cannot be reached, or gives other content than it should.
     """
     if "://" not in path_or_url:
-        return Path(path_or_url)
+        return Path(unpacked("model.vit_weights", path_or_url))
     url, expected = split_address(path_or_url)
     cache = Path(torch.hub.get_dir()) / "bita"
     key = hashlib.sha256(url.encode()).hexdigest()[:32]
     partial = cache / "partial" / key
+    cached = _cached(cache, key, expected)  # without the lock, which another user of the cache may own
+    if cached is not None:
+        return cached
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(partial.with_name(f"{key}.lock")):

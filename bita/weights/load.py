@@ -17,6 +17,7 @@ from torch import Tensor
 from bita.errors import UserError
 from bita.models.base import BitaModel, part_of
 from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
+from bita.packages import unpacked
 from bita.weights.files import WeightFile
 from bita.weights.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
 
@@ -101,7 +102,7 @@ def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
             report.notes[part] = "fresh, without effect before training"
         elif part == "opt_proj" and from_stage_1:
             report.notes[part] = "fresh: stage 1 has none"
-        elif part == "opt_model" and from_stage_1 and not model.cfg.freeze_lm:
+        elif part == "opt_model" and from_stage_1 and _is_trained(model, part):
             report.notes[part] = "fresh: trained along"
         elif mapped and (".mix." in name or ".cross." in name):
             report.notes[part] = (
@@ -122,10 +123,14 @@ def _is_another(path: Path, model: BitaModel) -> bool:
     """Whether a trained language model would not be the one in the exported folder, which belongs to its weights."""
     beside = path / LANGUAGE_MODEL_FOLDER
     return (
-        not model.cfg.freeze_lm
+        _is_trained(model, "opt_model")
         and beside.is_dir()
         and Path(model.sources["opt_model"]).resolve() != beside.resolve()
     )
+
+
+def _is_trained(model: BitaModel, part: str) -> bool:
+    return any(p.requires_grad for name, p in model.named_parameters() if part_of(name) == part)
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
@@ -183,6 +188,7 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     from transformers import BertForMaskedLM
 
     bridge = model.cfg.bridge
+    source = unpacked("model.text_model", source)
     try:
         renamed = as_bridge(rename(dict(BertForMaskedLM.from_pretrained(source).state_dict())), bridge)
     except Exception as error:

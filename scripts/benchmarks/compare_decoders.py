@@ -66,7 +66,8 @@ def compare(run: Path, images: int) -> str:
     for quantize in ("none", "int8"):
         captioner = bita.load(run, "cpu", quantize)
         written.append(captioner.caption(paths, batch_size=50))
-        model = captioner.model.opt_model
+        model = captioner.model.language_model()
+        assert model is not None
         sizes.append(size_in_bytes(model) / 1e6)
         name, weights = type(model).__name__, sum(p.numel() for p in model.parameters())
     same = sum(a == b for a, b in zip(*written, strict=True)) / len(paths)

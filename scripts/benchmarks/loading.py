@@ -40,13 +40,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
-from bita.datasets import captions, shards
+from bita.datasets.annotations import read_annotations
 from bita.datasets.builders import build_dataset
-from bita.datasets.captions import read_annotations
 from bita.datasets.loaders import TrainLoader, train_loader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
 from bita.errors import program
 from bita.processors.image import CLIP_MEAN, CLIP_STD
+from bita.processors.rgb import ImageOpener
 
 BATCH = 60
 """Captions of a batch, however many files their images come from."""
@@ -232,8 +232,8 @@ def decoding_counted() -> Iterator[None]:
         return count
 
     with ExitStack() as stack:
-        for module, name in ((captions, "open_rgb"), (shards, "decode_rgb")):
-            stack.enter_context(patch.object(module, name, counted(getattr(module, name))))
+        for name in ("open", "decode"):
+            stack.enter_context(patch.object(ImageOpener, name, counted(getattr(ImageOpener, name))))
         yield
 
 

@@ -115,7 +115,7 @@ def random_model(cfg: Config) -> BitaModel:
     model = build_model(plain, load_weights=False)
     if cfg.model.freeze_vit:
         model.external["visual_encoder"] = model.sources["visual_encoder"] = "random"
-    if cfg.model.arch == "bita_opt" and cfg.model.freeze_lm:
+    if isinstance(model, BitaLM) and model.cfg.freeze_lm:
         model.external["opt_model"] = model.sources["opt_model"] = "random"
     if isinstance(model, BitaLM):
         ids = torch.randint(4, 1000, (cfg.run.batch_size_train, TEXT_TOKENS))

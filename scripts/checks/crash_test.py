@@ -228,6 +228,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed, and when")
     parser.add_argument("--out", type=Path, help="keep everything here; default: a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what happened here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out: Path = (args.out or Path(temporary)).resolve()
@@ -247,6 +248,8 @@ def main() -> int:
         f"{epochs * STEPS_PER_EPOCH} steps redone (at most {bound} allowed)\n"
         f"final weights {'equal the undisturbed run byte for byte: 0 lost' if equal else 'DIFFER'}"
     )
+    if args.json is not None:
+        args.json.write_text(json.dumps({**vars(count), "kills": args.kills, "equal": equal}))
     enough = count.inside_a_write * 4 >= args.kills and count.launcher >= 1
     if not enough:
         print("too few kills fell inside a checkpoint write, or none hit the launcher; try another --seed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bita.config.parts import ImageConfig, ModelConfig, TrainImageConfig
 from bita.config.schema import (
     BuildInfo,
     Config,
-    ModelConfig,
-    ProcessorConfig,
     RunConfig,
     SplitConfig,
     StorageConfig,
@@ -70,8 +68,10 @@ def test_captions_are_drawn_without_repeats_and_padded_where_too_few(tmp_path: P
 def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_path: Path) -> None:
     prepared(tmp_path, images=2)
     vis = {
-        "train": ProcessorConfig("bita_image_train", min_scale=0.8, rotate90=True, mean=[0.1, 0.2, 0.3]),
-        "eval": ProcessorConfig("bita_image_eval", mean=[0.1, 0.2, 0.3]),
+        "train": TrainImageConfig(
+            name="bita_image_train", min_scale=0.8, rotate90=True, mean=[0.1, 0.2, 0.3]
+        ),
+        "eval": ImageConfig(name="bita_image_eval", mean=[0.1, 0.2, 0.3]),
     }
     model = ModelConfig(image_size=16, prompt="a photo of", prompt_joint="glued")
     cfg = Config(model, {"toy": entry(vis_processor=vis)}, RunConfig(test_splits=["test"]), env(tmp_path))
@@ -91,26 +91,17 @@ def test_an_evaluation_that_would_draw_at_random_is_refused(tmp_path: Path) -> N
     with pytest.raises(
         ConfigError, match=r"^datasets\.toy\.vis_processor\.eval\.name: bita_image_train draws at random"
     ):
-        build(prepared(tmp_path, images=2), vis_processor={"eval": ProcessorConfig("bita_image_train")})
-
-
-def test_a_key_that_a_processor_does_not_take_is_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepared(tmp_path, images=2)
-    with caplog.at_level(logging.WARNING):
-        build(tmp_path, text_processor={"train": ProcessorConfig("bita_caption", image_size=3)})
-    assert "datasets.toy.text_processor.train.image_size: has no effect on bita_caption" in caplog.text
+        build(prepared(tmp_path, images=2), vis_processor={"eval": TrainImageConfig(name="bita_image_train")})
 
 
 def test_another_image_size_than_the_models_is_refused(tmp_path: Path) -> None:
-    vis = {"train": ProcessorConfig("bita_image_train", image_size=32)}
+    vis = {"train": TrainImageConfig(name="bita_image_train", image_size=32)}
     with pytest.raises(
         ConfigError, match=r"toy\.vis_processor\.train\.image_size: 32 is not model\.image_size, 16"
     ):
         build(prepared(tmp_path, images=2), vis_processor=vis)
     with pytest.raises(ConfigError, match=r"vis_processor\.train: wanted 0 < min_scale"):
-        build(tmp_path, vis_processor={"train": ProcessorConfig("bita_image_train", min_scale=2.0)})
+        build(tmp_path, vis_processor={"train": TrainImageConfig(name="bita_image_train", min_scale=2.0)})
 
 
 def test_several_annotation_files_and_captions_in_lists(tmp_path: Path) -> None:
@@ -137,7 +128,21 @@ def test_captions_without_a_word_are_not_learnt_from_but_stay_references(tmp_pat
         (lambda r: r[3].pop("image"), r"train\.json: record 3: field 'image' is missing"),
         (lambda r: r[3].pop("caption"), r"train\.json: record 3 \(0\.png\): field 'caption' is missing"),
         (lambda r: r[3].pop("image_id"), r"train\.json: record 3 \(0\.png\): field 'image_id' is missing"),
-        (lambda r: r[3].update(image_id="0"), r"record 3 \(0\.png\): field 'image_id' must be int, not str"),
+        (
+            lambda r: r[3].update(image_id="0"),
+            r"record 3 \(0\.png\): image_id '0' is text, but 0 of record 0 \(0\.png\) is a number; write all alike",
+        ),
+        (lambda r: r[3].update(image_id=1.0), r"field 'image_id' must be an id, .*, not 1\.0"),
+        (lambda r: r[3].update(image_id=True), r"field 'image_id' must be an id, .*, not true or false"),
+        (lambda r: r[3].update(image_id=2**63), r"field 'image_id' must be an id, .* more than 64 bits"),
+        (
+            lambda r: r[3].update(caption=["a", 7]),
+            r"record 3 \(0\.png\): field 'caption', caption 2 must be text",
+        ),
+        (
+            lambda r: r[3].update(caption="a \ud83d lake"),
+            r"record 3 \(0\.png\): field 'caption' holds half of a surrogate pair \(\\ud83d\); write the whole",
+        ),
         (lambda r: r[3].update(caption=" \n"), r"record 3 \(0\.png\): caption is empty"),
         (lambda r: r[3].update(caption=[]), r"record 3 \(0\.png\): caption is empty"),
         (lambda r: r[3].update(image_id=1), r"record 3 \(0\.png\): image_id 1, but 0 in an earlier record"),
@@ -146,7 +151,7 @@ def test_captions_without_a_word_are_not_learnt_from_but_stay_references(tmp_pat
             r"record 7 \(1\.png\): image_id 0 is that of 0\.png; ids must differ",
         ),
         (lambda r: r[6].update(image="gone.png", image_id=99), r"record 6: image .*gone\.png is missing"),
-        (lambda r: r.insert(2, "text"), r"train\.json: record 2: wanted an object, found str"),
+        (lambda r: r.insert(2, "text"), r"train\.json: record 2: wanted an object, found text"),
         (lambda r: r.clear(), r"train\.json: the list is empty"),
     ],
 )
@@ -162,7 +167,7 @@ def test_wrong_records_are_named(tmp_path: Path, change: Callable[[Any], object]
     ("text", "message"),
     [
         ("{not json", r"train\.json: not JSON \(line 1"),
-        ('{"image": 1}', r"train\.json: wanted a JSON list of \{image, caption, image_id\}, not dict"),
+        ('{"image": 1}', r"train\.json: wanted a list of \{image, caption, image_id\}, found an object"),
     ],
 )
 def test_annotation_files_that_are_no_list(tmp_path: Path, text: str, message: str) -> None:
@@ -182,7 +187,7 @@ def test_what_the_configuration_lacks_is_named(tmp_path: Path) -> None:
         build(tmp_path, build_info=BuildInfo({"train": SplitConfig()}, StorageConfig("images")))
     (tmp_path / "annotations/val.json").unlink()
     with pytest.raises(
-        ConfigError, match=r"val\.storage: .* is missing; prepare it: python scripts/prepare_data\.py toy"
+        ConfigError, match=r"val\.storage: .* is missing; prepare it: python -m bita\.prepare toy"
     ):
         build(tmp_path, "val", train=False)
 

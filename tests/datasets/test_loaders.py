@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bita.batch import Batch
-from bita.config.schema import ProcessorConfig, RunConfig
+from bita.config.parts import CaptionConfig
+from bita.config.schema import RunConfig
 from bita.datasets.builders import build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
@@ -89,7 +90,9 @@ def test_workers_and_resume_change_nothing(tmp_path: Path, options: dict[str, in
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_drawn_templates_and_cached_crops_survive_a_resume(tmp_path: Path, cached: bool) -> None:
-    text = {"train": ProcessorConfig("bita_caption", templates=["{caption} from above", "seen: {caption}"])}
+    text = {
+        "train": CaptionConfig(name="bita_caption", templates=["{caption} from above", "seen: {caption}"])
+    }
     dataset = build(prepared(tmp_path), text_processor=text, cache_images=cached)
     loader = train_loader([dataset], run())
     loader.set_epoch(1)

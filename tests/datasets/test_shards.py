@@ -22,7 +22,7 @@ from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
 from bita.datasets.shards import ShardRecord, write_shards
 from bita.errors import ConfigError, UserError
-from scripts.data.make_shards import main
+from scripts.make_shards import main
 from tests.datasets.makers import entry, env, prepared
 
 

@@ -149,12 +149,12 @@ def test_baselines(dataset: Path) -> None:
 
 def test_baselines_name_the_bad_file(dataset: Path, tmp_path: Path) -> None:
     train = dataset / "annotations/train.json"
-    with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.json: is missing"):
         constant_captions(tmp_path / "absent.json", train)
     (tmp_path / "bad.json").write_text('[{"image": "a.jpg", "caption": "x"}]')
-    with pytest.raises(UserError, match=r"bad\.json: record 0 lacks"):
+    with pytest.raises(UserError, match=r"bad\.json: record 0 \(a\.jpg\): field 'image_id' is missing"):
         constant_captions(tmp_path / "bad.json", train)
-    with pytest.raises(UserError, match=r"train_00000\.jpg: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"train_00000\.jpg: image is missing"):
         nearest_captions(train, train, tmp_path)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from bita.checkpoint import Meta, write_checkpoint
-from bita.clipscore import ClipScorer, clip_score, model_clip_score, ref_clip_score
+from bita.clipscore import ClipScorer, clip_score, ref_clip_score
 from bita.config.schema import Config, RunConfig
 from bita.errors import UserError
 from bita.metrics import CaptionScorer, __main__
@@ -60,24 +60,6 @@ def test_with_references() -> None:
     assert float(found[5]) == pytest.approx(expected, abs=1e-6)
     assert float(found[0]) == pytest.approx(2 * float(plain[0]) / (float(plain[0]) + 1), abs=1e-6)
     assert float(found[3]) == 0.0
-
-
-def test_model_takes_images_and_captions() -> None:
-    class Model:
-        """Answers with the features of the numbers that the captions are."""
-
-        def image_features(self, images: torch.Tensor) -> torch.Tensor:
-            return features()[0][: len(images)]
-
-        def tokenize(self, texts: list[str]) -> torch.Tensor:
-            return torch.tensor([int(text) for text in texts])
-
-        def text_features(self, ids: torch.Tensor) -> torch.Tensor:
-            return features()[1][ids]
-
-    found = model_clip_score(Model(), torch.zeros(2, 3, 4, 4), ["1", "0"])  # type: ignore[arg-type]
-    images, texts = features()
-    assert found.tolist() == clip_score(images[:2], texts[[1, 0]]).tolist()
 
 
 @pytest.fixture

@@ -44,25 +44,28 @@ def test_forms_of_references_agree(tmp_path: Path) -> None:
 def test_ids_that_are_text(tmp_path: Path) -> None:
     named = [{"image_id": f"{n}.jpg", "caption": text} for n, text in HYPOTHESES.items()]
     hypotheses = read_hypotheses(put(tmp_path / "results.json", named))
-    pairing = paired({name: ["a"] for name in hypotheses}, hypotheses)
-    assert pairing.names == {1: "1.jpg", 2: "12.jpg", 3: "20.jpg", 4: "3.jpg", 5: "7.jpg"}
-    assert pairing.hypotheses[4] == HYPOTHESES[3]
+    references, own = paired({name: ["a"] for name in hypotheses}, hypotheses)
+    assert references.keys() == own.keys() == {"1.jpg", "12.jpg", "20.jpg", "3.jpg", "7.jpg"}
     digits = read_hypotheses(put(tmp_path / "digits.json", [{"image_id": "7", "caption": "a"}]))
-    assert digits == {7: "a"}
+    assert paired({7: ["b"]}, digits) == ({7: ["b"]}, {7: "a"})
+    assert paired({"7": ["b"], "x": ["c"]}, {7: "a", "x": "d"})[1] == {"7": "a", "x": "d"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "results.json: not JSON"),
-        ('{"image_id": 1, "caption": "a"}\n{"image_id"\n', "results.json: line 2 is not JSON"),
-        ("7", "results.json: neither COCO nor a list"),
-        ('[{"image_id": 1}]', "results.json: record 1 has no caption"),
-        ('[{"caption": "a"}]', "results.json: record 1 has no image id"),
-        ('[{"image_id": 1, "caption": 5}]', "results.json: record 1: its caption is not text"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id"\n', "results.json: line 2: not JSON"),
+        ("7", "results.json: wanted an object, found a number"),
+        ('[{"image_id": 1}]', "results.json: record 0: field 'caption' is missing"),
+        ('[{"caption": "a"}]', "results.json: record 0: field 'image_id' is missing"),
+        (
+            '[{"image_id": 1, "caption": 5}]',
+            "results.json: record 0: field 'caption' must be text, not a number",
+        ),
         (
             '[{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "a"}, {"image_id": 1, "caption": "b"}]',
-            "results.json: 1 of 2 images do not have exactly one caption: 1",
+            "results.json: 1 of 2 images (id 1) not with exactly one caption",
         ),
     ],
 )
@@ -76,10 +79,12 @@ def test_odd_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_and_bytes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.json: is missing"):
         read_references(tmp_path / "nowhere.json")
     (tmp_path / "bytes.json").write_bytes(b'"\xff"')
-    with pytest.raises(UserError, match=r"bytes\.json: not UTF-8 text \(byte 1\)"):
+    with pytest.raises(
+        UserError, match=r"bytes\.json: line 1: not UTF-8 text \(byte 0xff\); save it as UTF-8"
+    ):
         read_references(tmp_path / "bytes.json")
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bita.metrics.meteor import Meteor, MeteorError
 from bita.metrics.references import ReferenceSet
 from bita.metrics.spice import ENGINE, JARS, spice
 from bita.metrics.tokenizer import Tokenizer
+from scripts.checks import build_spice_engine
 
 from .conftest import HYPOTHESES, REFERENCES
 
@@ -199,7 +201,7 @@ def test_pipes_in_captions_are_not_separators(meteor: Meteor, scorer: CaptionSco
 def test_failed_tokenizer_is_an_error(fake_java: Callable[[str], Java]) -> None:
     java = fake_java("echo 'Could not find or load main class' >&2; exit 3")
     with pytest.raises(UserError, match=r"^the PTB tokenizer failed, exit code 3: Could not find or load"):
-        Tokenizer(java).tokenize(["a river"])
+        Tokenizer(java).tokenize(["a river, wide"])
 
 
 def test_plain_tokenizer_takes_a_failure_for_one_empty_caption(fake_java: Callable[[str], Java]) -> None:
@@ -214,7 +216,7 @@ def test_plain_tokenizer_takes_a_failure_for_one_empty_caption(fake_java: Callab
 def test_wrong_number_of_lines_is_an_error(fake_java: Callable[[str], Java]) -> None:
     java = fake_java("echo only one")
     with pytest.raises(UserError, match=r"^the PTB tokenizer answered 2 captions with 1 lines$"):
-        Tokenizer(java).tokenize(["a river", "two planes"])
+        Tokenizer(java).tokenize(["a river, wide", "2 planes"])
 
 
 # --- white space that shifts captions -----------------------------------------------------------------------------
@@ -376,6 +378,19 @@ def test_engine_gives_spice_its_json_back() -> None:
     command = [*find_java().base("64m"), "-cp", str(ENGINE), "bita.JsonEngine", '{"a": [1, "é"]}']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == {"a": [1, "é"]}
+
+
+def test_engine_is_built_from_its_source(tmp_path: Path) -> None:
+    with zipfile.ZipFile(ENGINE) as jar:
+        manifest = jar.read("META-INF/MANIFEST.MF").decode().replace("\r\n ", "").splitlines()
+    assert f"Source-SHA-256: {build_spice_engine.source_hash()}" in manifest
+    try:
+        same_compiler = f"Created-By: {build_spice_engine.compiler()}" in manifest
+    except UserError:
+        pytest.skip("no javac")
+    build_spice_engine.build(tmp_path / "again.jar")
+    if same_compiler:
+        assert (tmp_path / "again.jar").read_bytes() == ENGINE.read_bytes()
 
 
 # --- a read-only installation -------------------------------------------------------------------------------------

@@ -45,6 +45,19 @@ def test_frozen_parts_stay_frozen_in_training() -> None:
     assert unused == []  # DistributedDataParallel needs every trained weight used
 
 
+def test_dropout_of_the_frozen_language_model_is_a_key() -> None:
+    """Without it, as it is by default, two passes in training mode differ in the bridge's dropout alone."""
+    prefix = torch.randn(4, 4, 40, generator=torch.Generator().manual_seed(0))
+    for wanted in (False, True):
+        model = stage_2(frozen_lm_dropout=wanted).train()
+        ids, labels = model.tokenize(TEXTS)
+        first, second = (model.caption_loss(prefix, ids, labels) for _ in range(2))
+        assert torch.equal(first, second) != wanted
+        assert not any(p.requires_grad for p in model.opt_model.parameters())
+        assert not model.visual_encoder.training
+        assert not model.eval().opt_model.training
+
+
 def test_every_trained_weight_of_stage_1_gets_a_gradient() -> None:
     model = stage_1(freeze_vit=False).train()
     model(batch(TEXTS))["loss"].backward()

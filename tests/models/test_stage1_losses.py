@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bita import distributed
 from bita.batch import Batch
-from bita.config.schema import LossWeights
+from bita.config.parts import ModelConfig
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC, draw_negatives
 from bita.models.qformer import QFormer
@@ -28,7 +28,6 @@ from tests.weights.test_weights import SMALL, stage_1
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import main
 
-ALL = LossWeights(itc=1.0, itm=1.0, itg=1.0)
 TRAINED_BY = {"itc": "text_proj.weight", "itm": "itm_head.weight", "itg": "mlm_head.dense.weight"}
 
 
@@ -45,7 +44,7 @@ def unused(model: BitaModel) -> list[str]:
     "wanted", [("itc",), ("itm",), ("itc", "itm"), ("itc", "itg"), ("itm", "itg"), ("itc", "itm", "itg")]
 )
 def test_each_loss_can_be_left_out_and_all_that_is_trained_gets_a_gradient(wanted: tuple[str, ...]) -> None:
-    weights = LossWeights(**{name: float(name in wanted) for name in ALL.in_force("qformer")})
+    weights = {name: float(name in wanted) for name in TRAINED_BY}
     model = qformer(loss_weights=weights).train()
     output = model(batch(TEXTS))
     assert {name for name in TRAINED_BY if f"{name}_loss" in output} == set(wanted)
@@ -56,16 +55,16 @@ def test_each_loss_can_be_left_out_and_all_that_is_trained_gets_a_gradient(wante
 
 
 def test_losses_are_those_of_the_bridge_unless_said() -> None:
-    assert LossWeights().in_force("ift") == {"itc": 1.0}
-    assert LossWeights().in_force("qformer") == {"itc": 1.0, "itm": 1.0, "itg": 1.0}
-    model = qformer(loss_weights=LossWeights(itc=1.0, itm=0.5, itg=2.0)).eval()
+    assert ModelConfig().losses() == {"itc": 1.0}
+    assert ModelConfig(bridge="qformer").losses() == {"itc": 1.0, "itm": 1.0, "itg": 1.0}
+    model = qformer(loss_weights={"itc": 1.0, "itm": 0.5, "itg": 2.0}).eval()
     output = model(batch(TEXTS))
     expected = output["itc_loss"] + 0.5 * output["itm_loss"] + 2 * output["itg_loss"]
     assert torch.allclose(output["loss"], expected, atol=1e-6)
 
 
 def test_matching_works_with_the_ift_too() -> None:
-    model = stage_1(loss_weights=LossWeights(itm=1.0)).train()
+    model = stage_1(loss_weights={"itc": 1.0, "itm": 1.0}).train()
     output = model(batch(TEXTS))
     output["loss"].backward()
     assert torch.allclose(output["loss"], output["itc_loss"] + output["itm_loss"])

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bita.prepare.archives import ImageFolder
+from bita.prepare.__main__ import main
 from bita.prepare.prepare import prepare, published_source
-from scripts.prepare_data import main
 from tests.datasets.makers import karpathy_record, nwpu_source, ucm_source, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -96,18 +95,6 @@ def test_an_interrupted_run_is_completed_and_a_changed_source_is_refused(tmp_pat
     assert "annotations/val.json" in run("ucm_caption", source, out).stderr
     assert run("ucm_caption", source, out, "--overwrite").returncode == 0
     assert not list((out / "annotations").glob("val*"))
-
-
-def test_names_that_differ_in_case_alone_keep_their_own_pictures(tmp_path: Path) -> None:
-    for name in ("A.jpg", "a.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    folder = ImageFolder(tmp_path)
-    assert [folder.find(name) for name in ("A.jpg", "a.jpg", "A.JPG", "b.jpg")] == [
-        "A.jpg",
-        "a.jpg",
-        "a.jpg",
-        None,
-    ]
 
 
 def test_nwpu_faults_are_listed_and_ids_are_unique_and_stable(tmp_path: Path) -> None:
@@ -227,8 +214,8 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path: Path) -> None:
     content = json.loads(annotation.read_text())
     cases: list[tuple[object, str]] = [
         ("[1, 2", f"{annotation}: not JSON (line 1:"),
-        (json.dumps([]), f"{annotation}: top level: wanted an object, found list"),
-        (json.dumps({"pictures": []}), f"{annotation}: top level: field 'images' is missing"),
+        (json.dumps([]), f"{annotation}: wanted an object, found a list"),
+        (json.dumps({"pictures": []}), f"{annotation}: field 'images' is missing"),
     ]
     for key in ("filename", "split", "sentences"):
         changed = json.loads(json.dumps(content))

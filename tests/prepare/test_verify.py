@@ -12,7 +12,7 @@ from PIL import Image
 from bita.prepare.caption_stats import caption_statistics, typing_errors
 from bita.prepare.prepare import prepare, published_source
 from bita.prepare.verify import verify
-from scripts.data.verify_data import main
+from scripts.verify_data import main
 from tests.datasets.makers import ucm_source, write_image
 
 

@@ -109,8 +109,30 @@ def test_torchrun_restart_goes_on_in_the_folder_of_its_own_launch(tmp_path, monk
     assert open_run_dir(toy_config(tmp_path)).path.resolve() == first.path.resolve()
 
 
+def save_something(run):
+    """A checkpoint that has no more than a name and a meta."""
+    (run.checkpoints / "epoch_0001").mkdir(parents=True)
+    (run.checkpoints / "epoch_0001/meta.json").write_text("{}")
+
+
+@pytest.mark.parametrize("name", ["mine", None])
+def test_a_run_that_ended_before_its_first_save_binds_nobody(tmp_path, name):
+    first = open_run_dir(toy_config(tmp_path, name=name, seed=7))
+    first.lock.close()
+    again = open_run_dir(toy_config(tmp_path, name=name, resume="auto", seed=8))
+    assert again.path.resolve() == first.path.resolve()
+    assert json.loads((again.path / "run.json").read_text())["seed"] == 8
+    assert "seed: 8" in (again.path / "config.yaml").read_text()
+    save_something(again)
+    again.lock.close()
+    with pytest.raises(UserError, match=r"run\.seed \(8 then, 9 now\)"):
+        open_run_dir(toy_config(tmp_path, name=name, resume="auto", seed=9))
+
+
 def test_auto_goes_on_with_harmless_changes_and_refuses_the_others(tmp_path):
-    open_run_dir(toy_config(tmp_path, name="mine", init_lr=1e-5)).lock.close()
+    first = open_run_dir(toy_config(tmp_path, name="mine", init_lr=1e-5))
+    save_something(first)
+    first.lock.close()
     before = (tmp_path / "mine/config.yaml").read_bytes()
     for change in ({"seed": 7}, {"batch_size_train": 3}, {"model__num_query_token": 5}):
         ((key, value),) = change.items()

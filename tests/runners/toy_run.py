@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from bita import distributed
 from bita.checkpoint import resolve_checkpoint
-from bita.config.schema import BridgeSize, Config, ModelConfig, RunConfig
-from bita.datasets.captions import CaptionDataset, CaptionRecord, ImageFiles, Processors
+from bita.config.parts import BridgeSize, ModelConfig
+from bita.config.schema import Config, RunConfig
+from bita.datasets.captions import CaptionDataset, CaptionRecord, Processors
 from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
@@ -111,7 +112,7 @@ def toy_dataset(folder: Path, split: str = "train", images: int = 6, captions: i
     processors = Processors(
         TrainImageProcessor(SIZE), EvalImageProcessor(SIZE), CaptionProcessor(), CaptionProcessor()
     )
-    return CaptionDataset("toy", split, records, ImageFiles(folder), processors, train=split == "train")
+    return CaptionDataset("toy", split, records, folder, processors, train=split == "train")
 
 
 def toy_model(cfg: Config) -> BitaModel:

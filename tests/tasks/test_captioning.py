@@ -87,3 +87,17 @@ def test_parts_of_processes_are_merged_in_the_order_of_ids(tmp_path):
         [{"image_id": 101, "caption": "b"}],
     ]
     assert [entry["caption"] for entry in merge(parts, dataset)] == ["a", "b", "c"]
+
+
+def test_drawn_captions_do_not_depend_on_batches_and_their_order(tmp_path):
+    written = []
+    for size, order, seed in ((5, 1, 0), (2, -1, 0), (1, 1, 0), (5, 1, 1)):
+        cfg = toy_config(tmp_path, use_nucleus_sampling=True, num_captions=2, report_metric=False)
+        cfg.run.batch_size_eval, dataset, saved = size, toy_dataset(tmp_path, "val", images=5), {}
+        model, cfg.run.seed = toy_model(cfg).eval(), seed
+        batches = list(eval_loader(dataset, cfg.run))[::order]
+        with torch.no_grad():
+            CaptioningTask(cfg).evaluate(model, dataset, batches, saved.__setitem__)
+        written.append(saved[""])
+    assert written[0] == written[1] == written[2] != written[3]
+    assert len({entry["caption"] for entry in written[0]}) == 5

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model
@@ -50,3 +51,41 @@ def test_recall_on_hand_made_features():
     assert recall["i2t_recall@5"] == 1.0
     assert recall["t2i_recall@1"] == pytest.approx(3 / 5)
     assert recall["t2i_recall@5"] == 1.0
+
+
+BF16 = torch.autocast("cpu", torch.bfloat16)
+
+
+def test_ranks_and_loss_are_the_same_under_autocast(tmp_path):
+    """Features that are near each other: in 16 bit many would tie, and others change places."""
+    model = toy_model(toy_config(tmp_path, model__arch="bita_former")).eval()
+    torch.manual_seed(0)
+    shared, own = torch.randn(1, 1, 256), 0.05 * torch.randn(300, 1, 256)
+    images = F.normalize(shared + own, dim=-1)
+    texts = F.normalize((shared + own + 0.02 * torch.randn(300, 1, 256))[:, 0], dim=-1)
+    numbers = torch.arange(300)
+    with torch.no_grad():
+        recall, loss = retrieval(images, numbers, texts, numbers), model.contrast(images, texts)["loss"]
+        with BF16:
+            assert retrieval(images, numbers, texts, numbers) == recall
+            assert torch.equal(model.contrast(images, texts)["loss"], loss)
+    assert recall["t2i_recall@1"] > 0.99
+
+
+@pytest.mark.parametrize("bridge", ["ift", "qformer"])
+def test_features_and_matches_are_made_in_float32_of_what_the_bridge_gives_under_autocast(tmp_path, bridge):
+    cfg = toy_config(tmp_path, model__arch="bita_former", model__bridge=bridge, batch_size_eval=5)
+    dataset, model = toy_dataset(tmp_path, "val", images=5), toy_model(cfg).eval()
+    (batch,) = eval_loader(dataset, cfg.run)
+    ids = model.tokenize(batch["text"])
+    with torch.no_grad(), BF16:
+        tokens = model.encode_image(batch["image"])
+        seen, read = model.query_image(tokens).float(), model.bridge(text_ids=ids)[:, 0].float()
+        joint = model.joint_features(tokens, ids).float()
+        found = model.image_features(batch["image"]), model.text_features(ids)
+        matches = model.match_scores(batch["image"], ids)
+        sixteen = evaluate(cfg, dataset, model).scores
+    assert torch.equal(found[0], F.normalize(model.vision_proj(seen), dim=-1))
+    assert torch.equal(found[1], F.normalize(model.text_proj(read), dim=-1))
+    assert torch.equal(matches, model.itm_head(joint).mean(dim=1)[:, 1])
+    assert sixteen["loss"] == pytest.approx(evaluate(cfg, dataset, model).scores["loss"], rel=0.02)

@@ -13,7 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 
 from bita.build import build_model
-from bita.config.schema import BridgeSize, ModelConfig
+from bita.config.parts import BridgeSize, ModelConfig
 from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC

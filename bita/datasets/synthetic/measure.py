@@ -10,9 +10,10 @@ from pathlib import Path
 from bita.datasets.synthetic.captions import facts_in_caption, typical_caption
 from bita.datasets.synthetic.facts import Facts
 from bita.errors import UserError
+from bita.records import Id, ordered
 
 
-def load_facts(path: Path) -> dict[int, Facts]:
+def load_facts(path: Path) -> dict[Id, Facts]:
     """Read a dataset's ``facts.json``: image id → facts.
 
     Raises:
@@ -29,7 +30,7 @@ def load_facts(path: Path) -> dict[int, Facts]:
         raise UserError(f"{path}: not a facts file of the synthetic dataset; generate it anew") from error
 
 
-def score_facts(predictions: Mapping[int, str], facts: Mapping[int, Facts]) -> dict[str, float]:
+def score_facts(predictions: Mapping[Id, str], facts: Mapping[Id, Facts]) -> dict[str, float]:
     """Share of images whose caption states a fact rightly, fact by fact.
 
     Args:
@@ -46,7 +47,7 @@ def score_facts(predictions: Mapping[int, str], facts: Mapping[int, Facts]) -> d
     missing = predictions.keys() - facts.keys()
     if missing:
         raise UserError(
-            f"no facts for image {min(missing)}: predictions and facts.json are of different datasets"
+            f"no facts for image {ordered(missing)[0]}: predictions and facts.json are of different datasets"
         )
     stated = {image_id: facts_in_caption(caption) for image_id, caption in predictions.items()}
     shares = {}
@@ -60,6 +61,6 @@ def score_facts(predictions: Mapping[int, str], facts: Mapping[int, Facts]) -> d
     return shares
 
 
-def oracle_captions(facts: Mapping[int, Facts], image_ids: Iterable[int]) -> dict[int, str]:
+def oracle_captions(facts: Mapping[Id, Facts], image_ids: Iterable[Id]) -> dict[Id, str]:
     """The true facts of each image in the typical sentence of its kind."""
     return {image_id: typical_caption(facts[image_id]) for image_id in image_ids}

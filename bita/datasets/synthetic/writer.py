@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -49,12 +49,12 @@ def generate(out: Path, *, train: int, val: int, test: int, size: int = 128, see
         raise UserError(f"{out} already holds something: remove it, or choose another folder for the dataset")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        work = out.with_name(f".{out.name}.{os.getpid()}")
+        work.mkdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
     try:
         _write(work, counts, size, seed)
-        work.chmod(0o755)
         work.replace(out)
     except OSError as error:
         raise UserError(f"{out}: the synthetic dataset cannot be written ({error.strerror})") from error

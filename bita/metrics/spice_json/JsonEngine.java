@@ -18,7 +18,8 @@ import javax.script.SimpleBindings;
  * JSON text as "jsonString", lets a script lay it out with indents, and gets it back as "result". Here it comes back
  * as it is.
  *
- * Built with `javac --release 8`; the jar also names the factory in META-INF/services/javax.script.ScriptEngineFactory.
+ * scripts/checks/build_spice_engine.py builds the jar, which also names the factory in
+ * META-INF/services/javax.script.ScriptEngineFactory.
  */
 public final class JsonEngine extends AbstractScriptEngine {
     private final ScriptEngineFactory factory;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from bita.config.schema import LoraSize
+from bita.config.parts import LoraSize
 from bita.errors import ConfigError
 
 if TYPE_CHECKING:

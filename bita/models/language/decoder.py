@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bita.config.types import nearest
 from bita.errors import ConfigError
 from bita.models.language.tokenizers import not_there
+from bita.packages import unpacked
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ def load_language_model(source: str, dtype: torch.dtype | None = None) -> PreTra
 
     disable_progress_bar()
     wanted: dict[str, Any] = {"dtype": dtype or "auto"}
-    folder = source
+    folder = source = unpacked("model.opt_model", source)
     if source.endswith(GGUF):
         folder, wanted["gguf_file"] = str(Path(source).parent), Path(source).name
         wanted["quantization_config"] = GgufConfig(dequantize=True)
@@ -177,26 +178,6 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     """Whether the output head's values are the logits, with nothing done to them."""
     extras = (getattr(model.config.get_text_config(), name, None) for name in LOGITS_CHANGED_BY)
     return all(extra in (None, 1, 1.0) for extra in extras)
-
-
-def logits_at(
-    model: PreTrainedModel, inputs: Tensor, rows: Tensor, positions: Tensor, **reading: Tensor
-) -> Tensor:
-    """Logits (N, V) at N places of inputs (B, S, H); the head reads only these where it is plain.
-
-    Args:
-        model: the language model.
-        inputs: embeddings, the prefix among them.
-        rows: (N,) the places' rows.
-        positions: (N,) and columns.
-        reading: mask and positions, where they are not plainly from left to right.
-    """
-    if head_is_plain(model):
-        hidden = model.base_model(inputs_embeds=inputs, use_cache=False, **reading).last_hidden_state
-        logits: Tensor = model.get_output_embeddings()(hidden[rows, positions])
-        return logits
-    everywhere: Tensor = model(inputs_embeds=inputs, use_cache=False, **reading).logits
-    return everywhere[rows, positions]
 
 
 class CachedDecoder:

@@ -9,11 +9,15 @@ hypotheses are cut at the maximum length. Its rules, with n the number of new to
   Σ log p / (tokens so far + 2)^length_penalty;
 - beams alive at the maximum are hypotheses with score Σ log p / (n + 1)^length_penalty.
 
+A repetition penalty is applied after the log-softmax for beams, as recorded, and to the logits for greedy choice and
+sampling, as in transformers.
+
 Shapes: B images, K beams, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, Self
 
@@ -109,14 +113,24 @@ def generate(
     images: int,
     stop_id: int,
     settings: GenerationSettings,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> list[list[list[int]]]:
-    """Token ids of `num_captions` captions for each image, best first, the stop included when there was one."""
+    """Token ids of `num_captions` captions for each image, best first, the stop included when there was one.
+
+    Args:
+        decoder: has the prefixes of all images.
+        images: B.
+        stop_id: the token that ends a caption.
+        settings: how captions are searched for.
+        generators: for sampling, one an image (on the CPU): what an image gets then depends on its own alone, not on
+            those beside it. None draws from torch's.
+    """
     if settings.use_nucleus_sampling:
-        rows = _one_by_one(decoder, images * settings.num_captions, stop_id, settings, True, generator)
+        draws = _draws(images, settings, generators)
+        rows = _one_by_one(decoder, images * settings.num_captions, stop_id, settings, draws)
         return [rows[i : i + settings.num_captions] for i in range(0, len(rows), settings.num_captions)]
     if settings.num_beams == 1:
-        return [[row] for row in _one_by_one(decoder, images, stop_id, settings, False, generator)]
+        return [[row] for row in _one_by_one(decoder, images, stop_id, settings)]
     return _beam_search(decoder, images, stop_id, settings)
 
 
@@ -132,7 +146,8 @@ def _beam_search(
     beam_log_probs[:, 0] = 0.0  # all beams of an image are equal at first
 
     for length in range(settings.max_new):
-        log_probs = _next_log_probs(logits, sequences, length, stop_id, settings)
+        log_probs = F.log_softmax(logits.float(), dim=-1)
+        log_probs = _next_scores(log_probs, sequences, length, stop_id, settings)
         vocabulary = log_probs.shape[1]
         totals = (log_probs.unflatten(0, (-1, beams)) + beam_log_probs[..., None]).flatten(1)
         best = totals.topk(2 * beams, dim=1)
@@ -178,16 +193,15 @@ def _one_by_one(
     rows: int,
     stop_id: int,
     settings: GenerationSettings,
-    sample: bool,
-    generator: torch.Generator | None,
+    draws: Tensor | None = None,
 ) -> list[list[int]]:
-    """One token at a time for each row: the most likely one, or one drawn from the nucleus."""
+    """One token at a time for each row: the likeliest, or with `draws` (rows, `max_new`) one from the nucleus."""
     sequences: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
-    logits = decoder.start(settings.num_captions if sample else 1)
+    logits = decoder.start(1 if draws is None else settings.num_captions)
     for length in range(settings.max_new):
-        log_probs = _next_log_probs(logits, [sequences[row] for row in active], length, stop_id, settings)
-        tokens = _draw(log_probs, settings, generator) if sample else log_probs.argmax(dim=1)
+        scores = _next_scores(logits, [sequences[row] for row in active], length, stop_id, settings)
+        tokens = scores.argmax(dim=1) if draws is None else _draw(scores, settings, draws[active, length])
         for row, token in zip(active, tokens.tolist(), strict=True):
             sequences[row].append(token)
         kept = [i for i, row in enumerate(active) if sequences[row][-1] != stop_id]
@@ -199,23 +213,37 @@ def _one_by_one(
     return sequences
 
 
-def _draw(log_probs: Tensor, settings: GenerationSettings, generator: torch.Generator | None) -> Tensor:
-    """(rows, V) → (rows,): drawn from the fewest tokens whose probabilities reach `top_p`."""
-    probs = F.softmax(log_probs / settings.temperature, dim=-1)
-    ordered, order = probs.sort(dim=-1, descending=True)
+def _draws(images: int, settings: GenerationSettings, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Uniform numbers (B·`num_captions`, `max_new`) that decide every token; each image's from its own generator."""
+    shape = (settings.num_captions, settings.max_new)
+    sources: Sequence[torch.Generator | None] = generators or [None] * images
+    return torch.cat([torch.rand(shape, generator=own) for own in sources])
+
+
+def _draw(scores: Tensor, settings: GenerationSettings, uniform: Tensor) -> Tensor:
+    """(rows, V) → (rows,): one of the fewest tokens whose probabilities reach `top_p`, by numbers (rows,) in [0, 1)."""
+    ordered, order = F.softmax(scores / settings.temperature, dim=-1).sort(dim=-1, descending=True)
     outside = ordered.cumsum(dim=-1) - ordered >= settings.top_p
-    drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=generator)
-    return order.gather(1, drawn)[:, 0]
+    reached = ordered.masked_fill(outside, 0.0).cumsum(dim=-1)
+    wanted = uniform.to(scores.device)[:, None] * reached[:, -1:]
+    drawn = torch.searchsorted(reached, wanted, right=True)
+    last = (~outside).sum(dim=-1, keepdim=True) - 1  # where rounding leads past the nucleus
+    return order.gather(1, drawn.minimum(last))[:, 0]
 
 
-def _next_log_probs(
-    logits: Tensor, sequences: list[list[int]], length: int, stop_id: int, settings: GenerationSettings
+def _next_scores(
+    scores: Tensor, sequences: list[list[int]], length: int, stop_id: int, settings: GenerationSettings
 ) -> Tensor:
-    """Log-probabilities (rows, V) in float32; a stop that comes too early is out, nothing is renormalised."""
-    log_probs = F.log_softmax(logits.float(), dim=-1)
+    """Scores (rows, V) of the next token in float32: tokens already said are penalised, a stop too early is out.
+
+    Scores are logits for greedy choice and sampling, as in transformers, and log-probabilities for beams, as recorded,
+    where nothing is renormalised.
+    """
+    scores = scores.float()
     if settings.repetition_penalty != 1.0 and length:
-        said = torch.tensor(sequences, device=logits.device)
-        log_probs = log_probs.scatter(1, said, log_probs.gather(1, said) * settings.repetition_penalty)
+        said = torch.tensor(sequences, device=scores.device)
+        own, penalty = scores.gather(1, said), settings.repetition_penalty
+        scores = scores.scatter(1, said, torch.where(own < 0, own * penalty, own / penalty))
     if length < settings.min_new:
-        log_probs[:, stop_id] = -torch.inf
-    return log_probs
+        scores = scores.index_fill(1, torch.tensor(stop_id, device=scores.device), -torch.inf)
+    return scores

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bita.errors import ConfigError
+from bita.packages import SCHEME, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,8 @@ LANGUAGE_MODEL_FOLDER = "language_model"
 """Where an exported folder keeps its language model."""
 TOKENIZER_FOLDER = "tokenizer"
 """Where a run keeps its language model's tokenizer."""
+TEXT_TOKENIZER_FOLDER = "text_tokenizer"
+"""Where an exported folder keeps stage 1's."""
 
 
 def load_tokenizer(
@@ -31,6 +34,8 @@ def load_tokenizer(
     Raises:
         ConfigError: it is not there.
     """
+    if source is not None and (required or source.startswith(SCHEME)):
+        source = unpacked(key, source)
     local = source is not None and Path(source).exists()
     if not required and not local:
         return None
@@ -50,12 +55,6 @@ def load_tokenizer(
     if dec:
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
-
-
-def keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, run: Path) -> None:
-    """Put a copy of the language model's tokenizer into a run's folder, so that the run can be moved."""
-    if tokenizer is not None:
-        tokenizer.save_pretrained(run / TOKENIZER_FOLDER)
 
 
 def not_there(key: str, source: str, error: Exception) -> ConfigError:

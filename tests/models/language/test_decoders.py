@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bita.config.schema import LoraSize
+from bita.config.parts import LoraSize
 from bita.errors import ConfigError, UserError
 from bita.models.bita_lm import BitaLM
 from bita.models.language.decoder import (

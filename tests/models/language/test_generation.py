@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from bita.errors import ConfigError
 from bita.models.language.generation import GenerationSettings, generate
@@ -106,7 +107,7 @@ def test_sampling_keeps_to_the_nucleus_and_repeats_with_its_seed() -> None:
         use_nucleus_sampling=True, top_p=0.5, num_captions=20, max_len=10, min_len=1
     )
     draws = [
-        generate(TableDecoder(logits), 1, STOP, settings, torch.Generator().manual_seed(7))[0]
+        generate(TableDecoder(logits), 1, STOP, settings, [torch.Generator().manual_seed(7)])[0]
         for _ in range(2)
     ]
     assert draws[0] == draws[1]
@@ -120,12 +121,83 @@ def test_sampling_keeps_to_the_nucleus_and_repeats_with_its_seed() -> None:
 
 
 def test_repetition_penalty_breaks_a_loop() -> None:
-    logits = torch.full((6, 6), 0.0)
+    logits = torch.full((6, 6), 1.0)
     logits[:, 2] = 3.0
     settings = GenerationSettings(num_beams=1, max_len=7)
     assert generate(TableDecoder(logits), 1, STOP, settings)[0][0] == [2] * 6
     penal = GenerationSettings(num_beams=1, max_len=7, repetition_penalty=100.0)
     assert len(set(generate(TableDecoder(logits), 1, STOP, penal)[0][0])) > 2
+
+
+class Noise:
+    """A language model that says anything: the logits of every step are random."""
+
+    def __init__(self, rows: int, steps: int, vocabulary: int = 30) -> None:
+        self.logits = torch.randn(steps, rows, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+        self.steps = 0
+
+    def start(self, rows_per_image: int) -> Tensor:
+        return self.logits[0].repeat_interleave(rows_per_image, dim=0)
+
+    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        self.steps += 1
+        return self.logits[self.steps]
+
+
+@pytest.mark.parametrize("penalty", [1.2, 2.5, 0.7])
+def test_repetition_penalty_of_greedy_choice_is_that_of_transformers(penalty: float) -> None:
+    rows, new = 400, 8
+    settings = GenerationSettings(num_beams=1, max_len=new + 1, min_len=new + 1, repetition_penalty=penalty)
+    decoder, said = Noise(rows, new), torch.zeros(rows, 0, dtype=torch.long)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    for logits in decoder.logits:
+        scores = theirs(said, logits.clone()) if said.shape[1] else logits.clone()
+        scores[:, STOP] = -torch.inf
+        said = torch.cat([said, scores.argmax(dim=1, keepdim=True)], dim=1)
+    found = [captions[0] for captions in generate(decoder, rows, STOP, settings)]
+    assert found == said.tolist()
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(0.9, 1.0), (0.5, 1.7), (1.0, 0.6)])
+def test_a_drawn_token_is_as_likely_as_in_transformers(top_p: float, temperature: float) -> None:
+    """The last of two steps, where a token has been said, on a few rows of random logits, many times each."""
+    rows, times, penalty = 5, 4000, 1.3
+    settings = GenerationSettings(
+        use_nucleus_sampling=True,
+        num_captions=times,
+        top_p=top_p,
+        temperature=temperature,
+        repetition_penalty=penalty,
+        max_len=3,
+        min_len=1,
+    )
+    said = torch.tensor([4, 5, 6, 7, 8])
+    decoder = Noise(rows, 2)
+    decoder.logits[0].fill_(-100.0)[torch.arange(rows), said] = 100.0
+    scores = RepetitionPenaltyLogitsProcessor(penalty)(said[:, None], decoder.logits[1].clone())
+    scores = TemperatureLogitsWarper(temperature)(said[:, None], scores)
+    expected = TopPLogitsWarper(top_p)(said[:, None], scores).softmax(dim=1)
+    decoder.logits = decoder.logits.repeat_interleave(times, dim=1)
+    decoder.start = lambda rows_per_image: decoder.logits[0]  # type: ignore[method-assign]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
+    drawn = torch.tensor(generate(decoder, rows, STOP, settings, generators))
+    assert torch.equal(drawn[..., 0], said[:, None].expand(-1, times))
+    found = torch.nn.functional.one_hot(drawn[..., 1], 30).float().mean(dim=1)
+    assert (found[expected == 0] == 0).all()
+    assert (found - expected).abs().max() < 0.03  # about four times what chance gives
+
+
+def test_what_is_drawn_for_an_image_depends_on_its_own_generator_alone() -> None:
+    settings = GenerationSettings(use_nucleus_sampling=True, num_captions=3, max_len=10, min_len=1)
+
+    def draw(*seeds: int) -> list[list[list[int]]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return generate(TableDecoder(table(3), len(seeds)), len(seeds), STOP, settings, generators)
+
+    one, two, three = draw(1, 2, 3)
+    assert draw(3, 1) == [three, one]
+    assert draw(2) == [two]
+    assert one != two
 
 
 def test_impossible_settings_are_refused() -> None:

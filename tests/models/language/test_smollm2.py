@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bita.config.schema import LoraSize
+from bita.config.parts import LoraSize
 from bita.models.bita_lm import BitaLM
 from bita.models.language.decoder import CachedDecoder
 from bita.models.language.generation import GenerationSettings, generate

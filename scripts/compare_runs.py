@@ -1,7 +1,7 @@
 """Compare scored runs: refuse what is not comparable, average over seeds, one table over datasets.
 
-    python scripts/results/compare_runs.py output/a/seed1 output/a/seed2 output/b/seed1
-    python scripts/results/compare_runs.py first.json second.json --dataset test --json table.json
+    python scripts/compare_runs.py output/a/seed1 output/a/seed2 output/b/seed1
+    python scripts/compare_runs.py first.json second.json --dataset test --json table.json
 
 Runs of one configuration that differ by their seed become one row, mean ± standard deviation. Exit code 1 if two
 results on the same dataset were scored against other references or with other versions.

@@ -1,7 +1,7 @@
 """Pack a prepared split into WebDataset shards, or index shards that are there.
 
-    python scripts/data/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
-    python scripts/data/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
+    python scripts/make_shards.py pack data/rsicd train data/rsicd_shards --per-shard 2000
+    python scripts/make_shards.py index data/rs5m/train.shards.json data/rs5m/*.tar
 
 A dataset entry reads them where a split's storage is an index; the split can be trained on, not evaluated:
 
@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outside = [path for path in options.shards if path.resolve().parent != options.index.resolve().parent]
         if outside:
             raise UserError(f"{outside[0]}: not beside {options.index}; shards and index share a folder")
-        index = index_shards(options.shards, options.index)
+        left_out: list[str] | None = [] if options.leave_out else None
+        index = index_shards(options.shards, options.index, left_out)
+        for problem in left_out or []:
+            print(f"left out: {problem}")
     files, offsets = read_index(index)
     print(f"{index}: {len(offsets)} images in {len(files)} shards")
     return 0
@@ -50,6 +53,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     index = commands.add_parser("index", help="index shards that are there")
     index.add_argument("index", type=Path, help="NAME.shards.json, beside the shards")
     index.add_argument("shards", type=Path, nargs="+", help="plain tar files")
+    index.add_argument(
+        "--leave-out", action="store_true", help="leave out and name records whose captions cannot be read"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,7 @@
 """Verify prepared datasets: counts, images, ids, overlap between what is trained and evaluated on, captions.
 
-    python scripts/data/verify_data.py ucm_caption=data/ucm
-    python scripts/data/verify_data.py ucm_caption=data/ucm rsicd_caption=data/rsicd --near 20 --json findings.json
+    python scripts/verify_data.py ucm_caption=data/ucm
+    python scripts/verify_data.py ucm_caption=data/ucm rsicd_caption=data/rsicd --near 20 --json findings.json
 
 Several datasets are also held against each other. Exit code 1 if there is a problem, 0 if there are notes only.
 """

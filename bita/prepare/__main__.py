@@ -1,0 +1,104 @@
+"""Prepare a dataset: published files (a folder or an archive) to annotation files, ground truth and a card.
+
+    bita-prepare ucm_caption   SOURCE data/ucm      (or: python -m bita.prepare …)
+    bita-prepare rsicd_caption SOURCE data/rsicd
+    bita-prepare nwpu_caption  SOURCE data/nwpu
+
+Anything else by a generic form, files and folders below SOURCE, splits always declared:
+
+    bita-prepare NAME SOURCE OUT --form coco --annotations train=a.json test=b.json --images pictures
+    bita-prepare NAME SOURCE OUT --form karpathy --annotations dataset.json --images pictures
+    bita-prepare NAME SOURCE OUT --form csv --annotations all.csv --columns image=file caption=text
+    bita-prepare NAME SOURCE OUT --form jsonl --annotations train=a.jsonl val=b.jsonl
+    bita-prepare NAME SOURCE OUT --form text     (train/x.jpg + train/x.txt, one caption a line)
+
+What cannot be used is left out and listed with its reason; with --strict that ends in exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bita.errors import UserError, program
+from bita.prepare.card import Report
+from bita.prepare.forms import COLUMNS, FORMS, generic_source
+from bita.prepare.prepare import Source, prepare, published_source
+from bita.prepare.sources import PUBLISHED, SPLITS
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, prepare, report; returns the exit code."""
+    options = parse(arguments)
+    report = prepare(
+        open_data(options), options.out, copy_images=options.copy_images, overwrite=options.overwrite
+    )
+    show(report, options.out)
+    return 1 if options.strict and report.left_out else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help=f"a published dataset ({', '.join(PUBLISHED)}), or any name with --form")
+    parser.add_argument("source", type=Path, help="folder or archive with the published files")
+    parser.add_argument("out", type=Path, help="folder of the prepared dataset")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if anything was left out")
+    parser.add_argument(
+        "--copy-images", action="store_true", help="copy the images instead of linking to them"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier run wrote differently"
+    )
+    form = parser.add_argument_group("generic forms")
+    form.add_argument("--form", choices=FORMS, help="what SOURCE holds")
+    form.add_argument("--annotations", nargs="+", default=[], metavar="[SPLIT=]FILE", help="annotation files")
+    form.add_argument("--images", default="", metavar="FOLDER", help="image folder (default: SOURCE)")
+    form.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="columns for image, caption, split"
+    )
+    return parser.parse_args(arguments)
+
+
+def open_data(options: argparse.Namespace) -> Source:
+    """Open the published dataset or the generic form that the command line names."""
+    if options.form is None:
+        if options.name not in PUBLISHED:
+            known = ", ".join(PUBLISHED)
+            raise UserError(f"{options.name}: none of {known}; other data needs --form ({', '.join(FORMS)})")
+        return published_source(options.name, options.source, options.out)
+    columns = dict(entry.partition("=")[::2] for entry in options.columns)
+    unknown = [key for key in columns if key not in COLUMNS]
+    if unknown:
+        raise UserError(f"--columns {unknown[0]}: wanted KEY=COLUMN with one of {', '.join(COLUMNS)} as KEY")
+    return generic_source(
+        options.name,
+        options.form,
+        options.source,
+        options.out,
+        annotations=options.annotations,
+        images=options.images,
+        columns=columns,
+    )
+
+
+def show(report: Report, out: Path) -> None:
+    """Print what was left out, what is odd, and the counts."""
+    for what, reason in report.left_out:
+        print(f"left out: {what}: {reason}")
+    for note in report.notes:
+        print(f"note: {note}")
+    for split in SPLITS:
+        images = [image for image in report.kept if image.split == split]
+        print(f"{split:5} {len(images):6} images {sum(len(image.captions) for image in images):7} captions")
+    done = f"wrote {', '.join(report.written)}" if report.written else "verified: nothing had to be written"
+    print(f"{out}: {done}; {len(report.left_out)} left out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

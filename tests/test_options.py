@@ -1,0 +1,254 @@
+"""What is typed after `--options` is what is taken, and what is printed is read again as the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from bita.config.load import CONFIGS, config_to_dict, config_to_yaml, load_config
+from bita.config.schema import Config
+from bita.errors import ConfigError
+from bita.files import expand
+
+TINY = CONFIGS / "projects/bita/train/caption_ft_tiny.yaml"
+STAGE_1 = CONFIGS / "projects/bita/train/pretrain_stage1.yaml"
+PROCESSOR = "datasets.synthetic_caption.text_processor.train"
+
+
+def load(*options: str, path: Path = TINY) -> Config:
+    return load_config(path, options, need_files=False)
+
+
+def value(cfg: Config, key: str) -> object:
+    found: object = cfg
+    for name in key.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    return found
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    "text", ["/tmp/exp #3/out", "007", "1e5", "0x1f", "yes", "off", "2026-11-26", "a: b", "[a", "*x", "!x", "???"]
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["run.output_dir", "run.name", "model.prompt", f"{PROCESSOR}.prompt"])
+def test_a_text_is_taken_as_it_is_typed(key, text):
+    assert value(load(f"{key}={text}"), key) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "nullable", "other"),
+    [("null", None, "null"), ("", None, ""), ("'null'", "null", "null"), ('""', "", ""), ("''", "", ""),
+     ("'a' or 'b'", "'a' or 'b'", "'a' or 'b'"), ('"a\\tb"', "a\tb", "a\tb"), ("~", "~", "~"), (" a ", " a ", " a ")],
+)  # fmt: skip
+def test_null_or_nothing_empties_what_may_be_empty_and_quotes_are_taken_off(text, nullable, other):
+    cfg = load(f"run.name={text}", f"model.prompt={text}")
+    assert (cfg.run.name, cfg.model.prompt) == (nullable, other)
+
+
+def test_texts_inside_lists_and_mappings_too():
+    typed = "{templates: [007, '#1 {caption}', yes, a #2], prompt: 1e5}"
+    cfg = load(f"datasets.synthetic_caption.text_processor.train={typed}")
+    train = cfg.datasets["synthetic_caption"].text_processor["train"]
+    assert (train.templates, train.prompt) == (["007", "#1 {caption}", "yes", "a #2"], "1e5")
+    assert load("run.train_splits=[train]").run.train_splits == ["train"]
+
+
+def test_several_files_or_one():
+    key = "datasets.synthetic_caption.build_info.annotations.test.storage"
+    assert value(load(f"{key}=/d/a #b/c.json"), key) == "/d/a #b/c.json"
+    assert value(load(f"{key}=[/d/a #b/c.json, 007.json]"), key) == ["/d/a #b/c.json", "007.json"]
+
+
+def test_numbers_are_decimal_and_keys_are_text(tmp_path):
+    cfg = load(
+        "run.seed=010", "run.init_lr=01e-3", "model.vit_args={007: 1, null: 2}", "model.vit_args.2020=x"
+    )
+    assert (cfg.run.seed, cfg.run.init_lr) == (10, 0.01 / 10)
+    assert cfg.model.vit_args == {"007": 1, "null": 2, "2020": "x"}
+    (tmp_path / "my.yaml").write_text(
+        "model: {arch: bita_opt, model_type: caption_tiny}\nrun: {seed: 010}\n"
+        "datasets: {2020: {build_info: {annotations: {train: {storage: a}}, images: {storage: x}}}}\n"
+    )
+    cfg = load("datasets.2020.cache_images=true", path=tmp_path / "my.yaml")
+    assert (cfg.run.seed, list(cfg.datasets), cfg.datasets["2020"].cache_images) == (10, ["2020"], True)
+
+
+# Paths
+
+
+def test_paths_are_expanded_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    cfg = load(
+        "run.output_dir=~/out",
+        "env.cache_root=$SCRATCH/data",
+        "env.dataset_configs=[]",
+        "model.vit_weights=~/a$b.pth",
+        "model.opt_tokenizer=$SCRATCH/tokenizer",
+        "model.init_from=https://host/~me/$SCRATCH",
+        "datasets.synthetic_caption.build_info.images.storage=~/images",
+        "datasets.synthetic_caption.build_info.annotations.test.storage=[$SCRATCH/a.json, ~/b.json]",
+        "model.prompt=~ $SCRATCH",
+    )
+    assert (cfg.run.output_dir, cfg.env.cache_root) == ("/home/me/out", "/scratch/data")
+    assert (cfg.model.vit_weights, cfg.model.opt_tokenizer) == ("/home/me/a$b.pth", "/scratch/tokenizer")
+    assert cfg.model.init_from == "https://host/~me/$SCRATCH"
+    build_info = cfg.datasets["synthetic_caption"].build_info
+    assert build_info.images.storage == "/home/me/images"
+    assert build_info.annotations["test"].storage == ["/scratch/a.json", "/home/me/b.json"]
+    assert cfg.model.prompt == "~ $SCRATCH"
+
+
+def test_folders_of_datasets_and_model_files_are_expanded_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINE", str(tmp_path))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/my.yaml").write_text("datasets: {my: {build_info: {images: {storage: x}}}}")
+    (tmp_path / "model.yaml").write_text("model: {num_query_token: 3}")
+    storage = "datasets.my.build_info.annotations={train: {storage: a.json}}"
+    chosen = (
+        "datasets=[my]",
+        "run.train_splits=[train]",
+        "run.valid_splits=[]",
+        "run.test_splits=[]",
+        storage,
+    )
+    cfg = load("env.dataset_configs=[$MINE/sets]", "model.model_type=$MINE/model.yaml", *chosen)
+    assert (list(cfg.datasets), cfg.model.num_query_token) == (["my"], 3)
+
+
+# Mappings, and what belongs to a part
+
+
+def test_a_free_mapping_replaces_and_a_dotted_key_adds():
+    default = load().model.vit_args
+    assert set(default) == {"stem_width", "channels", "output_stride"}
+    assert load("model.vit_args={}").model.vit_args == {}
+    assert load("model.vit_args={stem_width: 4}").model.vit_args == {"stem_width": 4}
+    assert load("model.vit_args.stem_width=4").model.vit_args == default | {"stem_width": 4}
+    assert load("model.vit_args={}", "model.vit_args.a=1").model.vit_args == {"a": 1}
+    assert load("model.opt_config=null").model.opt_config == {}
+    size = load("model.bridge_size={layers: 3}").model.bridge_size
+    assert (size.layers, size.hidden_size) == (3, 192)
+
+
+def test_another_encoder_inherits_nothing_of_the_one_before():
+    other = load("model.vit_weights=w.pth", "model.vit_model=timm:resnet18").model
+    assert (other.vit_args, other.vit_weights) == ({}, "w.pth")
+    own = load("model.vit_args={stem_width: 8}", "model.vit_model=timm:resnet18").model
+    assert own.vit_args == {"stem_width": 8}
+    assert load("model.vit_model=timm:resnet10t").model.vit_args == load().model.vit_args
+
+
+def test_nor_does_a_language_model_or_a_processor_but_bridges_of_the_same_keys_do():
+    assert load("model.opt_config.model_type=gpt2").model.opt_config == {"model_type": "gpt2"}
+    assert load("model.opt_model=/my/gpt2").model.opt_tokenizer is None
+    assert load("model.opt_model=/my/gpt2", "model.opt_tokenizer=/t").model.opt_tokenizer == "/t"
+    sizes = vars(load("model.bridge=qformer").model.bridge_size)
+    assert sizes == vars(load().model.bridge_size)
+    key = "datasets.synthetic_caption.vis_processor.train"
+    train = load(f"{key}.name=bita_image_eval").datasets["synthetic_caption"].vis_processor["train"]
+    assert (train.name, train.mean) == ("bita_image_eval", None)
+
+
+def test_a_printed_configuration_keeps_what_was_emptied(tmp_path):
+    emptied = ("model.vit_args={}", "model.opt_config={model_type: gpt2}")
+    cfg = load(*emptied, "datasets.synthetic_caption.synthetic={seed: 1}")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(cfg))
+    assert load(path=tmp_path / "config.yaml") == cfg
+    assert load("model.vit_model=timm:resnet18", path=tmp_path / "config.yaml").model.vit_args == {}
+
+
+# Thousands of them
+
+TEXT_KEYS = ("run.output_dir", "run.name", "model.prompt", "model.vit_weights", "model.opt_tokenizer",
+             "env.cache_root", f"{PROCESSOR}.prompt",
+             "datasets.synthetic_caption.build_info.images.storage")  # fmt: skip
+ANY_KEYS = (*TEXT_KEYS, "run.seed", "run.init_lr", "run.amp", "run.train_splits", "run", "model", "datasets", "imports",
+            "model.vit_args", "model.vit_args.x", "model.opt_config", "model.lora", "model.vit_layers", "model.bridge",
+            "model.bridge_size", "run.train_dataset_ratios", "run.device", "datasets.synthetic_caption", "env",
+            "datasets.synthetic_caption.synthetic", "datasets.7", "preprocess.vis_processor", "model.arch",
+            "model.model_type", "datasets.synthetic_caption.build_info.annotations.test.storage")  # fmt: skip
+TOKENS = st.sampled_from(
+    ["null", "~", "yes", "off", "true", "007", "0x1f", "1e5", ".inf", ".nan", "1:30", "2026-11-26", "???", "=", "<<",
+     "#", ":", ",", "-", "[", "]", "{", "}", "&", "*", "!", "|", ">", "%", "@", "`", "'", '"', "\\", "$", "\n", "é",
+     "😀", "\x85", "\u2028", "\ufeff", "\udcff", "\\${", "$HOME", "${run.seed}", "!!int", "!!set", "!!binary", "---",
+     "...", "train", "val", "a: "]
+)  # fmt: skip
+LETTERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+TYPED = st.one_of(LETTERS, st.lists(st.one_of(TOKENS, st.just(" "), LETTERS), max_size=8).map("".join))
+SETTINGS = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def expected(key: str, text: str) -> str | None:
+    """What a text key takes of a text without quotes and references."""
+    nullable = key not in ("run.output_dir", "model.prompt", "env.cache_root")
+    if nullable and text in ("", "null"):
+        return None
+    return text if "prompt" in key or key == "run.name" else expand(text)
+
+
+def no_reference(text: str) -> bool:
+    return "${" not in text and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\"")
+
+
+def round_trip(texts: list[str], path: Path) -> None:
+    options = [f"{key}={text}" for key, text in zip(TEXT_KEYS, texts, strict=True)]
+    cfg = load(*options)
+    for key, text in zip(TEXT_KEYS, texts, strict=True):
+        assert value(cfg, key) == expected(key, text), (key, text)
+    path.write_text(config_to_yaml(cfg), encoding="utf-8")
+    assert config_to_dict(load(path=path)) == config_to_dict(cfg)
+
+
+def one_line_or_a_configuration(options: list[str], path: Path) -> None:
+    try:
+        cfg = load(*options)
+    except ConfigError as error:
+        said = str(error)
+    else:
+        path.write_text(config_to_yaml(cfg), encoding="utf-8")
+        assert config_to_dict(load(path=path)) == config_to_dict(cfg)
+        said = ""
+    assert "\n" not in said
+
+
+TEXTS = st.lists(TYPED.filter(no_reference), min_size=len(TEXT_KEYS), max_size=len(TEXT_KEYS))
+OPTIONS = st.lists(st.tuples(st.sampled_from(ANY_KEYS), TYPED).map("=".join), min_size=1, max_size=5)
+
+
+@settings(SETTINGS, max_examples=20)
+@given(texts=TEXTS)
+def test_texts_come_back_as_they_were_typed(tmp_path_factory, texts):
+    round_trip(texts, tmp_path_factory.getbasetemp() / "printed.yaml")
+
+
+@settings(SETTINGS, max_examples=60)
+@given(options=OPTIONS)
+@example(options=["run.output_dir=a\\${b"])
+def test_anything_typed_is_one_line_or_a_configuration(tmp_path_factory, options):
+    one_line_or_a_configuration(options, tmp_path_factory.getbasetemp() / "printed.yaml")
+
+
+@pytest.mark.long
+@settings(SETTINGS, max_examples=1250)
+@given(texts=TEXTS)
+def test_ten_thousand_texts(tmp_path_factory, texts):
+    round_trip(texts, tmp_path_factory.getbasetemp() / "printed.yaml")
+
+
+@pytest.mark.long
+@settings(SETTINGS, max_examples=3400)
+@given(options=OPTIONS)
+def test_ten_thousand_options(tmp_path_factory, options):
+    one_line_or_a_configuration(options, tmp_path_factory.getbasetemp() / "printed.yaml")

