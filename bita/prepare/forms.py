@@ -97,7 +97,7 @@ def _read_coco(path: Path, split: str | None) -> list[SourceImage]:
         key = annotation.image_id()
         if key not in images:
             raise annotation.fault(f"image_id {key!r} is none of the file's images{twin(key, images)}")
-        captions.setdefault(key, []).append(annotation.text("caption"))
+        captions.setdefault(key, []).extend(annotation.captions("caption"))
     return [
         SourceImage(name, split, tuple(captions.get(key, ())), where) for key, (name, where) in images.items()
     ]

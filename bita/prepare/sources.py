@@ -54,7 +54,8 @@ def read_karpathy(path: Path) -> list[SourceImage]:
     images = []
     for record in read_object(path).objects("images"):
         name, split = record.text("filename"), record.text("split")
-        captions = tuple(sentence.text("raw") for sentence in record.about(name).objects("sentences"))
+        sentences = record.about(name).objects("sentences")
+        captions = tuple(caption for sentence in sentences for caption in sentence.captions("raw"))
         folder = record.text("filepath") if record.fields.get("filepath") else ""
         image = f"{folder}/{name}" if folder else name
         images.append(SourceImage(image, "train" if split == "restval" else split, captions, record.place))
@@ -69,9 +70,8 @@ def read_nwpu(path: Path) -> list[SourceImage]:
         for record in content.objects(category):
             name, split = record.text("filename"), record.text("split")
             keys = [key for key in record.fields if re.fullmatch(r"raw(_\d+)?", key)]
-            captions = tuple(
-                record.about(name).text(key) for key in sorted(keys, key=lambda key: int(key[4:] or 0))
-            )
+            keys.sort(key=lambda key: int(key[4:] or 0))
+            captions = tuple(caption for key in keys for caption in record.about(name).captions(key))
             images.append(SourceImage(f"{category}/{name}", split, captions, record.place, category))
     return images
 
