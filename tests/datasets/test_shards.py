@@ -122,6 +122,79 @@ def test_shards_made_elsewhere_are_indexed(tmp_path: Path, capsys: pytest.Captur
     assert drawn == [(["A harbour"], 0), (["A river"], 7)]
 
 
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar file made elsewhere."""
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("texts", "captions"),
+    [
+        ({"a.txt": b"one river\r\n\r\ntwo rivers\n"}, ["one river", "two rivers"]),
+        ({"a.txt": '\ufeffa "caf\xe9" {not JSON}'.encode()}, ['a "caf\xe9" {not JSON}']),
+        ({"a.txt": b'{"caption": "as it stands"}'}, ['{"caption": "as it stands"}']),
+        ({"a.caption": b"a lake"}, ["a lake"]),
+        ({"a.cap": b"a lake", "a.cls": b"7"}, ["a lake"]),
+        ({"a.json": b'["a lake", "a pond"]'}, ["a lake", "a pond"]),
+        ({"a.json": b'"a lake"'}, ["a lake"]),
+        ({"a.JSON": b'{"captions": "a lake"}'}, ["a lake"]),
+        ({"a.json": b'{"caption": ["a lake", "a pond"]}'}, ["a lake", "a pond"]),
+        ({"a.json": b'{"width": 8}', "a.txt": b"a lake"}, ["a lake"]),
+        (
+            {"a.json": '{"caption": "a lake"}'.encode("utf-16"), "._a.json": b"\0", "x/.DS_Store": b""},
+            ["a lake"],
+        ),
+    ],
+)
+def test_captions_in_their_shapes(tmp_path: Path, texts: dict[str, bytes], captions: list[str]) -> None:
+    pack(tmp_path / "part.tar", {"a.jpg": picture(1), "._a.jpg": b"", **texts})
+    assert main(["index", str(tmp_path / "part.shards.json"), str(tmp_path / "part.tar")]) == 0
+    dataset = build(tmp_path, "part.shards.json", captions_per_image=len(captions))
+    assert sorted(dataset.drawn(0, torch.Generator())[1]) == sorted(captions)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a.json": b'{"caption": null}'}, "a.json: field 'caption' must be text, not null"),
+        (
+            {"a.json": b'{"captions": ["a", 7]}'},
+            "a.json: field 'captions', caption 2 must be text, not a number",
+        ),
+        ({"a.json": b'{"caption": "\\ud83d"}'}, "a.json: field 'caption' holds half of a surrogate pair"),
+        ({"a.json": b"{"}, "a.json: not JSON"),
+        ({"a.json": b"7"}, "a.json: field 'captions' must be text, not a number"),
+        ({"a.json": b'{"width": 8}'}, "a.json: field 'captions' is missing"),
+        ({"a.txt": b" \n"}, "a.txt: caption is missing or empty"),
+        ({"a.txt": b"caf\xe9"}, "a.txt: line 1: not UTF-8 text (byte 0xe9); save it as UTF-8"),
+        (
+            {"a.cls": b"7"},
+            "a: an image and its captions (.json, .txt, .caption or .cap; .cls is a class) belong",
+        ),
+        ({"a.txt": b"a", "a.png": b""}, "a.png: a has two members of its kind; keep one"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_found_when_the_index_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: dict[str, bytes], message: str
+) -> None:
+    sound = {"b.jpg": picture(2), "b.txt": b"a road"}
+    pack(tmp_path / "part.tar", {"a.jpg": picture(1), **texts, **sound})
+    command = ["index", str(tmp_path / "part.shards.json"), str(tmp_path / "part.tar")]
+    assert main(command) == 1
+    printed = capsys.readouterr().err
+    assert f"part.tar: {message}" in printed
+    assert printed.count("\n") == 1
+    if "belong" not in message and "two members" not in message:
+        assert main([*command, "--leave-out"]) == 0
+        assert f"left out: {tmp_path}/part.tar: {message}" in capsys.readouterr().out
+        assert build(tmp_path, "part.shards.json").drawn(0, torch.Generator())[1] == ["a road"]
+
+
 def test_what_is_wrong_with_shards_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"train\.shards\.json is missing"):
         build(tmp_path, "train.shards.json")

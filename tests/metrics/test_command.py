@@ -154,3 +154,43 @@ def test_command_line_refuses_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == ("error: 2 of 5 images (ids 12, 20) without hypothesis: each needs one caption\n")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ({"images": ["a.jpg"], "annotations": RESULTS}, "gt.json: images[0]: wanted an object, found text"),
+        ([{"image_id": "9" * 5000, "caption": "a"}], f"1 of 1 images (id {'9' * 80}) without hypothesis"),
+        (
+            [{"image_id": "a\ud83d", "caption": "a"}],
+            "gt.json: record 0: field 'image_id' holds half of a surrogate",
+        ),
+        (
+            [{"image_id": 1, "caption": "a\ud83d"}],
+            "gt.json: record 0: field 'caption' holds half of a surrogate",
+        ),
+        (
+            [{"image_id": 1, "caption": "a"}, {"image_id": "2", "caption": "b"}],
+            "'2' is text, but 1 of record 0 is a",
+        ),
+        ({"images": 7, "annotations": []}, "gt.json: field 'images' must be a list, not a number"),
+        (None, "gt.json: wanted an object, found null"),
+    ],
+)
+def test_content_that_is_no_references_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], references: Any, message: str
+) -> None:
+    hypotheses = put(tmp_path / "results.json", RESULTS)
+    assert __main__.main([str(put(tmp_path / "gt.json", references)), str(hypotheses)]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+
+
+def test_classes_that_are_no_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [put(tmp_path / "gt.json", COCO), put(tmp_path / "results.json", RESULTS)]
+    classes = put(tmp_path / "classes.json", dict.fromkeys(map(str, REFERENCES), None))
+    assert __main__.main([*map(str, files), "--classes", str(classes)]) == 1
+    assert "classes.json: field '3' must be text, not null" in capsys.readouterr().err
+    assert __main__.main([*map(str, files), "--classes", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: is a folder; name a file\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,67 @@ def test_what_is_not_given_is_named(source: Path, tmp_path: Path) -> None:
     assert f"{source}/gone.csv: is missing" in done.stderr
     done = run("field", source, tmp_path / "o", "--form", "csv", "--annotations", "tset=x.csv")
     assert "split 'tset' is none of train, val, test" in done.stderr
+
+
+def test_files_of_other_systems_are_passed_over_and_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
+    for name in (
+        "train/a.png",
+        "train/B.JPG",
+        "train/Thumbs.png",
+        "val/c.png",
+        "validation/d.png",
+        "docs/e.png",
+    ):
+        write_image(tmp_path / "source" / name, len(name))
+    texts = {
+        "train/a.txt": "one\u2028line\r\ntwo\r\n",
+        "train/b.TXT": "\ufeffthree",
+        "train/gone.txt": "x",
+        "val/c.txt": "five",
+        "validation/d.txt": "six",
+    }
+    for name, text in texts.items():
+        (tmp_path / "source" / name).write_text(text, newline="")
+    for name in ("train/._a.png", "train/._a.txt", "val/.DS_Store", "__MACOSX/._c.txt"):
+        (tmp_path / "source" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b"\0\xff")
+    done = run("field", tmp_path / "source", tmp_path / "o", "--form", "text")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("left out")] == [
+        "left out: train/Thumbs.png train/Thumbs.png: no caption",
+        "left out: train/gone.txt train/gone: image is missing",
+        "left out: validation/d.png validation/d.png: split 'validation' is none of train, val, test",
+    ]
+    train = load(tmp_path / "o/annotations/train.json")
+    assert [r["caption"] for r in train] == ["three", "one\u2028line", "two"]
+    write_image(tmp_path / "source/train/a.jpg", 1)
+    done = run("field", tmp_path / "source", tmp_path / "p", "--form", "text")
+    assert done.stderr.endswith("a.txt: could be of train/a.jpg or of train/a.png; rename one\n")
+
+
+def test_a_name_that_is_no_utf_8_is_named_and_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "source/train/a.png", 1).with_suffix(".txt").write_text("a lake")
+    odd = os.fsdecode(b"caf\xe9.png")
+    write_image(tmp_path / "source/train" / odd, 2).with_suffix(".txt").write_text("a pond")
+    done = run("field", tmp_path / "source", tmp_path / "o", "--form", "text")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "train/caf\\udce9.png: its name is not UTF-8; rename the file" in done.stdout
+    assert "caf\\udce9.png: its name" in (tmp_path / "o/dataset_card.md").read_text()
+
+
+def test_empty_captions_are_counted_and_names_found(source: Path, tmp_path: Path) -> None:
+    rows = [{"image": r"a\1.JPG ", "caption": ["x", " ", ""]}, {"image": "./2", "caption": ["y"]}]
+    (source / "all.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ("--form", "jsonl", "--images", "pictures", "--annotations", "train=all.jsonl")
+    done = run("field", source, tmp_path / "o", *arguments)
+    assert "note: a/1.jpg: 2 of 3 captions are empty and left out" in done.stdout
+    assert [r["image"] for r in load(tmp_path / "o/annotations/train.json")] == ["a/1.jpg", "2.jpg"]
+
+
+def test_coco_ids_of_two_kinds_are_told_apart(source: Path, tmp_path: Path) -> None:
+    images = [{"id": k, "file_name": name} for k, name in enumerate(IMAGES)]
+    content = {"images": images, "annotations": [{"image_id": "1", "caption": "x"}]}
+    (source / "t.json").write_text(json.dumps(content))
+    arguments = ("--form", "coco", "--images", "pictures", "--annotations", "test=t.json")
+    message = "t.json: annotations[0]: image_id '1' is none of the file's images: it is text, 1 is a number;"
+    assert message in run("field", source, tmp_path / "o", *arguments).stderr

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,23 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "archive does not unpack" in done.stderr
     assert not list(tmp_path.rglob("escaped"))
+
+
+def test_zip_files_of_windows_and_macos(tmp_path: Path) -> None:
+    source = ucm_source(tmp_path / "source")
+    content = json.loads((source / "dataset.json").read_text())
+    content["images"][0]["filename"] = "caf\xe9.tif"
+    with zipfile.ZipFile(tmp_path / "ucm.zip", "w") as file:
+        file.writestr("dataset.json", json.dumps(content))
+        file.writestr("__MACOSX/._dataset.json", b"\0")
+        for path in (source / "imgs").iterdir():
+            decomposed = "cafe\u0301.tif" if path.name == "1.tif" else path.name
+            info = zipfile.ZipInfo("imgs/x")
+            info.filename = f"imgs\\{decomposed}"
+            file.writestr(info, path.read_bytes())
+    assert run("ucm_caption", tmp_path / "ucm.zip", tmp_path / "out", "--strict").returncode == 0
+    assert load(tmp_path / "out/annotations/train.json")[0]["image"] == "cafe\u0301.tif"
+    assert not list((tmp_path / "out").rglob("__MACOSX"))
 
 
 def test_converted_images_are_found_under_their_new_suffix(tmp_path: Path) -> None:

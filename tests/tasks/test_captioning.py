@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model
 
+from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader
 from bita.errors import UserError
 from bita.tasks.captioning import CaptioningTask, merge
@@ -55,6 +57,32 @@ def test_captions_are_saved_though_unscored(tmp_path):
     assert len(saved[""]) == 2
     assert result.scores == {}
     assert result.quality is None
+
+
+def named_by_text(dataset):
+    """The same dataset, with LAVIS's kind of ids."""
+    records = [
+        dataclasses.replace(record, image_id=f"coco_{999 - record.image_id}") for record in dataset.records
+    ]
+    return CaptionDataset(dataset.name, dataset.split, records, dataset.folder, dataset.processors)
+
+
+def test_ids_that_are_text_stay_those_of_the_dataset(evaluated, tmp_path):
+    _, numbered = evaluated
+    cfg = toy_config(tmp_path, task="captioning", num_captions=2)
+    dataset, saved = named_by_text(toy_dataset(tmp_path, "val", images=5)), {}
+    assert sorted(dataset.numbers.values()) == [0, 1, 2, 3, 4]
+    with torch.no_grad():
+        result = CaptioningTask(cfg).evaluate(
+            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), saved.__setitem__
+        )
+    captions = {entry["image_id"]: entry["caption"] for entry in numbered[""]}
+    assert {e["image_id"]: e["caption"] for e in saved[""]} == {
+        f"coco_{999 - n}": captions[n] for n in captions
+    }
+    per_image = numbered["_scores"]["per_image"]
+    assert saved["_scores"]["per_image"] == {f"coco_{999 - int(n)}": per_image[n] for n in per_image}
+    assert result.scores == pytest.approx(numbered["_scores"]["overall"])
 
 
 def test_image_without_references_is_an_error_that_names_it(tmp_path):

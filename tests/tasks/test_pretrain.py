@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model
 
+from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader
 from bita.tasks.pretrain import PretrainTask, retrieval
 
@@ -30,6 +32,14 @@ def test_contrastive_loss_and_recall(tmp_path):
     assert result.quality == -result.scores["loss"]
     assert {f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)} < result.scores.keys()
     assert result.scores["i2t_recall@10"] == 1.0  # ten captions in all
+
+
+def test_ids_that_are_text_change_no_score(tmp_path):
+    cfg = toy_config(tmp_path, model__arch="bita_former", batch_size_eval=5)
+    dataset, model = toy_dataset(tmp_path, "val", images=5), toy_model(cfg).eval()
+    records = [dataclasses.replace(record, image_id=f"a{record.image_id}") for record in dataset.records]
+    named = CaptionDataset(dataset.name, "val", records, dataset.folder, dataset.processors)
+    assert evaluate(cfg, named, model).scores == evaluate(cfg, dataset, model).scores
 
 
 def test_caption_loss_is_the_mean_over_tokens_whatever_the_batches(tmp_path):
