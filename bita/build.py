@@ -9,7 +9,7 @@ from bita.config.schema import ArchConfig
 from bita.distributed import is_main
 from bita.machine import keep_memory
 from bita.models.base import BitaModel
-from bita.registry import models
+from bita.registry import bridges, models
 from bita.weights.downloads import local_file
 from bita.weights.load import LoadReport, load_bert, load_checkpoint, load_vision
 
@@ -42,6 +42,6 @@ def _load_all(model: BitaModel, cfg: ArchConfig) -> list[LoadReport]:
         reports.append(load_checkpoint(model, resolve_checkpoint(local_file(cfg.init_from))))
         return reports
     model.check_frozen_parts()
-    if cfg.text_model is not None:
+    if cfg.text_model is not None and bridges.config(cfg.bridge).from_bert:
         reports.append(load_bert(model, cfg.text_model))
     return reports

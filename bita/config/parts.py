@@ -24,6 +24,8 @@ Quantization = Literal["none", "int8", "int4"]
 class BridgeSize(BridgeConfig):
     """Sizes of a transformer that reads the image for the language model (BERT-base by default)."""
 
+    from_bert: ClassVar = True
+
     layers: int = key(12, at_least=1)
     heads: int = key(12, at_least=1)
     intermediate_size: int = key(3072, at_least=1)

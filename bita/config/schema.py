@@ -24,6 +24,8 @@ class BridgeConfig:
 
     losses: ClassVar[tuple[str, ...]] = ("itc",)
     """The losses of stage 1 that count 1 unless `model.loss_weights` says otherwise."""
+    from_bert: ClassVar[bool] = False
+    """Whether it starts from the weights of `model.text_model`."""
     writes: ClassVar[bool] = False
     """Whether it can write a caption word by word after the queries, as the loss `itg` needs."""
 

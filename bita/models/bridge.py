@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bita.config.parts import BridgeSize
+from bita.config.schema import BridgeConfig
 
 LAYER_NORM_EPS = 1e-12
 PAD_ID = 0
@@ -92,33 +93,19 @@ class BridgeLayer(nn.Module):
 
 
 class Bridge(nn.Module):
-    """One stack of layers that reads queries, text, or both.
+    """What reads queries, text, or both; one of your own extends it and is registered (docs/extending.md).
 
     Args:
-        size: widths and depth.
+        size: its `Config`.
         image_width: C, channels of an image token.
         vocab_size: rows of the word embedding; None builds no text side (stage 2 and later).
     """
 
-    layer: type[BridgeLayer]
-    """What the stack is made of."""
-    cross_attention_every: int
-    """The published distance between layers with cross-attention, where the sizes name none."""
+    word_embedding: nn.Embedding
+    """Of bridges with a text side."""
 
-    def __init__(self, size: BridgeSize, image_width: int, vocab_size: int | None = None) -> None:
+    def __init__(self, size: BridgeConfig, image_width: int, vocab_size: int | None = None) -> None:
         super().__init__()
-        reads_text = vocab_size is not None
-        every = size.cross_attention_every or self.cross_attention_every
-        if vocab_size is not None:
-            self.word_embedding = nn.Embedding(vocab_size, size.hidden_size)
-            self.position_embedding = nn.Embedding(size.max_positions, size.hidden_size)
-        self.embedding_norm = nn.LayerNorm(size.hidden_size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(size.dropout)
-        self.layers = nn.ModuleList(
-            self.layer(size, image_width, reads_image=index % every == 0, reads_text=reads_text)
-            for index in range(size.layers)
-        )
-        self.apply(init_bert)
 
     def forward(
         self, queries: Tensor | None = None, image: Tensor | None = None, text_ids: Tensor | None = None
@@ -143,6 +130,33 @@ class Bridge(nn.Module):
         """Text (B, T) after the queries that gave `seen`, each token after those before it: (B, T, D)."""
         raise NotImplementedError
 
+    def copy_text_ffn_to_queries(self) -> None:
+        """Start the queries' own layers from the text's, after BERT's weights are in, where there are both."""
+
+
+class BertBridge(Bridge):
+    """One stack of layers in BERT's layout, with cross-attention to the image for the queries."""
+
+    layer: type[BridgeLayer]
+    """What the stack is made of."""
+    cross_attention_every: int
+    """The published distance between layers with cross-attention, where the sizes name none."""
+
+    def __init__(self, size: BridgeSize, image_width: int, vocab_size: int | None = None) -> None:
+        super().__init__(size, image_width, vocab_size)
+        reads_text = vocab_size is not None
+        every = size.cross_attention_every or self.cross_attention_every
+        if vocab_size is not None:
+            self.word_embedding = nn.Embedding(vocab_size, size.hidden_size)
+            self.position_embedding = nn.Embedding(size.max_positions, size.hidden_size)
+        self.embedding_norm = nn.LayerNorm(size.hidden_size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(size.dropout)
+        self.layers = nn.ModuleList(
+            self.layer(size, image_width, reads_image=index % every == 0, reads_text=reads_text)
+            for index in range(size.layers)
+        )
+        self.apply(init_bert)
+
     def embed(self, queries: Tensor | None = None, text_ids: Tensor | None = None) -> Tensor:
         """What the first layer reads (B, Q + T, D): queries, without positions, in front of the text."""
         inputs = [] if queries is None else [queries]
@@ -153,7 +167,7 @@ class Bridge(nn.Module):
         return embedded
 
     def copy_text_ffn_to_queries(self) -> None:
-        """Start the queries' feed-forward from the text's, as stage 1 does after BERT's weights are in."""
+        """See `Bridge.copy_text_ffn_to_queries`."""
         for layer in self.layers:
             layer.query_ffn.load_state_dict(layer.text_ffn.state_dict())  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bita.config.parts import BridgeSize, IFTSize
-from bita.models.bridge import LAYER_NORM_EPS, Bridge, BridgeLayer
+from bita.models.bridge import LAYER_NORM_EPS, BertBridge, BridgeLayer
 from bita.precision import in_float32
 
 
@@ -43,7 +43,7 @@ class IFTLayer(BridgeLayer):
         return self.after_mixing(self.mix(hidden), queries, image)
 
 
-class IFT(Bridge):
+class IFT(BertBridge):
     """The bridge that BITA published, with cross-attention in every layer."""
 
     Config = IFTSize

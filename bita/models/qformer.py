@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bita.config.parts import BridgeSize, QFormerSize
-from bita.models.bridge import PAD_ID, Attention, Bridge, BridgeLayer
+from bita.models.bridge import PAD_ID, Attention, BertBridge, BridgeLayer
 
 
 class QFormerLayer(BridgeLayer):
@@ -47,7 +47,7 @@ class QFormerLayer(BridgeLayer):
         return self.after_mixing(self.attention(hidden, source, mask), queries, image)
 
 
-class QFormer(Bridge):
+class QFormer(BertBridge):
     """The bridge of BLIP-2; padding is never looked at."""
 
     Config = QFormerSize

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -54,6 +54,7 @@ class Schedule:
         epochs: length of the run.
         steps_per_epoch: steps in each epoch.
         decay_rate: factor an epoch, for the schedule that has one.
+        args: own keys (`run.lr_sched_args`).
     """
 
     peak: float
@@ -63,6 +64,7 @@ class Schedule:
     epochs: int
     steps_per_epoch: int
     decay_rate: float | None = None
+    args: Any = None
 
     @classmethod
     def from_run(cls, run: RunConfig, steps_per_epoch: int) -> Self:
@@ -75,6 +77,7 @@ class Schedule:
             epochs=run.max_epoch,
             steps_per_epoch=steps_per_epoch,
             decay_rate=run.lr_decay_rate,
+            args=run.lr_sched_args,
         )
 
     def lr_at(self, epoch: int, step: int) -> float:

@@ -41,10 +41,13 @@ class Task(ABC):
 
     Args:
         cfg: the resolved configuration.
+
+    Attributes:
+        args: own keys (`run.task_args`).
     """
 
     def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
+        self.cfg, self.args = cfg, cfg.run.task_args
 
     def train_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The batch's `loss` (with gradient) and further scalars to log."""

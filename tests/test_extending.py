@@ -1,0 +1,167 @@
+"""docs/extending.md: its code, from outside of the package, trained, resumed, exported, loaded and captioned with."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bita
+from bita import registry
+from bita.cli import run
+from bita.config.layers import to_yaml
+from bita.config.load import config_to_dict, load_config
+from bita.config.schema import Config
+from bita.errors import ConfigError
+from bita.export import config_of, export_folder
+from tests.datasets.makers import prepared
+from tests.test_resolved import lost
+
+ROOT = Path(__file__).parents[1]
+TOKENIZERS = ROOT / "tests/fixtures/parity/tokenizers"
+PAGE = (ROOT / "docs/extending.md").read_text()
+EXAMPLES = {
+    title: (code, yaml.safe_load(keys))
+    for title, code, keys in re.findall(
+        r"^## (.+?)\n.*?```python\n(.*?)```\n\n```yaml\n(.*?)```", PAGE, re.M | re.S
+    )
+}
+WRONG = {
+    "A bridge": ("model.bridge_size.temperature", "0", "must be above 0, not 0.0"),
+    "A vision encoder": (
+        "model.vit_args.chanels",
+        "1",
+        "unknown key; did you mean 'model.vit_args.channels'?",
+    ),
+    "A decoder": ("model.decoder_args.width", "wide", "wanted a whole number, not a text, 'wide'"),
+    "A task": ("run.task_args.words", "0", "must be at least 1, not 0.0"),
+    "A learning-rate schedule": ("run.lr_sched_args.last_epochs", "-1", "must be at least 0, not -1"),
+    "A loss of stage 1": ("model.loss_args.spread.target", "2", "must be at most 1, not 2.0"),
+}
+SIZES = {
+    "model": {
+        "vit_args": {"embed_dim": 32, "num_heads": 2},
+        "vit_depth": 1,
+        "image_size": 28,
+        "freeze_vit": False,
+        "bridge_size": {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "max_positions": 40},
+        "num_query_token": 4,
+        "embed_dim": 16,
+        "max_txt_len": 12,
+        "text_model": None,
+        "text_tokenizer": str(TOKENIZERS / "bert"),
+        "opt_model": None,
+        "opt_tokenizer": str(TOKENIZERS / "opt"),
+        "opt_config": {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "ffn_dim": 64,
+            "max_position_embeddings": 64,
+        },
+        "freeze_lm": False,
+    }
+}  # fmt: skip
+PROJECT = {
+    "model": {"arch": "bita_opt", "model_type": "sizes.yaml"},
+    "datasets": {
+        "toy": {
+            "build_info": {
+                "annotations": {
+                    split: {"storage": f"annotations/{split}.json"} for split in ("train", "val")
+                },
+                "images": {"storage": "images"},
+            }
+        }
+    },
+    "run": {
+        "task": "captioning",
+        "report_metric": False,
+        "output_dir": "output",
+        "name": "run",
+        "resume": "auto",
+        "device": "cpu",
+        "max_epoch": 1,
+        "batch_size_train": 4,
+        "num_workers": 0,
+        "warmup_steps": 2,
+        "num_beams": 2,
+        "max_len": 6,
+        "min_len": 1,
+        "valid_splits": ["val"],
+    },
+    "env": {"cache_root": "data"},
+}
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A folder with a small dataset, outside of the package, whose parts are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    for kind in vars(registry).values():
+        if isinstance(kind, registry.Registry):
+            monkeypatch.setattr(kind, "_targets", dict(kind._targets))
+            monkeypatch.setattr(kind, "_configs", dict(kind._configs))
+    prepared(tmp_path / "data", images=4, captions=2, splits=("train", "val"))
+    Path("sizes.yaml").write_text(to_yaml(SIZES))
+    yield tmp_path
+    sys.modules.pop("my_part", None)
+
+
+def project(code: str, keys: dict, *options: str) -> Config:
+    """The project with an example's module and keys."""
+    Path("my_part.py").write_text(code)
+    Path("plain.yaml").write_text(to_yaml(PROJECT))
+    Path("my.yaml").write_text(to_yaml({"base": "plain.yaml", "imports": ["my_part"]} | keys))
+    return load_config("my.yaml", options)
+
+
+@pytest.mark.parametrize("title", EXAMPLES)
+@pytest.mark.usefixtures("outside")
+def test_a_part_of_ones_own(title):
+    code, keys = EXAMPLES[title]
+    assert len(code.splitlines()) <= 60
+    cfg = project(code, keys)
+    key, value, problem = WRONG[title]
+    with pytest.raises(ConfigError, match=re.escape(f"{key} (--options): {problem}")):
+        load_config("my.yaml", [f"{key}={value}"])
+
+    run(cfg)
+    run(load_config("my.yaml", ["run.max_epoch=2"]))
+    log = [json.loads(line) for line in Path("output/run/log.jsonl").read_text().splitlines()]
+    assert [entry["checkpoint"] for entry in log if "checkpoint" in entry] == [
+        str(Path("output/run/checkpoints/epoch_0001").resolve())
+    ]
+    assert set(json.loads(Path("output/run/validation.json").read_text())) == {"1", "2"}
+
+    export_folder("output/run", Path("exported"))
+    for folder in ("output/run", "exported"):
+        own = config_of(folder)
+        assert own.imports == ["my_part"]
+        assert lost(keys, config_to_dict(own)) == []
+    if cfg.model.writes_captions:
+        images = sorted(Path("data/images").iterdir())[:2]
+        written = bita.load("exported", "cpu").caption(images)
+        assert written == bita.load("output/run", "cpu").caption(images)
+        assert all(isinstance(caption, str) for caption in written)
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_run_whose_module_is_gone_says_so():
+    code, keys = EXAMPLES["A task"]
+    run(project(code, keys))
+    Path("my_part.py").unlink()
+    del sys.modules["my_part"]
+    with pytest.raises(ConfigError) as caught:
+        bita.load("output/run", "cpu")
+    message = str(caught.value)
+    assert message.startswith(str(Path("output/run/checkpoints/epoch_0001").resolve()))
+    assert "my_part cannot be imported (ModuleNotFoundError: No module named 'my_part')" in message
+    assert "PYTHONPATH" in message
+    assert "\n" not in message
