@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bita.config import parts, schema
 from bita.config.checks import check_annotations
 from bita.config.load import (
     CONFIGS,
@@ -335,6 +338,47 @@ def test_another_kind_of_language_model_brings_all_its_sizes(project):
     sizes = "model.opt_config={model_type: llama, hidden_size: 8}"
     assert project(MINIMAL, sizes).model.opt_config == {"model_type": "llama", "hidden_size": 8}
     assert project(MINIMAL, "model.opt_config.hidden_size=8").model.opt_config["ffn_dim"] == 10240
+
+
+def test_every_number_has_a_range():
+    """Of every dataclass that a key may stand in, those of all parts included."""
+    classes = {
+        value
+        for module in (schema, parts)
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value)
+    }
+    without = [
+        f"{cls.__name__}.{f.name}"
+        for cls in classes
+        for f in dataclasses.fields(cls)
+        if re.search(r"\b(int|float)\b", str(f.type)) and not {"at_least", "above"} & f.metadata.keys()
+    ]
+    assert sorted(without) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("run.seed=-1", "must be at least 0, not -1"),
+        ("run.seed=9223372036854775808", "must be at most 9.22337e+18, not 9223372036854775808"),
+        ("run.repetition_penalty=0", "must be above 0, not 0.0"),
+        ("run.save_every_steps=0", "must be at least 1, not 0"),
+        ("run.train_dataset_ratios={ucm_caption: -1}", "must be at least 0, not -1.0"),
+        ("model.vit_layers=[0, 2]", "must be at least 1, not 0"),
+        ("model.lora={dropout: 1}", "must be below 1, not 1.0"),
+        (
+            "datasets.ucm_caption.vis_processor.eval.mean=[123.7, 116.3, 103.5]",
+            "must be at most 10, not 123.7",
+        ),
+        ("datasets.ucm_caption.vis_processor.eval.std=[1, 1]", "wants a number for each of three channels"),
+        ("datasets.ucm_caption.text_processor.train.max_words=0", "must be at least 1, not 0"),
+    ],
+)
+def test_numbers_out_of_range(problem, option, expected):
+    message = problem(MINIMAL, option)
+    assert message.startswith(option.partition("=")[0])
+    assert f" (--options): {expected}" in message
 
 
 def test_lora_is_off_or_has_defaults(project):

@@ -9,16 +9,17 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self
 
 from bita.config.checks import SHARD_INDEX, annotation_paths, check_annotation, data_path, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
-from bita.config.schema import Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
+from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
 from bita.datasets.captions import (
     CaptionDataset,
     Processors,
+    Split,
 )
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
@@ -30,13 +31,37 @@ from bita.records import Id, has_words, load_json, no_file, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
-Normalise = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation of each channel."""
 GENERATED = "generated.json"
 """File beside a synthetic dataset that says what it was generated from."""
 
 
-def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a model asks of its data; processors take it where their own keys say nothing.
+
+    Attributes:
+        image_size: Side in pixels, with which processors of another size must agree.
+        mean: Of each channel, of the model's encoder; and std, the deviations.
+        prompt: In front of every caption.
+        prompt_joint: What joins them.
+    """
+
+    image_size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    prompt: str = ""
+    prompt_joint: str = "space"
+
+    @classmethod
+    def of(cls, model: ArchConfig) -> Self:
+        """What the model of a configuration asks for."""
+        from bita.models.vision import image_input
+
+        size, mean, std = image_input(model)
+        return cls(image_size=size, mean=mean, std=std, prompt=model.prompt, prompt_joint=model.prompt_joint)
+
+
+def build_datasets(cfg: Config) -> dict[str, list[Split]]:
     """Build every split that the run asks for, of every dataset: {split: [one dataset each]}.
 
     With ``run.evaluate`` these are the test splits only. A split that is trained on as well as validated on is
@@ -46,11 +71,8 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
         ConfigError: A dataset does not declare a split, or a file that it names is missing.
         UserError: A file's content is wrong.
     """
-    from bita.models.vision import image_input
-
-    run, images = cfg.run, image_input(cfg.model)
-    skip = run.on_bad_image == "skip"
-    built: dict[str, list[CaptionDataset]] = {}
+    run, needs = cfg.run, Needs.of(cfg.model)
+    built: dict[str, list[Split]] = {}
     for split in splits_in_use(run):
         train = split in run.train_splits and not run.evaluate
         built[split] = [
@@ -59,13 +81,10 @@ def build_datasets(cfg: Config) -> dict[str, list[CaptionDataset]]:
                 entry,
                 cfg.env,
                 split,
+                needs,
                 train=train,
                 seed=run.seed,
-                image_size=images.size,
-                normalise=(images.mean, images.std),
-                prompt=cfg.model.prompt,
-                prompt_joint=cfg.model.prompt_joint,
-                images_may_miss=skip,
+                images_may_miss=run.on_bad_image == "skip",
             )
             for name, entry in cfg.datasets.items()
         ]
@@ -77,15 +96,12 @@ def build_dataset(
     cfg: DatasetConfig,
     env: EnvConfig,
     split: str,
+    needs: Needs | None = None,
     *,
     train: bool,
     seed: int,
-    image_size: int | None = None,
-    normalise: Normalise | None = None,
-    prompt: str = "",
-    prompt_joint: str = "space",
     images_may_miss: bool = False,
-) -> CaptionDataset:
+) -> Split:
     """Build one split of one dataset.
 
     Args:
@@ -93,21 +109,16 @@ def build_dataset(
         cfg: Its entry.
         env: Where relative paths start.
         split: Which split.
+        needs: What the model asks of its data; None: nothing.
         train: Whether it is trained on.
         seed: Seed of its random draws.
-        image_size: The model's; processors without a size of their own take it, others must agree.
-        normalise: Channel means and deviations of the model's encoder, for processors without their own.
-        prompt: The model's; text processors without one of their own take it.
-        prompt_joint: What joins prompt and caption.
         images_may_miss: Leave it to the reader to find that an image is not there.
 
     Raises:
         ConfigError: The split is not declared, or a file that the entry names is missing.
         UserError: A file's content is wrong; it and the record are named.
     """
-    processors = build_processors(
-        name, cfg, image_size=image_size, normalise=normalise, prompt=prompt, prompt_joint=prompt_joint
-    )
+    processors = build_processors(name, cfg, needs or Needs())
     entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split)
     if any(path.name.endswith(SHARD_INDEX) for path in files):
@@ -144,12 +155,11 @@ def _shards(
     processors: Processors,
     *,
     train: bool,
-) -> CaptionDataset:
+) -> Split:
     """Build a split that is stored as shards; it takes a dataset's place in a training loader, and nowhere else."""
     if not train or len(files) != 1:
         raise ConfigError(f"datasets.{name}: shards are for training, one index a split, not for {split}")
-    dataset = ShardDataset(name, split, files[0], processors, captions_per_image=cfg.captions_per_image)
-    return cast(CaptionDataset, dataset)
+    return ShardDataset(name, split, files[0], processors, captions_per_image=cfg.captions_per_image)
 
 
 def _declared_split(name: str, cfg: DatasetConfig, split: str) -> SplitConfig:
@@ -180,15 +190,7 @@ def _opener(name: str, cfg: DatasetConfig, processor: Any) -> ImageOpener:
         raise ConfigError(f"datasets.{name}.bands: {error}") from None
 
 
-def build_processors(
-    name: str,
-    cfg: DatasetConfig,
-    *,
-    image_size: int | None = None,
-    normalise: Normalise | None = None,
-    prompt: str = "",
-    prompt_joint: str = "space",
-) -> Processors:
+def build_processors(name: str, cfg: DatasetConfig, needs: Needs) -> Processors:
     """Build a dataset's processors, and what opens its images, from its entry."""
 
     def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
@@ -196,17 +198,16 @@ def build_processors(
         default = DEFAULT_PROCESSORS[kind, mode]
         entry = getattr(cfg, kind).get(mode) or registry.config(default)(name=default)
         own_size = getattr(entry, "image_size", None)
-        if kind == "vis_processor" and image_size and own_size not in (None, image_size):
-            raise ConfigError(f"{where}.image_size: {own_size} is not model.image_size, {image_size}")
+        if kind == "vis_processor" and needs.image_size and own_size not in (None, needs.image_size):
+            raise ConfigError(f"{where}.image_size: {own_size} is not model.image_size, {needs.image_size}")
         built = _build_processor(entry, common, where)
         if (kind, mode) == ("vis_processor", "eval") and "generator" in inspect.signature(built).parameters:
             raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
         return built
 
-    images: dict[str, Any] = {"image_size": image_size} if image_size else {}
-    if normalise is not None:
-        images |= {"mean": normalise[0], "std": normalise[1]}
-    texts = {"prompt": prompt, "joint": prompt_joint}
+    wanted = {"image_size": needs.image_size, "mean": needs.mean, "std": needs.std}
+    images = {key: value for key, value in wanted.items() if value is not None}
+    texts = {"prompt": needs.prompt, "joint": needs.prompt_joint}
     train_image, eval_image = (build("vis_processor", mode, images) for mode in ("train", "eval"))
     return Processors(
         train_image=train_image,
@@ -219,12 +220,9 @@ def build_processors(
 
 
 def processors_of(cfg: Config) -> Processors:
-    """Build the processors of a configuration's first dataset, as its model's encoder wants images."""
-    from bita.models.vision import image_input
-
+    """Build the processors of a configuration's first dataset, as its model's encoder wants images; no prompt."""
     name, entry = next(iter(cfg.datasets.items()))
-    images = image_input(cfg.model)
-    return build_processors(name, entry, image_size=images.size, normalise=(images.mean, images.std))
+    return build_processors(name, entry, dataclasses.replace(Needs.of(cfg.model), prompt=""))
 
 
 def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:

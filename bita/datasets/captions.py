@@ -67,6 +67,36 @@ class Processors:
         return self.train_text(caption) if draw is None else draw(caption, generator)
 
 
+class Split(Protocol):
+    """One split of a dataset, as training reads it. An item is an image with one or several of its captions."""
+
+    name: str
+    split: str
+    sharded: bool
+    """Whether neighbours lie near each other on the disk, so that an order should keep them near."""
+    processors: Processors
+    cache: PixelCache | None
+    features: FeatureCache | None
+
+    def __len__(self) -> int: ...
+
+    def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
+        """Return the image of item ``index``, 8-bit RGB, its drawn captions, and its number."""
+
+    def where(self, index: int) -> str:
+        """Return where item ``index`` is stored, for messages."""
+
+    def own_id(self, number: int) -> Id:
+        """Return the id that an image has in the dataset's files."""
+
+    @property
+    def image_count(self) -> int:
+        """Images of the split."""
+
+    def for_evaluation(self) -> CaptionDataset:
+        """Return what an evaluation reads; raises ConfigError where the split can only be trained on."""
+
+
 class CaptionDataset(Dataset[Sample]):
     """Records of one split.
 
@@ -139,6 +169,10 @@ class CaptionDataset(Dataset[Sample]):
         else:
             tensor, text = self.processors.eval_image(image), self.processors.eval_text(caption.caption)
         return {"image": tensor, "text": text, "image_id": self.numbers[caption.image_id]}
+
+    def for_evaluation(self) -> CaptionDataset:
+        """Return itself: every image can be read by its number, and has references."""
+        return self
 
     def draw(self, index: int, generator: torch.Generator) -> list[int]:
         """Return the records of item ``index``: itself, or n of an image's (repeated where it has fewer)."""

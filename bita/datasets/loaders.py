@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader
 
 from bita.batch import Batch
 from bita.config.schema import RunConfig
-from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.captions import CaptionDataset, Split, seeded
 from bita.datasets.faults import BadRecord, Failure
 from bita.datasets.readers import EvalReader, TrainKey, TrainReader
-from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError
 
 CHUNK, WINDOW = 128, 64
@@ -153,7 +152,7 @@ class TrainLoader(Loader):
 
     def __init__(
         self,
-        datasets: Sequence[CaptionDataset | ShardDataset],
+        datasets: Sequence[Split],
         run: RunConfig,
         *,
         rank: int = 0,
@@ -209,7 +208,7 @@ class EvalLoader(Loader):
 
 
 def train_loader(
-    datasets: Sequence[CaptionDataset | ShardDataset],
+    datasets: Sequence[Split],
     run: RunConfig,
     *,
     rank: int = 0,
@@ -246,9 +245,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ratios(
-    datasets: Sequence[CaptionDataset | ShardDataset], ratios: dict[str, float] | None
-) -> Tensor | None:
+def _ratios(datasets: Sequence[Split], ratios: dict[str, float] | None) -> Tensor | None:
     """Return the share of draws that each dataset gets, or None where every record comes once."""
     if ratios is None:
         return None

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bita.batch import Batch
-from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, seeded
+from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Split, seeded
 from bita.datasets.faults import BadRecord, Failure, Whereabouts
-from bita.datasets.shards import ShardDataset
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 from bita.records import Id
@@ -46,7 +45,7 @@ class TrainReader(Dataset[Read | Failure]):
 
     def __init__(
         self,
-        datasets: Sequence[CaptionDataset | ShardDataset],
+        datasets: Sequence[Split],
         seed: int,
         device: torch.device,
         *,
@@ -91,7 +90,7 @@ class TrainReader(Dataset[Read | Failure]):
 
     def _open(
         self,
-        dataset: CaptionDataset | ShardDataset,
+        dataset: Split,
         index: int,
         generator: torch.Generator,
         key: TrainKey,
@@ -121,7 +120,7 @@ class TrainReader(Dataset[Read | Failure]):
         dataset, index = self.datasets[number], place - self.offsets[number]
         return f"{dataset.name} {dataset.split} record {index} ({dataset.where(index)})"
 
-    def _locate(self, key: TrainKey) -> tuple[CaptionDataset | ShardDataset, int, int, torch.Generator]:
+    def _locate(self, key: TrainKey) -> tuple[Split, int, int, torch.Generator]:
         """Return a key's dataset, that dataset's number, the index in it, and the generator of its draws."""
         place, epoch, position = key
         number = bisect.bisect_right(self.offsets, place) - 1

@@ -31,9 +31,10 @@ from PIL import Image
 
 from bita.config.checks import SHARD_INDEX
 from bita.datasets.annotations import read_annotations
-from bita.datasets.captions import IDS_OF_A_DATASET, Processors, group_by_image
+from bita.datasets.cache import FeatureCache, PixelCache
+from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Processors, group_by_image
 from bita.datasets.names import ImageFolder, is_system_file
-from bita.errors import UserError
+from bita.errors import ConfigError, UserError
 from bita.files import write_text
 from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
 from bita.records import Id, Record, decode, lines, parse_json
@@ -69,8 +70,8 @@ class ShardDataset:
         UserError: The index or a shard is missing, or the index does not fit the shards.
     """
 
-    cache = None
-    features = None
+    cache: PixelCache | None = None
+    features: FeatureCache | None = None
     sharded = True
 
     def __init__(
@@ -105,6 +106,13 @@ class ShardDataset:
         chosen = [captions[order[k % len(order)]] for k in range(self.captions_per_image or 1)]
         image = self.opener.decode(self._handles.read(shard, image_start, image_size), where)
         return image, chosen, image_id
+
+    def for_evaluation(self) -> CaptionDataset:
+        """Raise ConfigError: records of shards have no references, and are read as they come."""
+        raise ConfigError(
+            f"datasets.{self.name}: {self.split} is stored as shards, which can be trained on, not evaluated; name a "
+            "split with image files"
+        )
 
     @property
     def image_count(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bita import distributed
 from bita.config.schema import RunConfig
-from bita.datasets.captions import CaptionDataset
+from bita.datasets.captions import Split
 from bita.datasets.faults import BadRecord
 from bita.datasets.loaders import Loader
 from bita.errors import UserError
@@ -34,7 +34,7 @@ class BadRecords:
         self._path, self._run, self._warn = folder / FILE, run, warn
         self._seen: set[tuple[str, str, str]] | None = None
 
-    def take(self, loader: Loader, datasets: dict[str, list[CaptionDataset]]) -> None:
+    def take(self, loader: Loader, datasets: dict[str, list[Split]]) -> None:
         """Add what a loader left out since it was asked last; all processes call this at the same step.
 
         Raises:
@@ -52,7 +52,7 @@ class BadRecords:
                 self._warn(f"{bad.dataset} {bad.split}: record {bad.record} left out: {bad.problem}")
         self._judge(datasets)
 
-    def _judge(self, datasets: dict[str, list[CaptionDataset]]) -> None:
+    def _judge(self, datasets: dict[str, list[Split]]) -> None:
         sizes = {(data.name, data.split): data.image_count for split in datasets.values() for data in split}
         for (dataset, split), count in Counter(key[:2] for key in self._seen or ()).items():
             total = sizes.get((dataset, split), 0)

@@ -18,7 +18,7 @@ from bita.batch import Batch
 from bita.checkpoint import Meta
 from bita.config.load import config_to_dict
 from bita.config.schema import Config
-from bita.datasets.captions import CaptionDataset
+from bita.datasets.captions import CaptionDataset, Split
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
 from bita.files import write_json
@@ -54,7 +54,7 @@ class EpochRunner:
         cfg: Config,
         model: BitaModel,
         task: Task,
-        datasets: dict[str, list[CaptionDataset]],
+        datasets: dict[str, list[Split]],
         run_dir: RunDir,
     ) -> None:
         self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
@@ -277,7 +277,7 @@ class EpochRunner:
         for split in splits:
             for dataset in self.datasets[split]:
                 key = split if len(self.datasets[split]) == 1 else f"{split}_{dataset.name}"
-                results[key] = self.evaluate_dataset(key, dataset, suffix)
+                results[key] = self.evaluate_dataset(key, dataset.for_evaluation(), suffix)
         return results
 
     @torch.no_grad()

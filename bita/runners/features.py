@@ -9,16 +9,14 @@ from torch import Tensor
 
 from bita.config.schema import Config
 from bita.datasets.cache import cache_folder
-from bita.datasets.captions import CaptionDataset
+from bita.datasets.captions import Split
 from bita.datasets.features import Views, encoder_hash, open_features
 from bita.errors import ConfigError
 from bita.models.base import BitaModel
 from bita.precision import amp_dtype, autocast
 
 
-def keep_features(
-    model: BitaModel, datasets: Sequence[CaptionDataset], cfg: Config, device: torch.device
-) -> None:
+def keep_features(model: BitaModel, datasets: Sequence[Split], cfg: Config, device: torch.device) -> None:
     """Give every training set its file of features, made where it is not there yet; all processes call this.
 
     Raises:
@@ -38,9 +36,10 @@ def keep_features(
             raise ConfigError(
                 f"run.cache_features: {data.name} is stored as shards; train from the image files"
             )
-        views = Views(data, cfg.run.cache_features, cfg.run.seed)
-        folder = cache_folder(data.folder, cfg.env.cache_root, data.name)
+        images = data.for_evaluation()
+        views = Views(images, cfg.run.cache_features, cfg.run.seed)
+        folder = cache_folder(images.folder, cfg.env.cache_root, data.name)
         path = folder / f"features_{data.split}_{views.key(encoder)}.npy"
-        data.features = open_features(
+        images.features = open_features(
             views, encode, path, batch_size=cfg.run.batch_size_eval, workers=cfg.run.num_workers
         )

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 from bita.datasets.annotations import read_annotations
-from bita.datasets.builders import build_dataset
+from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader, train_loader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
 from bita.errors import program
@@ -165,9 +165,15 @@ def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> li
         info = BuildInfo({"train": SplitConfig(storage=str(source))}, StorageConfig("images"))
         cfg = DatasetConfig(build_info=info, **extra)  # type: ignore[arg-type]
         data = build_dataset(
-            folder.name, cfg, EnvConfig(str(scratch)), "train", train=True, seed=42, image_size=options.size
+            folder.name,
+            cfg,
+            EnvConfig(str(scratch)),
+            "train",
+            train=True,
+            seed=42,
+            needs=Needs(image_size=options.size),
         )
-        run = RunConfig(batch_size_train=BATCH // (data.captions_per_image or 1), num_workers=workers)
+        run = RunConfig(batch_size_train=BATCH // (cfg.captions_per_image or 1), num_workers=workers)
         return Way(name, workers, partial(epoch_of, train_loader([data], run)))
 
     group = {"captions_per_image": GROUP}
@@ -276,7 +282,7 @@ def read_stream(options: argparse.Namespace, scratch: Path) -> list[str]:
         "train",
         train=True,
         seed=42,
-        image_size=16,
+        needs=Needs(image_size=16),
     )
     loader = train_loader([data], RunConfig(batch_size_train=100, num_workers=0))
     lines = ["| records read | resident MB, own | resident MB, mapped files |", "|---|---|---|"]

@@ -19,7 +19,7 @@ from bita.config.schema import (
     SplitConfig,
     StorageConfig,
 )
-from bita.datasets.builders import build_dataset, build_datasets
+from bita.datasets.builders import Needs, build_dataset, build_datasets
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import ConfigError, UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
@@ -27,7 +27,9 @@ from tests.datasets.makers import entry, env, prepared
 
 
 def build(root: Path, split: str = "train", *, train: bool = True, **options: Any) -> CaptionDataset:
-    return build_dataset("toy", entry(**options), env(root), split, train=train, seed=1, image_size=16)
+    return build_dataset(
+        "toy", entry(**options), env(root), split, train=train, seed=1, needs=Needs(image_size=16)
+    )
 
 
 def edit(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:

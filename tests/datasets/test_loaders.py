@@ -14,7 +14,7 @@ import torch
 from bita.batch import Batch
 from bita.config.parts import CaptionConfig
 from bita.config.schema import RunConfig
-from bita.datasets.builders import build_dataset
+from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import ConfigError, UserError
@@ -23,7 +23,7 @@ from tests.datasets.makers import entry, env, prepared
 
 def build(root: Path, split: str = "train", name: str = "toy", **options: Any) -> CaptionDataset:
     return build_dataset(
-        name, entry(**options), env(root), split, train=split == "train", seed=42, image_size=16
+        name, entry(**options), env(root), split, train=split == "train", seed=42, needs=Needs(image_size=16)
     )
 
 

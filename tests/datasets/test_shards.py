@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from bita.config.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
-from bita.datasets.builders import build_dataset
+from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
 from bita.datasets.shards import ShardRecord, write_shards
@@ -43,7 +43,7 @@ def synthetic(count: int) -> Iterator[ShardRecord]:
 def build(root: Path, index: str, **options: int) -> CaptionDataset:
     info = BuildInfo({"train": SplitConfig(storage=index), "test": SplitConfig(storage=index)})
     cfg = DatasetConfig(build_info=info, **options)  # type: ignore[arg-type]
-    return build_dataset("corpus", cfg, env(root), "train", train=True, seed=42, image_size=8)
+    return build_dataset("corpus", cfg, env(root), "train", train=True, seed=42, needs=Needs(image_size=8))
 
 
 def run(**options: int) -> RunConfig:
@@ -62,7 +62,13 @@ def test_a_packed_split_gives_the_pictures_and_captions_of_its_files(tmp_path: P
     ]
     shards = build(tmp_path, "s/train.shards.json", captions_per_image=5)
     files = build_dataset(
-        "toy", entry(captions_per_image=5), env(tmp_path / "toy"), "train", train=True, seed=42, image_size=8
+        "toy",
+        entry(captions_per_image=5),
+        env(tmp_path / "toy"),
+        "train",
+        train=True,
+        seed=42,
+        needs=Needs(image_size=8),
     )
     assert len(shards) == len(files) == 12
     for index in range(12):
