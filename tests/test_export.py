@@ -97,8 +97,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    code: int = runpy.run_path(str(ROOT / script))["main"]()
-    return code
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return int(ended.value.code or 0)
 
 
 def test_a_moved_folder_captions_as_the_run_did_without_its_sources(
