@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import bita
 from bita import registry
+from bita.build import build_model
 from bita.cli import run
 from bita.config.layers import to_yaml
 from bita.config.load import config_to_dict, load_config
+from bita.config.plugins import load_plugins
 from bita.config.schema import Config
-from bita.errors import ConfigError
+from bita.errors import ConfigError, UserError
 from bita.export import config_of, export_folder
 from tests.datasets.makers import prepared
 from tests.test_resolved import lost
@@ -153,6 +156,20 @@ def test_a_part_of_ones_own(title):
 
 
 @pytest.mark.usefixtures("outside")
+def test_an_encoder_of_ones_own_reads_its_weights():
+    cfg = project(*EXAMPLES["A vision encoder"])
+    state = build_model(cfg.model).visual_encoder.state_dict()
+    torch.save(state, "encoder.pth")
+    frozen = load_config("my.yaml", ["model.vit_weights=encoder.pth", "model.freeze_vit=true"]).model
+    model = build_model(frozen)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.visual_encoder.state_dict().items())
+    assert not any(name.startswith("visual_encoder.") for name in model.checkpoint_state())
+    torch.save({"layers.0.weight": state["layers.0.weight"]}, "encoder.pth")
+    with pytest.raises(UserError, match=r"3 of 4 tensors of two_convs are not in it, e\.g\. layers\.0\.bias"):
+        build_model(frozen)
+
+
+@pytest.mark.usefixtures("outside")
 def test_a_run_whose_module_is_gone_says_so():
     code, keys = EXAMPLES["A task"]
     run(project(code, keys))
@@ -165,3 +182,26 @@ def test_a_run_whose_module_is_gone_says_so():
     assert "my_part cannot be imported (ModuleNotFoundError: No module named 'my_part')" in message
     assert "PYTHONPATH" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_installed_packages_parts(outside, monkeypatch, broken):
+    folder = outside / "site"
+    (folder / "my_package-1.0.dist-info").mkdir(parents=True)
+    (folder / "my_package-1.0.dist-info/METADATA").write_text("Name: my-package\nVersion: 1.0\n")
+    (folder / "my_package-1.0.dist-info/entry_points.txt").write_text("[bita.plugins]\nmine = my_part\n")
+    (folder / "my_part.py").write_text("1 / 0" if broken else EXAMPLES["A learning-rate schedule"][0])
+    monkeypatch.syspath_prepend(folder)
+    load_plugins.cache_clear()
+    Path("my.yaml").write_text(to_yaml(PROJECT))
+    try:
+        if broken:
+            expected = (
+                r"^plugin mine of the package my-package: my_part cannot be imported \(ZeroDivision.*\); mend"
+            )
+            with pytest.raises(ConfigError, match=expected):
+                load_config("my.yaml")
+        else:
+            assert load_config("my.yaml", ["run.lr_sched=constant"]).run.lr_sched_args.last_epochs == 1
+    finally:
+        load_plugins.cache_clear()

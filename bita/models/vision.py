@@ -8,7 +8,7 @@ a convolutional one included (its feature map is read row by row).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import timm
 import torch
@@ -51,6 +51,8 @@ class VisionEncoder(nn.Module):
     """
 
     width: int
+    layouts: ClassVar[bool] = False
+    """Whether weights may come in any of the layouts of timm's encoders; else they are the encoder's own state."""
 
     @classmethod
     def image_input(cls, cfg: ArchConfig) -> ImageInput:
@@ -85,6 +87,8 @@ class TimmEncoder(VisionEncoder):
         merge: `concat` puts the blocks' channels side by side, `sum` adds them.
         align_corners: how positions are resized for another image size; None is timm's own way.
     """
+
+    layouts = True
 
     def __init__(
         self,

@@ -131,7 +131,8 @@ LITE_STAGES = {
     "EfficientNet-Lite0": [1, 2, 2, 3, 3, 4, 1],
 }
 """Blocks of each stage, the deepest first: a file is of the first one whose last block it has."""
-TRUNK = "visual_encoder.trunk."
+VISION = "visual_encoder."
+TRUNK = f"{VISION}trunk."
 THIRDS = ("query", "key", "value")
 
 
@@ -246,6 +247,18 @@ def rename_vision(tensors: Mapping[str, Tensor]) -> Renamed:
 
     renamed = _rename_each(layout.name, tensors, our_name)
     return replace(renamed, no_place=[name for name in renamed.no_place if name.startswith(layout.prefix)])
+
+
+def rename_own_vision(tensors: Mapping[str, Tensor]) -> Renamed:
+    """The state of an encoder that is not timm's, by itself or in a whole model of ours → our names."""
+    whole = any(name.startswith(VISION) for name in tensors)
+
+    def our_name(name: str) -> str | None:
+        if whole:
+            return name if name.startswith(VISION) else None
+        return VISION + name
+
+    return replace(_rename_each("the encoder's own", tensors, our_name), no_place=[])
 
 
 def vision_names(ours: Mapping[str, Tensor], layout: VisionLayout) -> dict[str, Tensor]:

@@ -19,7 +19,17 @@ from bita.models.base import BitaModel, part_of
 from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, not_there
 from bita.packages import unpacked
 from bita.weights.files import WeightFile
-from bita.weights.layouts import THIRDS, TRUNK, Renamed, as_bridge, rename, rename_vision, third_of
+from bita.weights.layouts import (
+    THIRDS,
+    TRUNK,
+    VISION,
+    Renamed,
+    as_bridge,
+    rename,
+    rename_own_vision,
+    rename_vision,
+    third_of,
+)
 
 PART_NAMES = {
     "visual_encoder": "vision",
@@ -162,15 +172,17 @@ def load_vision(model: BitaModel, path: Path) -> LoadReport:
     Raises:
         UserError: a tensor is missing or has another shape: another encoder's file, or one with fewer blocks.
     """
-    renamed = rename_vision(WeightFile(path))
+    known = model.visual_encoder.layouts
+    renamed = (rename_vision if known else rename_own_vision)(WeightFile(path))
     _check_depths(model, renamed, f"model.vit_weights {path}")
     report = _check(model, renamed, str(path))
-    expected = {name for name in model.state_dict() if name.startswith(TRUNK)}
+    expected = {name for name in model.state_dict() if name.startswith(VISION)}
     missing = expected - report.names
     if missing:
+        lacking = min(missing).removeprefix(TRUNK if known else VISION)
         raise UserError(
             f"model.vit_weights {path} [{renamed.layout}]: {len(missing)} of {len(expected)} tensors of "
-            f"{model.cfg.vit_model} are not in it, e.g. {min(missing).removeprefix(TRUNK)}; is it another encoder's?"
+            f"{model.cfg.vit_model} are not in it, e.g. {lacking}; is it another encoder's?"
         )
     _copy_in(model, renamed)
     report.total = Counter({"visual_encoder": report.total["visual_encoder"]})

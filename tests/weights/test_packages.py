@@ -13,7 +13,7 @@ from bita import packages
 from bita.config.load import load_config
 from bita.config.parts import ModelConfig
 from bita.errors import ConfigError, UserError
-from bita.models.vision import build_vision_encoder
+from bita.models.vision import TimmEncoder
 from bita.packages import PACKAGES, unpacked
 from bita.weights.files import WeightFile
 from bita.weights.layouts import TRUNK, rename_vision
@@ -38,7 +38,7 @@ def test_every_encoder_is_timms_with_the_tensors_in_file_order(package: str) -> 
     own = plain.state_dict()
     plain.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
 
-    encoder = build_vision_encoder(ModelConfig(vit_model=f"timm:{LITE[package]}", image_size=96)).eval()
+    encoder = TimmEncoder.from_config(ModelConfig(vit_model=f"timm:{LITE[package]}", image_size=96)).eval()
     renamed = rename_vision(tensors)
     assert renamed.no_place == ["_fc.weight", "_fc.bias"]
     encoder.load_state_dict({name.removeprefix("visual_encoder."): t for name, t in renamed.tensors.items()})
