@@ -143,7 +143,7 @@ def _band_to_uint8(samples: Samples, band: int, bands: tuple[int, ...]) -> npt.N
     if samples.valid is not None:
         valid = samples.valid[:, :, band if samples.valid.shape[2] > 1 else 0]
     if samples.alpha is not None and samples.alpha + 1 not in bands:
-        opaque = samples.values[:, :, samples.alpha] > 0
+        opaque = samples.values[:, :, samples.alpha] != 0
         if opaque.any():
             valid = opaque if valid is None else valid & opaque
     return stretch_to_uint8(values, valid)

@@ -6,6 +6,8 @@ The content decides which reader takes a file, never its name. Letters: H rows, 
 from __future__ import annotations
 
 import io
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -30,6 +32,7 @@ _CODESTREAM = b"\xff\x4f\xff\x51"
 _CODESTREAM_END = b"\xff\xd9"
 _PNG_CHUNKS_OF_EXIF = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _JPEG_COMPRESSIONS = (6, 7, 33007, 34892)
+_LERC = 34887
 _NODATA, _SUBSAMPLING = 42113, 530
 
 
@@ -136,12 +139,10 @@ def _read_tiff(file: BinaryIO) -> Samples:
     """Read the first image of a TIFF; pages that their writer declared to be one stack are its bands."""
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of its complaints is raised below
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
-        stack = None
-        if page.samplesperpixel == 1 and (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
-            series = tiff.series[0]
-            stack = series if len(series.axes) == 3 and series.axes.endswith("YX") else None
+        stack = _stack(tiff) if page.samplesperpixel == 1 else None
         check_size(
             page.imagewidth,
             page.imagelength * page.imagedepth,
@@ -149,7 +150,12 @@ def _read_tiff(file: BinaryIO) -> Samples:
         )
         if page.imagedepth > 1:
             raise UserError("image does not open (a volume; wanted rows, columns and bands)")
-        _check_whole(page, file)
+        if page.compression == _LERC and page.bitspersample not in (8, 16, 32, 64):
+            raise UserError(
+                f"image does not open (LERC of {page.bitspersample} bits; write it without NBITS)"
+            )
+        for piece in [page] if stack is None else stack.pages:
+            _check_whole(piece, file)
         values = _page_values(page) if stack is None else np.moveaxis(stack.asarray(maxworkers=1), 0, -1)
         if values.dtype.kind not in "buif":
             raise UserError(f"image does not open (samples of {values.dtype}; wanted whole or real numbers)")
@@ -159,11 +165,24 @@ def _read_tiff(file: BinaryIO) -> Samples:
         return _with_colours(page, Samples(values, valid, None, orientation))
 
 
+def _stack(tiff: Any) -> Any:
+    """The series of pages that a TIFF declares to be one array of bands, rows and columns, or None."""
+    if not (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
+        return None
+    series = tiff.series[0]
+    declared = tiff.shaped_metadata[0].get("shape", series.shape) if tiff.is_shaped else series.shape
+    if math.prod(declared) != series.size:
+        raise UserError("image does not open (pages are missing, the file is truncated)")
+    return series if len(series.axes) == 3 and series.axes.endswith("YX") else None
+
+
 def _check_whole(page: Any, file: BinaryIO) -> None:
-    """Refuse a page whose strips or tiles lie beyond the end of the file."""
+    """Refuse a page whose strips or tiles are not all in the file."""
     end = file.seek(0, io.SEEK_END)
-    pieces = zip(page.dataoffsets, page.databytecounts, strict=False)
-    if any(offset + count > end for offset, count in pieces):
+    if page is None:  # of a series in one piece
+        return
+    pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if len(pieces) < math.prod(page.chunked) or any(offset + count > end for offset, count in pieces):
         raise UserError("image does not open (image file is truncated)")
 
 
@@ -217,7 +236,7 @@ def _with_colours(page: Any, samples: Samples) -> Samples:
         colours = np.moveaxis(table[:, colours[:, :, 0]], 0, -1).astype(np.uint8)
     elif kind == PHOTOMETRIC.SEPARATED and inks == 4 and colours.dtype.kind == "u":
         colours = _ink_to_light(colours)
-    elif kind == PHOTOMETRIC.YCBCR and page.compression not in _JPEG_COMPRESSIONS:
+    elif kind == PHOTOMETRIC.YCBCR and (page.compression not in _JPEG_COMPRESSIONS or page.planarconfig == 2):
         subsampling = page.tags.get(_SUBSAMPLING)
         if (
             colours.dtype != np.uint8
@@ -256,7 +275,10 @@ def _ink_to_light(inks: Array) -> Array:
 
 def _unmultiplied(colours: Array, alpha: Array) -> Array:
     """Colours that were multiplied by their transparency as they were before; where it is 0, as they are."""
-    full = float(np.iinfo(colours.dtype).max) if colours.dtype.kind in "iu" else 1.0
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        plain = np.clip(colours * (full / alpha.astype(np.float64)), None, full)
-    return np.where(alpha > 0, plain, colours).astype(colours.dtype)
+    if colours.dtype.kind == "u":
+        full = int(np.iinfo(colours.dtype).max)
+        plain = np.minimum(colours.astype(np.uint64) * full // np.maximum(alpha, 1), full)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            plain = colours / alpha
+    return np.where(alpha != 0, plain, colours).astype(colours.dtype)

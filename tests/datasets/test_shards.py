@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -20,9 +21,10 @@ from bita.config.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
-from bita.datasets.shards import ShardRecord, write_shards
+from bita.datasets.shards import Handles, ShardRecord, write_shards
 from bita.errors import ConfigError, UserError
-from scripts.make_shards import main
+from bita.processors.rgb import ImageOpener
+from scripts.data.make_shards import main
 from tests.datasets.makers import entry, env, prepared
 
 
@@ -40,7 +42,7 @@ def synthetic(count: int) -> Iterator[ShardRecord]:
         yield ShardRecord(f"{number:09d}", ".jpg", image, (f"record {number}",), number)
 
 
-def build(root: Path, index: str, **options: int) -> CaptionDataset:
+def build(root: Path, index: str, **options: object) -> CaptionDataset:
     info = BuildInfo({"train": SplitConfig(storage=index), "test": SplitConfig(storage=index)})
     cfg = DatasetConfig(build_info=info, **options)  # type: ignore[arg-type]
     return build_dataset("corpus", cfg, env(root), "train", train=True, seed=42, needs=Needs(image_size=8))
@@ -237,3 +239,29 @@ def test_forty_thousand_records_stream_with_flat_memory(tmp_path: Path) -> None:
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert len(seen) == 40_000
     assert peaks[1] - peaks[0] < 40_000, "kilobytes gained between 4,500 and 40,000 records"
+
+
+def test_open_shards_are_those_that_were_read_last(tmp_path: Path) -> None:
+    write_shards(synthetic(60), tmp_path, "train", 1)
+    dataset = build(tmp_path, "train.shards.json")
+    for index in [*range(60)] * 2:
+        dataset.drawn(index, torch.Generator())
+    assert len(dataset._handles.open) == 60  # type: ignore[attr-defined]
+    handles = Handles([tmp_path / f"train-{k:06d}.tar" for k in range(4)], limit=2)
+    for shard in (0, 1, 0, 2):
+        assert handles.read(shard, 0, 9) == f"{shard:09d}".encode()
+    assert list(handles.open) == [0, 2]
+
+
+def test_shards_take_every_option_of_a_folder(tmp_path: Path) -> None:
+    scene = np.random.default_rng(0).integers(0, 3000, (30, 40, 5)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", scene, photometric="minisblack", planarconfig="contig")
+    large = io.BytesIO()
+    Image.effect_noise((800, 400), 90).save(large, "JPEG")
+    contents = [(tmp_path / "x.tif").read_bytes(), large.getvalue()]
+    records = [ShardRecord(str(n), ".tif", content, ("a field",), n) for n, content in enumerate(contents)]
+    write_shards(records, tmp_path, "train", 9)
+    deep = build(tmp_path, "train.shards.json", bands=[4, 3, 2]).drawn(0, torch.Generator())[0]
+    assert deep.tobytes() == ImageOpener(bands=(4, 3, 2)).open(tmp_path / "x.tif").tobytes()
+    small = build(tmp_path, "train.shards.json", jpeg_draft=True).drawn(1, torch.Generator())[0]
+    assert small.size == (100, 50)

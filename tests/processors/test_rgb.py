@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bita.errors import UserError
 from bita.processors.rgb import ImageOpener, open_rgb, stretch_to_uint8
@@ -128,3 +130,89 @@ def test_eight_bit_bands_keep_their_values(tmp_path: Path) -> None:
 
 def _noise() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_other_contents_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.png").mkdir()
+    tifffile.imwrite(tmp_path / "complex.tif", np.zeros((4, 4), np.complex64))
+    tifffile.imwrite(tmp_path / "lab.tif", np.zeros((4, 4, 3), np.uint8), photometric="cielab")
+    for name, reason in (
+        ("empty.jpg", "the file is empty"),
+        ("folder.png", "Is a directory"),
+        ("complex.tif", "samples of complex64; wanted whole or real numbers"),
+        ("lab.tif", "3 samples a pixel of colour space CIELAB; convert it to RGB"),
+    ):
+        with pytest.raises(UserError) as caught:
+            open_rgb(tmp_path / name)
+        assert str(caught.value) == f"{tmp_path / name}: image does not open ({reason})"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_in_every_container(tmp_path: Path, orientation: int) -> None:
+    """The draft of a JPEG and a PIL image that is not loaded yet are turned as well, and once."""
+    scene = Image.fromarray(_noise()[:40]).resize((96, 60))
+    exif = Image.Exif()
+    exif[274] = orientation
+    expected = ImageOps.exif_transpose(_tagged(scene, exif))
+    for name in ("x.png", "x.webp", "x.tif", "x.jpg"):
+        path = tmp_path / name
+        options = {"quality": 100, "subsampling": 0} if name == "x.jpg" else {}
+        scene.save(path, exif=exif, **options, **({"lossless": True} if name == "x.webp" else {}))
+        assert open_rgb(path).size == expected.size
+        difference = np.asarray(open_rgb(path)).astype(int) - np.asarray(expected)
+        assert abs(difference).max() <= (40 if name == "x.jpg" else 0)
+        with Image.open(path) as image:
+            assert ImageOpener().convert(image).tobytes() == open_rgb(path).tobytes()
+    half = ImageOpener(draft=(30, 30)).open(tmp_path / "x.jpg")
+    assert half.size == (expected.width // 2, expected.height // 2)
+
+
+def test_a_broken_exif_turns_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(_noise()).save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    with Image.open(path) as image:
+        assert open_rgb(path).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_real_images_open_to_the_pixels_that_pillow_gives(bita_data: Path) -> None:
+    for file in sorted(bita_data.glob("*_captions/*/*.jpg"))[::100]:
+        with Image.open(file) as image:
+            assert open_rgb(file).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_one_scene_has_the_same_pixels_in_every_container(tmp_path: Path) -> None:
+    """16 bits in PNG and TIFF, in a TIFF called .png, compressed, with transparency, from a folder or from bytes."""
+    scene = np.random.default_rng(3).integers(200, 3005, (40, 50, 3)).astype(np.uint16)
+    opaque = np.full((40, 50, 1), 65535, np.uint16)
+    tifffile.imwrite(tmp_path / "plain.tif", scene, photometric="rgb")
+    tifffile.imwrite(tmp_path / "named.png", scene, photometric="rgb", compression="lzw", predictor=True)
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(scene))
+    (tmp_path / "alpha.jpg").write_bytes(imagecodecs.png_encode(np.concatenate([scene, opaque], axis=2)))
+    (tmp_path / "deep.jp2").write_bytes(imagecodecs.jpeg2k_encode(scene))
+    expected = open_rgb(tmp_path / "plain.tif").tobytes()
+    for name in ("named.png", "deep.png", "alpha.jpg", "deep.jp2"):
+        assert open_rgb(tmp_path / name).tobytes() == expected, name
+        assert ImageOpener().decode((tmp_path / name).read_bytes(), name).tobytes() == expected, name
+
+
+@pytest.mark.parametrize("nodata", ["-9999", "nan", "mask"])
+def test_what_has_no_data_counts_for_no_percentile(tmp_path: Path, nodata: str) -> None:
+    scene = np.linspace(280, 500, 2400, dtype=np.float32).reshape(40, 60)
+    holed = scene.copy()
+    holed[:, :10] = 0 if nodata == "mask" else float(nodata)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        tags = [(42113, "s", 0, nodata, True)] if nodata != "mask" else []
+        file.write(holed, extratags=tags, metadata=None)
+        if nodata == "mask":
+            file.write(holed > 0, subfiletype=4, photometric="mask", metadata=None)
+    pixels = np.asarray(open_rgb(tmp_path / "x.tif"))
+    assert (pixels[:, :10] == 0).all()
+    assert (pixels[:, 10:, 0] == stretch_to_uint8(scene[:, 10:])).all()
+    assert pixels.max() == 255
+
+
+def _tagged(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    return Image.open(file)
