@@ -142,12 +142,10 @@ def _read_tiff(file: BinaryIO) -> Samples:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of its complaints is raised below
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
+        check_size(page.imagewidth, page.imagelength * page.imagedepth, page.samplesperpixel)
         stack = _stack(tiff) if page.samplesperpixel == 1 else None
-        check_size(
-            page.imagewidth,
-            page.imagelength * page.imagedepth,
-            page.samplesperpixel if stack is None else stack.shape[0],
-        )
+        if stack is not None:
+            check_size(page.imagewidth, page.imagelength, stack.shape[0])
         if page.imagedepth > 1:
             raise UserError("image does not open (a volume; wanted rows, columns and bands)")
         if page.compression == _LERC and page.bitspersample not in (8, 16, 32, 64):
@@ -170,8 +168,8 @@ def _stack(tiff: Any) -> Any:
     if not (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
         return None
     series = tiff.series[0]
-    declared = tiff.shaped_metadata[0].get("shape", series.shape) if tiff.is_shaped else series.shape
-    if math.prod(declared) != series.size:
+    declared = tiff.shaped_metadata[0].get("shape") if tiff.shaped_metadata else None
+    if declared is not None and math.prod(declared) != series.size:
         raise UserError("image does not open (pages are missing, the file is truncated)")
     return series if len(series.axes) == 3 and series.axes.endswith("YX") else None
 

@@ -24,7 +24,7 @@ from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, train_loader
 from bita.datasets.shards import Handles, ShardRecord, write_shards
 from bita.errors import ConfigError, UserError
 from bita.processors.rgb import ImageOpener
-from scripts.data.make_shards import main
+from scripts.make_shards import main
 from tests.datasets.makers import entry, env, prepared
 
 

@@ -462,7 +462,11 @@ def make_other(cell: Cell, shape: tuple[int, int], seed: int) -> Made | None:
     container, kind, depth, orientation = cell["container"], cell["kind"], cell["depth"], cell["orientation"]
     bands = {"grey": 1, "palette": 1, "rgba": 4, "cmyk": 4, "ycck": 4, "five": 5}.get(kind, 3)
     if container in ("jp2", "j2k"):
-        if kind in ("palette", "cmyk", "ycck") or orientation > 1 or (depth == "i2" and kind == "five"):
+        if (
+            kind in ("palette", "cmyk", "ycck")
+            or orientation > 1
+            or (kind == "five" and (depth == "i2" or min(shape) < 8))
+        ):
             return None
         values = samples(depth, shape, bands, seed)
         content = bytes(

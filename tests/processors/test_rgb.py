@@ -168,6 +168,7 @@ def test_orientation_is_applied_in_every_container(tmp_path: Path, orientation: 
     assert half.size == (expected.width // 2, expected.height // 2)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_broken_exif_turns_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     Image.fromarray(_noise()).save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
