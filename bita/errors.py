@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """A mistake outside the program: data, files, weights, environment.
+    """A mistake outside the program: data, files, weights, environment. Its message is one line, whatever it quotes.
 
     Attributes:
         exit_code: of the program that it ends.
@@ -30,6 +30,9 @@ class UserError(Exception):
     exit_code = 1
     restart = False
     said: bool | None = None
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class TransientError(UserError):

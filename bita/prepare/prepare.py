@@ -130,8 +130,8 @@ def select(source: Source) -> Report:
 
 
 def _printable(name: str) -> str:
-    """A name with bytes that are no UTF-8 written out."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name as one line, with bytes that are no UTF-8 written out."""
+    return " ".join(name.encode("utf-8", "backslashreplace").decode().splitlines())
 
 
 def annotation_files(images: Sequence[PreparedImage]) -> dict[str, str]:
