@@ -245,6 +245,8 @@ class RunConfig(WithParts):
     use_nucleus_sampling: bool = False
     top_p: float = key(0.9, above=0, at_most=1)
     temperature: float = key(1.0, above=0)
+    speed: Literal["fast", "reference"] = "fast"
+    """`reference`: the plain way of everything that has a faster one with the same result, for comparisons."""
     report_metric: bool = True
     validate_every: int = key(1, at_least=1)
     """Validate after every n-th epoch, and after the last."""

@@ -198,7 +198,8 @@ class BitaLM(BitaModel):
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.decoder.embed(prompt).expand(len(images), -1, -1)
         inputs = torch.cat([self.prefix(images).to(words.dtype), words], dim=1)
-        return generate(self.decoder.search(inputs), len(images), self.tokens.stop, settings, generators)
+        decoder = self.decoder.search(inputs, settings)
+        return generate(decoder, len(images), self.tokens.stop, settings, generators)
 
     def generate(
         self,

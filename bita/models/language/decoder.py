@@ -181,7 +181,7 @@ def head_is_plain(model: PreTrainedModel) -> bool:
 
 
 class CachedDecoder:
-    """A causal language model that keeps what it has read (a `generation.Decoder`).
+    """A causal language model that keeps what it has read, for each caption apart (a `generation.Decoder`).
 
     Keys and values are kept where the model's cache can be reordered by row; else all is read again at every step.
     """
@@ -189,32 +189,39 @@ class CachedDecoder:
     def __init__(self, model: PreTrainedModel, inputs: Tensor) -> None:
         self.model, self.inputs = model, inputs
         self.cache: Cache | None = None
+        self.rows = torch.arange(len(inputs), device=inputs.device)[:, None]  # (B, R): each caption's row
 
-    def start(self, rows_per_image: int) -> Tensor:
-        """Read (B, S, H) once, then repeat each image's keys and values; logits (B·rows_per_image, V)."""
+    def start(self) -> Tensor:
+        """Read the prefixes (B, S, H); logits (B, V)."""
         output = self.model(inputs_embeds=self.inputs, use_cache=True, logits_to_keep=1)
         cache: Any = getattr(output, "past_key_values", None)
         if can_be_reordered(cache):
             self.cache = cache
-            cache.batch_repeat_interleave(rows_per_image)
-        else:
-            self.inputs = self.inputs.repeat_interleave(rows_per_image, dim=0)
         logits: Tensor = output.logits[:, -1]
-        return logits.repeat_interleave(rows_per_image, dim=0)
+        return logits
 
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Keep `rows` of what was read, read one token on each; logits (rows, V)."""
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Read a token (B, R) on each caption, going on from those at `parents` (B, R); logits (B, R, V)."""
+        rows = self.rows.expand_as(parents).gather(1, parents).flatten()
+        self.rows = torch.arange(len(rows), device=rows.device).view(parents.shape)
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
             output = self.model(
-                input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True, logits_to_keep=1
+                input_ids=tokens.flatten()[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
         else:
-            words = self.model.get_input_embeddings()(tokens[:, None])
+            words = self.model.get_input_embeddings()(tokens.flatten()[:, None])
             self.inputs = torch.cat([self.inputs[rows], words], dim=1)
             output = self.model(inputs_embeds=self.inputs, use_cache=False, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
-        return logits
+        return logits.unflatten(0, parents.shape)
+
+    def keep(self, images: Tensor) -> None:
+        """Go on with the images at these places alone."""
+        self.rows = self.rows[images]
 
 
 def can_be_reordered(cache: Any) -> bool:

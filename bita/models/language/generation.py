@@ -12,14 +12,17 @@ hypotheses are cut at the maximum length. Its rules, with n the number of new to
 A repetition penalty is applied after the log-softmax for beams, as recorded, and to the logits for greedy choice and
 sampling, as in transformers.
 
-Shapes: B images, K beams, V vocabulary.
+The search itself runs on the device: the host looks every few tokens which images are done.
+
+Shapes: B images, K beams, R captions an image (beams, or drawn ones), V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Protocol, Self
+from dataclasses import dataclass, fields
+from itertools import takewhile
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +30,11 @@ from torch.nn import functional as F
 
 from bita.config.schema import RunConfig
 from bita.errors import ConfigError
+
+LOOK_EVERY = 4
+"""Tokens between two looks at which images are done, where a look makes the host wait for a device."""
+LEAVE_TOGETHER = 8
+"""Images that are done leave the others when they are at least one in so many: leaving copies what the others have."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class GenerationSettings:
     use_nucleus_sampling: bool = RunConfig.use_nucleus_sampling
     top_p: float = RunConfig.top_p
     temperature: float = RunConfig.temperature
+    speed: Literal["fast", "reference"] = RunConfig.speed
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.max_len < 2:
@@ -58,6 +67,11 @@ class GenerationSettings:
         return cls(**{f.name: getattr(run, f.name) for f in fields(cls)})
 
     @property
+    def width(self) -> int:
+        """Captions of an image under way at a time: its beams, or those that are drawn."""
+        return self.num_captions if self.use_nucleus_sampling else self.num_beams
+
+    @property
     def max_new(self) -> int:
         """Most new tokens, the stop included."""
         return self.max_len - 1
@@ -69,43 +83,16 @@ class GenerationSettings:
 
 
 class Decoder(Protocol):
-    """A language model that remembers what it has read, row by row."""
+    """A language model that remembers what it has read: R captions for each of B images."""
 
-    def start(self, rows_per_image: int) -> Tensor:
-        """Read the prefix of each image once, repeat each row, return the next token's logits (B·rows, V)."""
+    def start(self) -> Tensor:
+        """Read the prefix of each image; the first token's logits (B, V)."""
 
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Keep the given old rows, in this order, append one token to each, return the next logits (rows, V)."""
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Read a token (B, R) more on each caption, going on from the one at `parents` (B, R); logits (B, R, V)."""
 
-
-@dataclass
-class Hypothesis:
-    """A finished caption: token ids, the stop included when there was one."""
-
-    score: float
-    tokens: list[int]
-
-
-@dataclass
-class _Search:
-    """One image's state in the beam search."""
-
-    settings: GenerationSettings
-    finished: list[Hypothesis] = field(default_factory=list)
-    done: bool = False
-
-    def finish(self, tokens: list[int], log_prob: float, length: int) -> None:
-        """Keep a hypothesis if it is among the best `num_beams`."""
-        score = log_prob / length**self.settings.length_penalty
-        self.finished.append(Hypothesis(score, tokens))
-        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.finished[self.settings.num_beams :]
-
-    def check_done(self, best_log_prob: float, tokens_so_far: int) -> None:
-        """Stop looking once no continuation can beat the worst hypothesis kept."""
-        if len(self.finished) == self.settings.num_beams:
-            bound = best_log_prob / (tokens_so_far + 2) ** self.settings.length_penalty
-            self.done = self.finished[-1].score >= bound
+    def keep(self, images: Tensor) -> None:
+        """Go on with the images at these places (n,) alone."""
 
 
 def generate(
@@ -125,125 +112,212 @@ def generate(
         generators: for sampling, one an image (on the CPU): what an image gets then depends on its own alone, not on
             those beside it. None draws from torch's.
     """
-    if settings.use_nucleus_sampling:
-        draws = _draws(images, settings, generators)
-        rows = _one_by_one(decoder, images * settings.num_captions, stop_id, settings, draws)
-        return [rows[i : i + settings.num_captions] for i in range(0, len(rows), settings.num_captions)]
-    if settings.num_beams == 1:
-        return [[row] for row in _one_by_one(decoder, images, stop_id, settings)]
-    return _beam_search(decoder, images, stop_id, settings)
-
-
-def _beam_search(
-    decoder: Decoder, images: int, stop_id: int, settings: GenerationSettings
-) -> list[list[list[int]]]:
-    beams = settings.num_beams
-    searches = [_Search(settings) for _ in range(images)]
+    logits = decoder.start()
+    search: _Search
+    if settings.use_nucleus_sampling or settings.num_beams == 1:
+        search = _OneByOne(settings, stop_id, logits)
+        if settings.use_nucleus_sampling:
+            search.draws = _draws(images, settings, generators).to(logits.device)
+    else:
+        search = _BeamSearch(settings, stop_id, logits)
+    written: list[list[list[int]]] = [[] for _ in range(images)]
     active = list(range(images))
-    sequences: list[list[int]] = [[] for _ in range(images * beams)]  # of the active images, beam by beam
-    logits = decoder.start(beams)
-    beam_log_probs = torch.full((images, beams), -1e9, device=logits.device)
-    beam_log_probs[:, 0] = 0.0  # all beams of an image are equal at first
-
+    every = 1 if logits.device.type == "cpu" else LOOK_EVERY
+    logits = logits[:, None].expand(-1, search.width, -1)
     for length in range(settings.max_new):
-        log_probs = F.log_softmax(logits.float(), dim=-1)
-        log_probs = _next_scores(log_probs, sequences, length, stop_id, settings)
-        vocabulary = log_probs.shape[1]
-        totals = (log_probs.unflatten(0, (-1, beams)) + beam_log_probs[..., None]).flatten(1)
-        best = totals.topk(2 * beams, dim=1)
-        kept_rows: list[int] = []
-        kept_tokens: list[int] = []
-        kept_log_probs: list[float] = []
-        still_active = []
-        for row, (image, values, indices) in enumerate(
-            zip(active, best.values.tolist(), best.indices.tolist(), strict=True)
-        ):
-            search = searches[image]
-            goes_on = []
-            for position, (log_prob, index) in enumerate(zip(values, indices, strict=True)):
-                source, token = row * beams + index // vocabulary, index % vocabulary
-                if token != stop_id:
-                    goes_on.append((source, token, log_prob))
-                elif position < beams:
-                    search.finish([*sequences[source], token], log_prob, length + 1)
-            search.check_done(values[0], length)
-            if search.done:
-                continue
-            still_active.append(image)
-            for source, token, log_prob in goes_on[:beams]:
-                kept_rows.append(source)
-                kept_tokens.append(token)
-                kept_log_probs.append(log_prob)
-        active = still_active
-        sequences = [[*sequences[row], token] for row, token in zip(kept_rows, kept_tokens, strict=True)]
-        beam_log_probs = torch.tensor(kept_log_probs, device=logits.device).view(-1, beams)
-        if not active or length + 1 == settings.max_new:
+        tokens, parents = search.advance(logits, length)
+        if length + 1 == settings.max_new:
             break
-        logits = decoder.step(
-            torch.tensor(kept_tokens, device=logits.device), torch.tensor(kept_rows, device=logits.device)
+        if length % every == every - 1:
+            done = search.done.tolist()
+            if all(done):
+                break
+            if sum(done) * LEAVE_TOGETHER >= len(done):
+                for place, captions in search.captions().items():
+                    written[active[place]] = captions
+                active = [image for image, finished in zip(active, done, strict=True) if not finished]
+                going_on = (~search.done).nonzero()[:, 0]
+                search.keep(going_on)
+                decoder.keep(going_on)
+                tokens, parents = tokens[going_on], parents[going_on]
+        logits = decoder.step(tokens, parents)
+    search.close()
+    for place, captions in search.captions().items():
+        written[active[place]] = captions
+    return written
+
+
+class _Search:
+    """Captions of B images under way, R an image, all on the device and in shapes that do not depend on the values.
+
+    Attributes:
+        said: (B, R, `max_new`) tokens so far.
+        done: (B,) whether an image's captions are what they will be.
+    """
+
+    kept: tuple[str, ...] = ("said", "done")
+    """Names of the tensors that have a row an image."""
+
+    def __init__(self, settings: GenerationSettings, stop_id: int, logits: Tensor) -> None:
+        self.settings, self.stop_id, self.width = settings, stop_id, settings.width
+        self.device, images = logits.device, len(logits)
+        self.said = torch.full((images, self.width, settings.max_new), stop_id, device=self.device)
+        self.done = torch.zeros(images, dtype=torch.bool, device=self.device)
+
+    def advance(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Choose token number `length` by logits (B, R, V); the tokens and the captions they go on from, (B, R)."""
+        raise NotImplementedError
+
+    def keep(self, images: Tensor) -> None:
+        """Go on with the images at these places alone."""
+        for name in self.kept:
+            setattr(self, name, getattr(self, name)[images])
+
+    def close(self) -> None:
+        """The most tokens are written."""
+        self.done = torch.ones_like(self.done)
+
+    def captions(self) -> dict[int, list[list[int]]]:
+        """Place of an image that is done → its captions, best first."""
+        raise NotImplementedError
+
+    def _scores(self, scores: Tensor, length: int) -> Tensor:
+        """Scores (B, R, V) of the next token: tokens already said are penalised, a stop too early is out.
+
+        Scores are logits for greedy choice and sampling, as in transformers, and log-probabilities for beams, as
+        recorded, where nothing is renormalised.
+        """
+        penalty = self.settings.repetition_penalty
+        if penalty != 1.0 and length:
+            said = self.said[:, :, :length]
+            own = scores.gather(2, said)
+            scores = scores.scatter(2, said, torch.where(own < 0, own * penalty, own / penalty))
+        if length < self.settings.min_new:
+            scores = scores.index_fill(2, torch.tensor(self.stop_id, device=self.device), -torch.inf)
+        return scores
+
+
+class _BeamSearch(_Search):
+    """The published search.
+
+    Attributes:
+        log_probs: (B, K) of the beams.
+        scores: (B, K) float64 of the finished hypotheses, best first; −∞ where there is none yet.
+        finished: (B, K, `max_new`) their tokens.
+        lengths: (B, K) how many of these they have.
+    """
+
+    kept = ("said", "done", "log_probs", "scores", "finished", "lengths")
+
+    def __init__(self, settings: GenerationSettings, stop_id: int, logits: Tensor) -> None:
+        super().__init__(settings, stop_id, logits)
+        self.log_probs = torch.full(self.said.shape[:2], -1e9, device=self.device)
+        self.log_probs[:, 0] = 0.0  # all beams of an image are equal at first
+        self.scores = torch.full_like(self.log_probs, -torch.inf, dtype=torch.float64)
+        self.finished, self.lengths = self.said.clone(), torch.zeros_like(self.said[:, :, 0])
+
+    def advance(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """See `_Search.advance`."""
+        beams = self.width
+        log_probs = self._scores(F.log_softmax(logits.float(), dim=-1), length)
+        best = (log_probs + self.log_probs[:, :, None]).flatten(1).topk(2 * beams, dim=1)
+        parents, tokens = best.indices // logits.shape[2], best.indices % logits.shape[2]
+        stops = tokens == self.stop_id
+        sources = parents[:, :beams, None].expand(-1, -1, self.said.shape[2])
+        self._finish(
+            self.said.gather(1, sources), best.values[:, :beams], stops[:, :beams], length + 1, length + 1
         )
+        bound = best.values[:, 0].double() / (length + 2) ** self.settings.length_penalty
+        self.done |= (self.scores[:, -1] > -torch.inf) & (self.scores[:, -1] >= bound)
+        goes_on = stops.int().argsort(dim=1, stable=True)[:, :beams]
+        parents, tokens = parents.gather(1, goes_on), tokens.gather(1, goes_on)
+        self.log_probs = best.values.gather(1, goes_on)
+        self.said = self.said.gather(1, parents[:, :, None].expand_as(self.said))
+        self.said[:, :, length] = tokens
+        return tokens, parents
 
-    for row, (tokens, log_prob) in enumerate(zip(sequences, beam_log_probs.flatten().tolist(), strict=True)):
-        searches[active[row // beams]].finish(tokens, log_prob, len(tokens) + 1)
-    return [[h.tokens for h in search.finished[: settings.num_captions]] for search in searches]
+    def close(self) -> None:
+        """Beams that are alive are hypotheses too."""
+        every, cut = torch.ones_like(self.log_probs, dtype=torch.bool), self.settings.max_new
+        self._finish(self.said, self.log_probs, every, cut, cut + 1)
+        super().close()
+
+    def _finish(self, said: Tensor, log_probs: Tensor, which: Tensor, tokens: int, length: int) -> None:
+        """Keep the best `num_beams` of the finished hypotheses and of those (B, K) that `which` marks."""
+        scores = log_probs.double() / length**self.settings.length_penalty
+        scores = scores.where(which & ~self.done[:, None], -torch.inf)
+        best = torch.cat([self.scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
+        order = best.indices[:, : self.width]
+        self.scores = best.values[:, : self.width]
+        lengths = torch.cat([self.lengths, torch.full_like(self.lengths, tokens)], dim=1)
+        self.lengths = lengths.gather(1, order)
+        finished = torch.cat([self.finished, said], dim=1)
+        self.finished = finished.gather(1, order[:, :, None].expand_as(self.finished))
+
+    def captions(self) -> dict[int, list[list[int]]]:
+        """See `_Search.captions`."""
+        columns = zip(self.done.tolist(), self.finished.tolist(), self.lengths.tolist(), strict=True)
+        return {
+            place: [row[:length] for row, length in zip(rows, lengths, strict=True)][
+                : self.settings.num_captions
+            ]
+            for place, (done, rows, lengths) in enumerate(columns)
+            if done
+        }
 
 
-def _one_by_one(
-    decoder: Decoder,
-    rows: int,
-    stop_id: int,
-    settings: GenerationSettings,
-    draws: Tensor | None = None,
-) -> list[list[int]]:
-    """One token at a time for each row: the likeliest, or with `draws` (rows, `max_new`) one from the nucleus."""
-    sequences: list[list[int]] = [[] for _ in range(rows)]
-    active = list(range(rows))
-    logits = decoder.start(1 if draws is None else settings.num_captions)
-    for length in range(settings.max_new):
-        scores = _next_scores(logits, [sequences[row] for row in active], length, stop_id, settings)
-        tokens = scores.argmax(dim=1) if draws is None else _draw(scores, settings, draws[active, length])
-        for row, token in zip(active, tokens.tolist(), strict=True):
-            sequences[row].append(token)
-        kept = [i for i, row in enumerate(active) if sequences[row][-1] != stop_id]
-        active = [active[i] for i in kept]
-        if not active or length + 1 == settings.max_new:
-            break
-        kept_rows = torch.tensor(kept, device=logits.device)
-        logits = decoder.step(tokens[kept_rows], kept_rows)
-    return sequences
+class _OneByOne(_Search):
+    """The likeliest token each time; or one from the nucleus.
+
+    Attributes:
+        ended: (B, R) whether a caption has its stop.
+        draws: (B, R, `max_new`) uniform numbers that decide the tokens, where they are drawn.
+    """
+
+    kept = ("said", "done", "ended", "draws")
+
+    def __init__(self, settings: GenerationSettings, stop_id: int, logits: Tensor) -> None:
+        super().__init__(settings, stop_id, logits)
+        self.draws = torch.zeros(self.said.shape, device=self.device)
+        self.ended = torch.zeros(self.said.shape[:2], dtype=torch.bool, device=self.device)
+
+    def advance(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """See `_Search.advance`."""
+        scores = self._scores(logits.float(), length)
+        if self.settings.use_nucleus_sampling:
+            tokens = _draw(scores, self.settings, self.draws[:, :, length])
+        else:
+            tokens = scores.argmax(dim=2)
+        self.said[:, :, length] = tokens.where(~self.ended, self.stop_id)
+        self.ended |= tokens == self.stop_id
+        self.done = self.ended.all(dim=1)
+        return tokens, torch.arange(self.width, device=self.device).expand_as(tokens)
+
+    def captions(self) -> dict[int, list[list[int]]]:
+        """See `_Search.captions`."""
+        rows = zip(self.done.tolist(), self.said.tolist(), strict=True)
+        return {
+            place: [
+                [*takewhile(lambda token: token != self.stop_id, row), self.stop_id][: len(row)]
+                for row in said
+            ]
+            for place, (done, said) in enumerate(rows)
+            if done
+        }
 
 
 def _draws(images: int, settings: GenerationSettings, generators: Sequence[torch.Generator] | None) -> Tensor:
-    """Uniform numbers (B·`num_captions`, `max_new`) that decide every token; each image's from its own generator."""
+    """Uniform numbers (B, `num_captions`, `max_new`) that decide every token; each image's from its own generator."""
     shape = (settings.num_captions, settings.max_new)
     sources: Sequence[torch.Generator | None] = generators or [None] * images
-    return torch.cat([torch.rand(shape, generator=own) for own in sources])
+    return torch.stack([torch.rand(shape, generator=own) for own in sources])
 
 
 def _draw(scores: Tensor, settings: GenerationSettings, uniform: Tensor) -> Tensor:
-    """(rows, V) → (rows,): one of the fewest tokens whose probabilities reach `top_p`, by numbers (rows,) in [0, 1)."""
+    """(B, R, V) → (B, R): one of the fewest tokens whose probabilities reach `top_p`, by numbers (B, R) in [0, 1)."""
     ordered, order = F.softmax(scores / settings.temperature, dim=-1).sort(dim=-1, descending=True)
     outside = ordered.cumsum(dim=-1) - ordered >= settings.top_p
     reached = ordered.masked_fill(outside, 0.0).cumsum(dim=-1)
-    wanted = uniform.to(scores.device)[:, None] * reached[:, -1:]
-    drawn = torch.searchsorted(reached, wanted, right=True)
+    drawn = torch.searchsorted(reached, uniform[..., None] * reached[..., -1:], right=True)
     last = (~outside).sum(dim=-1, keepdim=True) - 1  # where rounding leads past the nucleus
-    return order.gather(1, drawn.minimum(last))[:, 0]
-
-
-def _next_scores(
-    scores: Tensor, sequences: list[list[int]], length: int, stop_id: int, settings: GenerationSettings
-) -> Tensor:
-    """Scores (rows, V) of the next token in float32: tokens already said are penalised, a stop too early is out.
-
-    Scores are logits for greedy choice and sampling, as in transformers, and log-probabilities for beams, as recorded,
-    where nothing is renormalised.
-    """
-    scores = scores.float()
-    if settings.repetition_penalty != 1.0 and length:
-        said = torch.tensor(sequences, device=scores.device)
-        own, penalty = scores.gather(1, said), settings.repetition_penalty
-        scores = scores.scatter(1, said, torch.where(own < 0, own * penalty, own / penalty))
-    if length < settings.min_new:
-        scores = scores.index_fill(1, torch.tensor(stop_id, device=scores.device), -torch.inf)
-    return scores
+    return order.gather(-1, drawn.minimum(last))[..., 0]

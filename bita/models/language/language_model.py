@@ -6,6 +6,7 @@ Shapes: B images, S input positions, H width of the language model, V its vocabu
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -22,7 +23,7 @@ from bita.models.language.decoder import (
     head_is_plain,
     load_language_model,
 )
-from bita.models.language.generation import Decoder
+from bita.models.language.generation import Decoder, GenerationSettings
 from bita.models.language.packing import can_be_packed
 from bita.models.language.quantize import quantize
 from bita.models.language.tokenizers import LANGUAGE_MODEL_FOLDER, load_tokenizer
@@ -72,7 +73,7 @@ class LanguageModel:
         """Logits (N, V) of the token after each of N places of inputs (B, S, H), read from left to right."""
         raise NotImplementedError
 
-    def search(self, inputs: Tensor) -> Decoder:
+    def search(self, inputs: Tensor, settings: GenerationSettings) -> Decoder:
         """What reads on, token by token, after inputs (B, S, H)."""
         raise NotImplementedError
 
@@ -162,18 +163,27 @@ class TransformersDecoder(LanguageModel):
         everywhere: Tensor = self.network(inputs_embeds=inputs, use_cache=False, **reading).logits
         return everywhere[rows, positions]
 
-    def search(self, inputs: Tensor) -> Decoder:
-        """See `LanguageModel.search`."""
+    def search(self, inputs: Tensor, settings: GenerationSettings) -> Decoder:
+        """See `LanguageModel.search`; the captions of an image share keys and values where the model allows it."""
+        from bita.models.language.shared import SharedDecoder, fits  # transformers takes seconds to import
+
+        steps = settings.max_new - 1
+        if settings.speed == "fast" and self.shares and fits(self.network, inputs.shape[1] + steps):
+            return SharedDecoder(self.network, inputs, steps, settings.width)
         return CachedDecoder(self.network, inputs)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether the captions of an image can share its keys and values; found out by trying."""
+        return can_be_packed(self.network)
 
     def packs(self) -> bool:
         """See `LanguageModel.packs`; found out by trying."""
-        possible = can_be_packed(self.network)
-        if not possible:
+        if not self.shares:
             LOG.warning(
                 "model.opt_model: a model of type %s reads the captions of an image one by one", self.family
             )
-        return possible
+        return self.shares
 
     def tied_names(self) -> set[str]:
         """The output head, where it shares the input embedding's weights."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from bita.models.language.decoder import (
 )
 from bita.models.language.generation import GenerationSettings
 from bita.models.language.quantize import size_in_bytes
+from bita.models.language.shared import SharedDecoder, fits
 from bita.prepare.tokenizers import make_family
 from bita.weights.load import load_checkpoint
 from tests.models.test_models import TEXTS, batch
@@ -116,7 +119,7 @@ def test_loss_and_greedy_choice_equal_transformers(folders: dict[str, str], fami
     start = words(torch.tensor(model.tokens.start)).expand(4, -1, -1)
     row, expected = torch.cat([prefix, start], dim=1), []
     for length in range(11):  # everything read again for each token, nothing kept
-        logits = model.opt_model(inputs_embeds=row, use_cache=False).logits[:, -1].log_softmax(-1)
+        logits = model.opt_model(inputs_embeds=row, use_cache=False).logits[:, -1]
         if length < 2:
             logits[:, model.tokens.stop] = -torch.inf
         expected.append(logits.argmax(-1))
@@ -126,21 +129,64 @@ def test_loss_and_greedy_choice_equal_transformers(folders: dict[str, str], fami
         assert found[0] == tokens[:end]
 
 
-@pytest.mark.parametrize("family", ["llama", "mamba"])
-def test_kept_rows_are_what_reading_again_gives(folders: dict[str, str], family: str) -> None:
-    """Attention keeps keys and values; a recurrent model has none to choose from and reads again."""
+@pytest.mark.parametrize(
+    ("family", "shared"),
+    [("llama", False), ("mamba", False), ("opt", True), ("gpt2", True), ("llama", True), ("gemma2", True)],
+)
+def test_what_is_kept_is_what_reading_again_gives(folders: dict[str, str], family: str, shared: bool) -> None:
+    """Attention keeps keys and values; a recurrent model has none to choose from and reads again. An image leaves."""
     model = captioner(folders[family]).eval().opt_model
-    inputs = torch.randn(2, 3, 32)
+    inputs = torch.randn(3, 3, model.get_input_embeddings().embedding_dim)
     with torch.inference_mode():
-        decoder = CachedDecoder(model, inputs)
-        decoder.start(2)
-        rows, tokens = torch.tensor([1, 1, 3, 2]), torch.tensor([7, 8, 9, 10])
-        kept = decoder.step(tokens, rows)
-        assert (decoder.cache is not None) == (family == "llama")
-        words = model.get_input_embeddings()(tokens)[:, None]
-        again = model(inputs_embeds=torch.cat([inputs[rows // 2], words], 1), use_cache=False).logits[:, -1]
-    assert torch.allclose(kept, again, atol=1e-4)
+        decoder = SharedDecoder(model, inputs, 2, 2) if shared else CachedDecoder(model, inputs)
+        decoder.start()
+        first = torch.tensor([[5, 6], [7, 8], [9, 10]])
+        decoder.step(first, torch.zeros_like(first))
+        decoder.keep(torch.tensor([0, 2]))
+        kept = decoder.step(torch.tensor([[11, 12], [13, 14]]), torch.tensor([[1, 1], [1, 0]]))
+        assert (decoder.cache is None) == (family == "mamba")
+        words = model.get_input_embeddings()(torch.tensor([[6, 11], [6, 12], [10, 13], [9, 14]]))
+        rows = torch.cat([inputs[[0, 0, 2, 2]], words], dim=1)
+        again = model(inputs_embeds=rows, use_cache=False).logits[:, -1]
+    assert torch.allclose(kept.flatten(0, 1), again, atol=1e-4)
     assert not can_be_reordered(None)
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 5, "num_captions": 5},
+    "greedy": {"num_beams": 1},
+    "drawn": {"use_nucleus_sampling": True, "num_captions": 3, "temperature": 1.5},
+}
+
+
+@pytest.mark.parametrize("search", list(SEARCHES))
+@pytest.mark.parametrize("family", sorted(SIZES.keys() - {"gemma2"}))  # whose low cap here makes tokens tie
+def test_shared_keys_and_values_write_the_same(folders: dict[str, str], family: str, search: str) -> None:
+    """With captions that stop early here and there; a recurrent model goes the plain way."""
+    model = captioner(folders[family], prompt="a photo of").eval()
+    images = torch.randn(9, 3, 56, 56, generator=torch.Generator().manual_seed(3))
+    often = Counter(
+        token
+        for captions in model.generate_ids(images, GenerationSettings(max_len=14, num_captions=5))
+        for caption in captions
+        for token in caption[4:]
+    )
+    model.tokens = replace(model.tokens, stop=often.most_common(1)[0][0])
+    written = []
+    for speed in ("fast", "reference"):
+        settings = GenerationSettings(max_len=14, min_len=3, speed=speed, **SEARCHES[search])  # type: ignore[arg-type]
+        generators = [torch.Generator().manual_seed(number) for number in range(9)]
+        written.append(model.generate_ids(images, settings, generators))
+    assert written[0] == written[1]
+    assert model.decoder.shares == (family != "mamba")
+
+
+def test_windows_narrower_than_a_caption_are_read_the_plain_way(folders: dict[str, str]) -> None:
+    narrow = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    model = fresh_language_model({"model_type": "gemma2"} | SIZES["gemma2"] | narrow)
+    assert fits(model, 8)
+    assert not fits(model, 9)
+    assert fits(captioner(folders["opt"]).opt_model, 60)
 
 
 def test_a_wrong_tokenizer_and_wrong_sizes_are_refused(folders: dict[str, str], tmp_path: Path) -> None:

@@ -11,23 +11,25 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from bita.errors import ConfigError
 from bita.models.language.generation import GenerationSettings, generate
+from tests.models.language.plain_search import plain_beam_search
 
 STOP = 3
 
 
 class TableDecoder:
-    """A language model whose next-token logits depend on the last token alone."""
+    """A language model whose next logits depend on the last token: by one table, or by one an image."""
 
     def __init__(self, logits: Tensor, images: int = 1) -> None:
-        self.logits, self.images = logits, images
-        self.rows_read = 0
+        self.logits = logits if logits.ndim == 3 else logits.expand(images, -1, -1)
 
-    def start(self, rows_per_image: int) -> Tensor:
-        return self.logits[0].expand(self.images * rows_per_image, -1).clone()
+    def start(self) -> Tensor:
+        return self.logits[:, 0]
 
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        self.rows_read += len(rows)
-        return self.logits[tokens].clone()
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        return self.logits.gather(1, tokens[..., None].expand(-1, -1, self.logits.shape[2]))
+
+    def keep(self, images: Tensor) -> None:
+        self.logits = self.logits[images]
 
 
 def table(seed: int, vocabulary: int = 6) -> Tensor:
@@ -56,14 +58,14 @@ def test_wide_beam_finds_the_best_of_all_sequences(seed: int) -> None:
     best = max(everything, key=lambda tokens: everything[tokens])
 
     class Padded(TableDecoder):  # enough continuations for 2·beams candidates
-        def start(self, rows_per_image: int) -> Tensor:
-            return self._pad(super().start(rows_per_image))
+        def start(self) -> Tensor:
+            return self._pad(super().start())
 
-        def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
-            return self._pad(super().step(tokens.clamp(max=4), rows))
+        def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+            return self._pad(super().step(tokens.clamp(max=4), parents))
 
         def _pad(self, logits: Tensor) -> Tensor:
-            return torch.cat([logits, torch.full((len(logits), 400), -1e4)], dim=1)
+            return torch.cat([logits, torch.full((*logits.shape[:-1], 400), -1e4)], dim=-1)
 
     assert generate(Padded(logits), 1, STOP, settings)[0][0] == list(best)
 
@@ -79,6 +81,30 @@ def test_no_stop_before_min_len_and_none_after_max_len() -> None:
     for beams in (1, 4):
         (tokens,) = generate(TableDecoder(logits), 1, STOP, GenerationSettings(num_beams=beams, max_len=9))[0]
         assert len(tokens) == 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_search_on_the_device_is_the_plain_one(seed: int) -> None:
+    """Images that stop at different times, or never; several penalties; beams that tie."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(40, 23, 23, generator=generator) * 2
+    logits[:, :, STOP] += torch.linspace(-2, 5, 40)[:, None]
+    logits[::5] = logits[::5].round()
+    for beams, length_penalty, repetition_penalty, min_len in itertools.product(
+        (2, 5), (1.0, 0.3), (1.0, 1.4), (1, 5)
+    ):
+        settings = GenerationSettings(
+            num_beams=beams,
+            num_captions=beams,
+            max_len=12,
+            min_len=min_len,
+            length_penalty=length_penalty,
+            repetition_penalty=repetition_penalty,
+        )
+        found = generate(TableDecoder(logits), 40, STOP, settings)
+        assert found == plain_beam_search(TableDecoder(logits), 40, STOP, settings)
+        lengths = {len(captions[0]) for captions in found}
+        assert len(lengths) > 1
 
 
 def test_num_captions_come_best_first_and_differ() -> None:
@@ -136,12 +162,15 @@ class Noise:
         self.logits = torch.randn(steps, rows, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
         self.steps = 0
 
-    def start(self, rows_per_image: int) -> Tensor:
-        return self.logits[0].repeat_interleave(rows_per_image, dim=0)
+    def start(self) -> Tensor:
+        return self.logits[0]
 
-    def step(self, tokens: Tensor, rows: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         self.steps += 1
-        return self.logits[self.steps]
+        return self.logits[self.steps][:, None].expand(-1, tokens.shape[1], -1)
+
+    def keep(self, images: Tensor) -> None:
+        self.logits = self.logits[:, images]
 
 
 @pytest.mark.parametrize("penalty", [1.2, 2.5, 0.7])
@@ -177,8 +206,6 @@ def test_a_drawn_token_is_as_likely_as_in_transformers(top_p: float, temperature
     scores = RepetitionPenaltyLogitsProcessor(penalty)(said[:, None], decoder.logits[1].clone())
     scores = TemperatureLogitsWarper(temperature)(said[:, None], scores)
     expected = TopPLogitsWarper(top_p)(said[:, None], scores).softmax(dim=1)
-    decoder.logits = decoder.logits.repeat_interleave(times, dim=1)
-    decoder.start = lambda rows_per_image: decoder.logits[0]  # type: ignore[method-assign]
     generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
     drawn = torch.tensor(generate(decoder, rows, STOP, settings, generators))
     assert torch.equal(drawn[..., 0], said[:, None].expand(-1, times))
