@@ -9,21 +9,23 @@ Shapes: N images, Q query tokens, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bita.build import build_model
+from bita.config.parts import ClipConfig
 from bita.datasets.builders import processors_of
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of, meta_of
 from bita.metrics.checks import named
-from bita.metrics.scores import Scores
+from bita.metrics.metric import Hypotheses, Metric
+from bita.metrics.references import ReferenceSet
+from bita.metrics.scores import Measured
 from bita.models.bita_itc import BitaITC
-from bita.records import Id
 
 SCALE = 2.5
 BATCH = 32
@@ -104,34 +106,31 @@ class ClipScorer:
             self.model.tokenize([self.processors.eval_text(text) for text in texts])
         )
 
-    def add_to(
-        self,
-        scores: Scores,
-        images: Mapping[Id, Path],
-        hypotheses: Mapping[Id, str],
-        references: Mapping[Id, Sequence[str]],
-    ) -> None:
-        """Add CLIPScore and RefCLIPScore to scores, overall and for every image.
 
-        Args:
-            scores: of the same images; gets the values, and the model's hashes among what it was made with.
-            images: image id → file.
-            hypotheses: image id → caption.
-            references: image id → captions.
+class ClipMetric(Metric):
+    """CLIPScore and RefCLIPScore of captions whose images' files are known; `run` is its own key."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self.scorer = ClipScorer(config.run)
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`; the model's hashes are among what the scores were made with.
 
         Raises:
             UserError: an image has no file, or it does not open.
         """
-        ids = list(scores.per_image)
-        lacking = [n for n in ids if n not in images]
+        ids = references.ids
+        lacking = [n for n in ids if n not in hypotheses.images]
         if lacking:
             raise UserError(f"CLIPScore: {named(lacking, len(ids), 'image')} without file")
-        found = self.score(
-            [images[n] for n in ids], [hypotheses[n] for n in ids], [references[n] for n in ids]
+        found = self.scorer.score(
+            [hypotheses.images[n] for n in ids],
+            [hypotheses.given[n] for n in ids],
+            [references.given[n] for n in ids],
         )
-        for metric, values in zip(("CLIPScore", "RefCLIPScore"), found.T, strict=True):
-            scores.overall[metric] = float(values.mean())
-            scores.statistics[metric] = torch.stack([values, torch.ones_like(values)], dim=1).numpy()
-            for n, value in zip(ids, values.tolist(), strict=True):
-                scores.per_image[n][metric] = value
-        scores.provenance["clip_model"] = self.digests
+        values = {
+            name: (float(column.mean()), column.tolist())
+            for name, column in zip(self.config.scores, found.T, strict=True)
+        }
+        return Measured(values, made_with={"clip_model": self.scorer.digests})

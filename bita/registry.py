@@ -174,7 +174,7 @@ losses = Registry(
 tasks = Registry(
     "task",
     {
-        "image_text_pretrain": ("bita.tasks.pretrain:PretrainTask", "TaskConfig"),
+        "image_text_pretrain": ("bita.tasks.pretrain:PretrainTask", "PretrainConfig"),
         "captioning": ("bita.tasks.captioning:CaptioningTask", "CaptioningConfig"),
     },
     keys="TaskConfig",
@@ -201,4 +201,23 @@ schedules = Registry(
     },
     keys="ScheduleConfig",
 )
-metrics = Registry("metric", {"CLIPScore": "bita.clipscore:ClipScorer"})
+metrics = Registry(
+    "metric",
+    {
+        "Bleu": ("bita.metrics.scorers:Bleu", "BleuConfig"),
+        "METEOR": ("bita.metrics.scorers:MeteorMetric", "MeteorConfig"),
+        "ROUGE_L": ("bita.metrics.scorers:Rouge", "RougeConfig"),
+        "CIDEr": ("bita.metrics.scorers:Cider", "CiderConfig"),
+        "SPICE": ("bita.metrics.scorers:Spice", "SpiceConfig"),
+        "diversity": ("bita.metrics.scorers:Diversity", "DiversityConfig"),
+        "CLIPScore": ("bita.clipscore:ClipMetric", "ClipConfig"),
+    },
+    keys="MetricConfig",
+)
+loggers = Registry(
+    "logger",
+    {
+        "jsonl": ("bita.runners.loggers:JsonLines", NoKeys),
+        "tensorboard": ("bita.runners.loggers:TensorBoard", NoKeys),
+    },
+)

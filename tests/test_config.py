@@ -627,6 +627,22 @@ WRONG_VALUES = [
     ),
     ("run.parallel=zero", "run.parallel (--options): unknown value 'zero'"),
     ("run.max_bad_fraction=-1", "run.max_bad_fraction (--options): must be at least 0, not -1"),
+    ("run.metrics={CIDr: {}}", "run.metrics.CIDr (--options): unknown metric 'CIDr'; did you mean 'CIDEr'?"),
+    (
+        "run.metrics.SPICE.dri=x",
+        "run.metrics.SPICE.dri (--options): unknown key; did you mean 'run.metrics.SPICE.dir'?",
+    ),
+    ("run.metrics.CLIPScore={}", "run.metrics.CLIPScore.run (--options): is missing"),
+    (
+        "run.loggers.tensorbord={}",
+        "run.loggers.tensorbord (--options): unknown logger 'tensorbord'; did you mean 'tens",
+    ),
+    ("run.loggers.jsonl.file=x", "run.loggers.jsonl.file (--options): unknown key; "),
+    (
+        "run.best_by=[CIDEr, Blue_4]",
+        "run.best_by (--options): unknown score 'Blue_4'; did you mean 'Bleu_4'?, of Bleu_1,",
+    ),
+    ("run.best_by=[]", "run.best_by (--options): names no score"),
     ("run.train_splits=[]", "run.train_splits (--options): names no split; set it, such as [train]"),
     ("run.evaluate=true", "model.init_from (my.yaml:1): is not set; name the run or checkpoint to evaluate"),
     ("run.output_dir=${run.nmae}", "run.output_dir (--options): Interpolation key 'run.nmae' not found"),

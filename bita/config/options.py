@@ -21,13 +21,14 @@ PLACE = "--options"
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
-def read_options(options: Sequence[str], schema: type, below: Layer) -> Layer:
+def read_options(options: Sequence[str], schema: type, below: Layer, *, place: str = PLACE) -> Layer:
     """Read `key=value` pairs with dotted keys; later ones win.
 
     Args:
         options: as typed.
         schema: the dataclass whose type hints say what a key takes.
         below: the layer that they are put on; it and they name the parts whose own keys are meant.
+        place: where they were typed, for messages.
 
     Raises:
         ConfigError: a pair has no `=`, or its value is not YAML where it should be.
@@ -38,17 +39,17 @@ def read_options(options: Sequence[str], schema: type, below: Layer) -> Layer:
         name, equals, text = option.partition("=")
         keys = tuple(name.split("."))
         if not equals or not all(keys):
-            raise ConfigError(f"{PLACE}: {option!r} is not of the form key=value, such as run.max_epoch=1")
+            raise ConfigError(f"{place}: {option!r} is not of the form key=value, such as run.max_epoch=1")
         hint = hint_of(schema, keys, known)
         try:
             value = _value(text, hint)
         except (yaml.YAMLError, RecursionError) as error:
             reason = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ConfigError(
-                f"{PLACE}: the value of {name} is not plain YAML ({reason}): {text!r}"
+                f"{place}: the value of {name} is not plain YAML ({reason}): {text!r}"
             ) from error
-        layer = Layer(value, dict.fromkeys(_paths(value), PLACE)).under(*keys)
-        layer.places |= {keys[:depth]: PLACE for depth in range(1, len(keys))}
+        layer = Layer(value, dict.fromkeys(_paths(value), place)).under(*keys)
+        layer.places |= {keys[:depth]: place for depth in range(1, len(keys))}
         layer.replaces = frozenset(_replaced(value, hint, keys))
         layers.append(layer)
     return merge(*layers)

@@ -12,7 +12,9 @@ from bita.config.schema import (
     ArchConfig,
     BridgeConfig,
     Fault,
+    MetricConfig,
     ProcessorConfig,
+    RunConfig,
     ScheduleConfig,
     TaskConfig,
 )
@@ -238,6 +240,80 @@ class CaptioningConfig(TaskConfig):
     """Keys of `captioning`."""
 
     needs_captions: ClassVar = True
+    best_by: ClassVar = ("CIDEr", "Bleu_4")
+
+    @classmethod
+    def scores(cls, run: RunConfig) -> set[str] | None:
+        """See `TaskConfig.scores`: those of the metrics, where each says which it gives."""
+        usual = (BleuConfig, MeteorConfig, RougeConfig, CiderConfig, SpiceConfig)
+        found = [config.scores for config in run.metrics.values() or usual]
+        return None if None in found else {name for names in found for name in names or ()}
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TaskConfig):
+    """Keys of `image_text_pretrain`."""
+
+    best_by: ClassVar = ("loss",)
+
+    @classmethod
+    def scores(cls, run: RunConfig) -> set[str] | None:
+        """See `TaskConfig.scores`; which of them there are depends on the losses of the model."""
+        recall = {f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+        return {"loss", "itc_loss", "itg_loss"} | recall
+
+
+@dataclass(kw_only=True)
+class BleuConfig(MetricConfig):
+    """Keys of `Bleu`."""
+
+    scores: ClassVar = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+
+
+@dataclass(kw_only=True)
+class MeteorConfig(MetricConfig):
+    """Keys of `METEOR`."""
+
+    scores: ClassVar = ("METEOR",)
+
+
+@dataclass(kw_only=True)
+class RougeConfig(MetricConfig):
+    """Keys of `ROUGE_L`."""
+
+    scores: ClassVar = ("ROUGE_L",)
+
+
+@dataclass(kw_only=True)
+class CiderConfig(MetricConfig):
+    """Keys of `CIDEr`."""
+
+    scores: ClassVar = ("CIDEr",)
+
+
+@dataclass(kw_only=True)
+class SpiceConfig(MetricConfig):
+    """Keys of `SPICE`."""
+
+    scores: ClassVar = ("SPICE",)
+    dir: FilePath | None = None
+    """Folder with its two CoreNLP jars; null: `env.spice_dir`."""
+
+
+@dataclass(kw_only=True)
+class DiversityConfig(MetricConfig):
+    """Keys of `diversity`, which gives no scores but what the captions are like among themselves."""
+
+    scores: ClassVar = ()
+
+
+@dataclass(kw_only=True)
+class ClipConfig(MetricConfig):
+    """Keys of `CLIPScore`."""
+
+    scores: ClassVar = ("CLIPScore", "RefCLIPScore")
+    run: FilePath
+    """A run of stage 1, whose model sees and reads."""
 
 
 @dataclass(kw_only=True)

@@ -7,12 +7,13 @@ that a mistake in a configuration is answered in a second. A default lives once:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from bita import registry
-from bita.config.keys import REPLACED, SEED, FilePath, WithParts, key, keys_of, name_of
+from bita.config.keys import REPLACED, SEED, FilePath, WithParts, key, keys_of, name_of, own_keys_of
 
 Fault = tuple[str, str]
 """A key, with dots where it stands below others, and what is wrong with it beside the others."""
@@ -128,6 +129,21 @@ class TaskConfig:
 
     needs_captions: ClassVar[bool] = False
     """Whether it needs a model that writes captions."""
+    best_by: ClassVar[tuple[str, ...]] = ()
+    """The scores whose sum decides the best epoch unless `run.best_by` says otherwise; a loss counts less."""
+
+    @classmethod
+    def scores(cls, run: RunConfig) -> set[str] | None:
+        """Names of all scores that an evaluation may give; None: known only once there is one."""
+        return None
+
+
+@dataclass(kw_only=True)
+class MetricConfig:
+    """What every metric has under its name in `run.metrics`: nothing."""
+
+    scores: ClassVar[tuple[str, ...] | None] = None
+    """Names of the scores that it gives; None: known only once they are there."""
 
 
 @dataclass(kw_only=True)
@@ -189,6 +205,13 @@ class DatasetConfig:
     """Only for `synthetic_caption`: number of images (train, val, test), seed and size of the generated scenes."""
 
 
+def unknown_score(name: str, known: Iterable[str]) -> str:
+    """What is wrong with the name of a score that there is not."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+    hint = f"did you mean {near[0]!r}?, of {', '.join(sorted(known))}" if near else "there are none"
+    return f"unknown score {name!r}; {hint}"
+
+
 @dataclass
 class RunConfig(WithParts):
     """How a run goes."""
@@ -248,8 +271,15 @@ class RunConfig(WithParts):
     speed: Literal["fast", "reference"] = "fast"
     """`reference`: the plain way of everything that has a faster one with the same result, for comparisons."""
     report_metric: bool = True
+    metrics: Annotated[dict[str, Any], REPLACED] = own_keys_of(registry.metrics)
+    """What captions are scored by: names, each with its own keys. Empty: the usual ones (docs/metrics.md)."""
+    best_by: list[str] | None = None
+    """The scores whose sum, on the validation splits, decides the best epoch; one whose name ends in `loss` counts the
+    other way. null: what the task says, for captioning as published [CIDEr, Bleu_4], else [loss]."""
     validate_every: int = key(1, at_least=1)
     """Validate after every n-th epoch, and after the last."""
+    loggers: Annotated[dict[str, Any], REPLACED] = own_keys_of(registry.loggers)
+    """Where events and curves go: names, each with its own keys. Empty: `jsonl` and `tensorboard`."""
 
     log_freq: int = key(50, at_least=1)
     save_every_steps: int | None = key(None, at_least=1)
@@ -275,6 +305,12 @@ class RunConfig(WithParts):
         """Keys that do not suit each other."""
         if self.min_len > self.max_len:
             yield "min_len", f"{self.min_len} is more than run.max_len, {self.max_len}"
+        known = registry.tasks.config(self.task).scores(self)
+        for score in self.best_by or () if known is not None else ():
+            if score not in known:
+                yield "best_by", unknown_score(score, known)
+        if self.best_by == []:
+            yield "best_by", "names no score; set it, such as [CIDEr, Bleu_4], or null"
         for name in registry.schedules.config(self.lr_sched).needs:
             if getattr(self, name) is None:
                 yield name, f"{self.lr_sched} needs it, such as 0.9"

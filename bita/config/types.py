@@ -302,8 +302,12 @@ def hint_of(cls: Any, keys: Keys, given: Any) -> Any:
         keys: names, from there down.
         given: what stands there so far, as far as it is known: it names the parts whose own keys are meant.
     """
-    hint = cls
+    hint, parts_below = cls, None
     for name in keys:
+        if parts_below is not None:  # of own keys by name of the part
+            hint, parts_below = parts_below.config(name) if name in parts_below else Any, None
+            given = given.get(name) if isinstance(given, dict) else None
+            continue
         hint = kinds_of(hint)[0][0]
         given = given if isinstance(given, dict) else {}
         if _is_chosen(hint):
@@ -316,6 +320,8 @@ def hint_of(cls: Any, keys: Keys, given: Any) -> Any:
             )
             hint = parts.config(named[0]) if named else hint
         if dataclasses.is_dataclass(hint):
+            metadata = fields_of(hint)[name].metadata if name in fields_of(hint) else {}  # type: ignore[arg-type]
+            parts_below = metadata.get("registry") if "own_keys" in metadata else None
             hint = _hint_in(hint, name, given)
         elif get_origin(hint) is dict:
             hint = get_args(hint)[1]

@@ -8,7 +8,9 @@ Intervals, tests and scores of classes: `bita.metrics.stats`; variety: `bita.met
 with a stage-1 model: `bita.clipscore`; files: `python -m bita.metrics REFERENCES HYPOTHESES`.
 """
 
+from bita.metrics.metric import Hypotheses, Metric
+from bita.metrics.references import ReferenceSet
 from bita.metrics.scorers import CaptionScorer, score_captions
-from bita.metrics.scores import Scores
+from bita.metrics.scores import Measured, Scores
 
-__all__ = ["CaptionScorer", "Scores", "score_captions"]
+__all__ = ["CaptionScorer", "Hypotheses", "Measured", "Metric", "ReferenceSet", "Scores", "score_captions"]

@@ -9,19 +9,24 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bita import registry
+from bita.config.keys import own_keys_of
+from bita.config.layers import Layer, merge
+from bita.config.options import read_options
+from bita.config.plugins import import_modules, load_plugins
+from bita.config.types import build
 from bita.datasets.names import ImageFolder
-from bita.errors import program
+from bita.errors import ConfigError, program
 from bita.files import write_text
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
-from bita.metrics.scorers import CaptionScorer
-from bita.metrics.scores import Scores
+from bita.metrics.scorers import USUAL, CaptionScorer
 from bita.metrics.stats import by_class, intervals, paired_test
 from bita.records import Id, Record, read_object
-from bita.registry import metrics
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,13 +57,24 @@ def parser() -> argparse.ArgumentParser:
         "--train", type=Path, metavar="FILE", help="training captions: share of captions not in it"
     )
     parse.add_argument(
+        "--metric",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY=VALUE"),
+        help="compute this instead of the usual metrics, with its own keys; may be given again",
+    )
+    parse.add_argument(
+        "--imports", nargs="+", default=[], metavar="MODULE", help="modules that register metrics of your own"
+    )
+    parse.add_argument(
         "--clip", metavar="RUN", help="a stage-1 run: CLIPScore and RefCLIPScore under its model"
     )
     parse.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="for --clip (default: images/ beside the folder of REFERENCES)",
+        help="for --clip and CLIPScore (default: images/ beside the folder of REFERENCES)",
     )
     parse.add_argument("--spice-dir", type=Path, metavar="DIR", help="folder with SPICE's two CoreNLP jars")
     parse.add_argument("--seed", type=int, default=0, help="of the drawn sets")
@@ -83,16 +99,17 @@ def report(args: argparse.Namespace) -> None:
     own, hypotheses = paired(references, read_hypotheses(args.hypotheses))
     classes = _classes(args, own)
     with CaptionScorer(spice_dir=args.spice_dir) as scorer:
-        scores = scorer.score(own, hypotheses)
-        if args.clip is not None:
-            _add_clip_scores(args, scores, own, hypotheses)
+        chosen, images = _chosen(args), _images(args, own)
+        scores = scorer.score(own, hypotheses, metrics=chosen, images=images)
         content = scores.to_json()
         if args.train is not None:
             training = [text for texts in read_references(args.train).values() for text in texts]
             tokens = scorer.tokenizer.tokenize(hypotheses.values())
             content["diversity"]["novelty"] = novelty(tokens, scorer.tokenizer.tokenize(training))
         if args.versus is not None:
-            other = scorer.score(*paired(references, read_hypotheses(args.versus)))
+            other = scorer.score(
+                *paired(references, read_hypotheses(args.versus)), metrics=chosen, images=images
+            )
             versus = paired_test(scores, other, args.bootstrap or 1000, args.seed)
             content["versus"] = {name: vars(difference) for name, difference in versus.items()}
     if args.bootstrap:
@@ -125,18 +142,41 @@ def _label(record: Record, key: str) -> str:
     return str(record.get(key)) if type(record.get(key)) is int else record.text(key)
 
 
-def _add_clip_scores(
-    args: argparse.Namespace, scores: Scores, references: Mapping[Id, list[str]], hypotheses: Mapping[Id, str]
-) -> None:
-    """Add CLIPScore, of the images that the ground truth names."""
+@dataclass
+class _Chosen:
+    metrics: dict[str, Any] = own_keys_of(registry.metrics)
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Name → own keys of the metrics that were asked for; None: the usual ones.
+
+    Raises:
+        ConfigError: there is no such metric or key.
+    """
+    load_plugins()
+    import_modules(args.imports, lambda what: ConfigError(f"--imports: {what}"))
+    usual = [[name] for name in USUAL] if args.clip is not None and not args.metric else []
+    clip = [] if args.clip is None else [["CLIPScore", f"run={args.clip}"]]
+    asked = [*usual, *args.metric, *clip]
+    if not asked:
+        return None
+    names = Layer({"metrics": {name: {} for name, *_ in asked}}, {("metrics",): "--metric"})
+    options = [f"metrics.{name}.{option}" for name, *keys in asked for option in keys]
+    layer = merge(names, read_options(options, _Chosen, names, place="--metric"))
+    return build(_Chosen, layer.content, layer.places).metrics
+
+
+def _images(args: argparse.Namespace, references: Mapping[Id, list[str]]) -> dict[Id, Path]:
+    """Image id → file, of the images that the ground truth names."""
+    if args.clip is None and not args.metric:
+        return {}
     folder = ImageFolder(args.images or args.references.resolve().parent.parent / "images")
     entries = read_images(args.references)
-    images = {
+    return {
         n: folder.path(entries[str(n)].text("file_name"))
         for n in references
         if str(n) in entries and "file_name" in entries[str(n)]
     }
-    metrics.get("CLIPScore")(args.clip).add_to(scores, images, hypotheses, references)
 
 
 def _print(content: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ class ReferenceSet:
     Attributes:
         ids: ascending.
         tokens: image id → tokenized captions.
+        given: image id → captions as they were written.
         notes: what was left out.
         digest: sha256 over ids and captions as given.
         meteor: (image id, hypothesis) → METEOR's statistics, filled as hypotheses come.
@@ -41,16 +42,17 @@ class ReferenceSet:
         }
         self.ids = list(captions)
         self.digest = references_hash(references)
+        self.given: dict[Id, list[str]] = {image_id: list(texts) for image_id, texts in references.items()}
         self.captions = sum(map(len, captions.values()))
         tokens = iter(tokenizer.tokenize([text for texts in captions.values() for text in texts]))
-        given = {image_id: [next(tokens) for _ in captions[image_id]] for image_id in self.ids}
-        self.tokens = {image_id: [text for text in texts if text] for image_id, texts in given.items()}
+        every = {image_id: [next(tokens) for _ in captions[image_id]] for image_id in self.ids}
+        self.tokens = {image_id: [text for text in texts if text] for image_id, texts in every.items()}
         bare = [image_id for image_id, texts in self.tokens.items() if not texts]
         if bare:
             raise UserError(
                 f"{named(bare, len(self.ids), 'image')} without references: give them, or leave these out"
             )
-        short = [image_id for image_id in self.ids if len(self.tokens[image_id]) < len(given[image_id])]
+        short = [image_id for image_id in self.ids if len(self.tokens[image_id]) < len(every[image_id])]
         self.notes = (
             [f"references without a word left out: {named(short, len(self.ids), 'image')}"] if short else []
         )

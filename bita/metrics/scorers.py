@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from bita import registry
+from bita.errors import UserError
 from bita.metrics.checks import check_ids, named
 from bita.metrics.diversity import diversity
 from bita.metrics.java import find_java
 from bita.metrics.meteor import Meteor, additive
+from bita.metrics.metric import Hypotheses, Metric
 from bita.metrics.paraphrases import cut_table, full_table
 from bita.metrics.provenance import provenance
 from bita.metrics.references import ReferenceSet, references_hash
@@ -30,10 +34,9 @@ from bita.metrics.spice import missing_note, spice
 from bita.metrics.tokenizer import Tokenizer
 from bita.records import Id, K, ordered
 
-Hypotheses = dict[Id, str]
-"""Image id → tokenized caption, ids ascending."""
-
 KEPT_SETS = 4
+USUAL = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "diversity")
+"""The metrics that are computed unless others are asked for."""
 
 
 class CaptionScorer:
@@ -49,11 +52,12 @@ class CaptionScorer:
 
     def __init__(self, *, spice_dir: Path | None = None, meteor: Meteor | None = None) -> None:
         self.spice_dir = spice_dir
-        self.meteor = meteor or Meteor()
         self.tokenizer = Tokenizer()
         self._sets: OrderedDict[str, ReferenceSet] = OrderedDict()
-        self._tables: list[tuple[frozenset[str], Path]] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._metrics: dict[str, Metric] = {}
+        if meteor is not None:
+            config = registry.metrics.config("METEOR")()
+            self._metrics[f"METEOR {config}"] = MeteorMetric(config, meteor)
 
     def __enter__(self) -> Self:
         return self
@@ -63,13 +67,17 @@ class CaptionScorer:
 
     def close(self) -> None:
         """End the METEOR process and remove temporary files; the next scoring makes new ones."""
-        self.meteor.close()
-        self._tables.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        for metric in self._metrics.values():
+            metric.close()
 
-    def score(self, references: Mapping[K, Sequence[str]], hypotheses: Mapping[K, str]) -> Scores:
+    def score(
+        self,
+        references: Mapping[K, Sequence[str]],
+        hypotheses: Mapping[K, str],
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        images: Mapping[K, Path] | None = None,
+    ) -> Scores:
         """Score one hypothesis for each image.
 
         An empty hypothesis scores 0 everywhere, and references without a word are left out; both are noted. A
@@ -78,6 +86,8 @@ class CaptionScorer:
         Args:
             references: image id → its captions, at least one with a word.
             hypotheses: image id → one caption.
+            metrics: name in `bita.registry.metrics` → its own keys, an instance of its `Config`; None: the usual ones.
+            images: image id → file, for metrics that look at images.
 
         Raises:
             UserError: ids do not fit (missing, unknown, without references), no Java, tokenizer failed.
@@ -86,39 +96,37 @@ class CaptionScorer:
         check_ids(references, hypotheses)
         refs = self.references(references)
         tokens = self.tokenizer.tokenize([hypotheses[image_id] for image_id in ordered(hypotheses)])
-        hyps = dict(zip(refs.ids, tokens, strict=True))
+        hyps = Hypotheses(
+            dict(zip(refs.ids, tokens, strict=True)),
+            dict(hypotheses.items()),
+            dict(() if images is None else images.items()),
+        )
         empty = [image_id for image_id, text in hyps.items() if not text]
         notes = [*refs.notes, *_metric_notes(refs, empty)]
         scores = Scores({}, {image_id: {} for image_id in refs.ids}, notes, provenance(java, refs))
-        scores.diversity.update(diversity(tokens))
-        for name, answer in self._compute(refs, hyps).items():
+        chosen = {name: self._metric(name, config) for name, config in (metrics or self._usual()).items()}
+        missing = {name: metric.missing() for name, metric in chosen.items()}
+        ready = {name: metric for name, metric in chosen.items() if missing[name] is None}
+        for name, answer in _compute(ready, refs, hyps).items():
             if isinstance(answer, Exception):
                 said = " ".join(str(answer).split())
                 notes.append(f"{name}: not computed; {type(answer).__name__}: {said}")
             else:
                 _enter(answer, refs.ids, scores)
-        note = missing_note(self.spice_dir)
-        if note is not None:
-            notes.append(note)
+        notes += [note for note in missing.values() if note is not None]
         return scores
 
-    def _compute(self, refs: ReferenceSet, hyps: Hypotheses) -> dict[str, Measured | Exception]:
-        """Every metric's values, or what it ran into; METEOR works in its own process beside the others."""
-        metrics: dict[str, Callable[[ReferenceSet, Hypotheses], Measured]] = {
-            "Bleu": _bleu,
-            "METEOR": self._meteor,
-            "ROUGE_L": _rouge,
-            "CIDEr": _cider,
-        }
-        if self.spice_dir is not None and missing_note(self.spice_dir) is None:
-            metrics["SPICE"] = partial(spice, self.spice_dir)
-        with ThreadPoolExecutor(1) as pool:
-            meteor = pool.submit(_attempt, self._meteor, refs, hyps)
-            answers = {
-                name: _attempt(metric, refs, hyps) if name != "METEOR" else None
-                for name, metric in metrics.items()
-            }
-            return {name: meteor.result() if answer is None else answer for name, answer in answers.items()}
+    def _usual(self) -> dict[str, Any]:
+        return {name: registry.metrics.config(name)() for name in USUAL}
+
+    def _metric(self, name: str, config: Any) -> Metric:
+        """The metric of a name and its keys, made once."""
+        if name == "SPICE" and config.dir is None and self.spice_dir is not None:
+            config = replace(config, dir=str(self.spice_dir))
+        key = f"{name} {config}"
+        if key not in self._metrics:
+            self._metrics[key] = registry.metrics.get(name)(config)
+        return self._metrics[key]
 
     def references(self, references: Mapping[K, Sequence[str]]) -> ReferenceSet:
         """The set, one of those kept or a new one.
@@ -134,39 +142,28 @@ class CaptionScorer:
         self._sets.move_to_end(digest)
         return self._sets[digest]
 
-    def _meteor(self, refs: ReferenceSet, hyps: Hypotheses) -> Measured:
-        new = [(image_id, text) for image_id, text in hyps.items() if (image_id, text) not in refs.meteor]
-        self.meteor.use(self._table(refs))
-        answers = self.meteor.statistics([(refs.distinct[image_id], text) for image_id, text in new])
-        refs.meteor.update(zip(new, answers, strict=True))
-        lines = [refs.meteor[pair] for pair in hyps.items()]
-        return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": additive(lines)})
 
-    def _table(self, refs: ReferenceSet) -> Path:
-        """A paraphrase table cut to these captions, or to more than these, which does as well."""
-        captions = frozenset(text for texts in refs.tokens.values() for text in texts)
-        for known, table in self._tables:
-            if captions <= known:
-                return table
-        try:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
-            folder = Path(tempfile.mkdtemp(dir=self._folder.name))
-            self._tables.append((captions, cut_table(find_java(), captions, folder)))
-        except OSError:  # nowhere to put it, or no space: the whole table gives the same scores
-            return full_table()
-        return self._tables[-1][1]
+def _compute(
+    metrics: Mapping[str, Metric], refs: ReferenceSet, hyps: Hypotheses
+) -> dict[str, Measured | Exception]:
+    """Every metric's values, or what it ran into; those that wait for another process stand beside the others."""
+    with ThreadPoolExecutor(max(1, len(metrics))) as pool:
+        waiting = {
+            n: pool.submit(_attempt, metric, refs, hyps) for n, metric in metrics.items() if metric.beside
+        }
+        answers = {n: _attempt(metric, refs, hyps) for n, metric in metrics.items() if not metric.beside}
+        return {n: waiting[n].result() if n in waiting else answers[n] for n in metrics}
 
 
-def _attempt(
-    metric: Callable[[ReferenceSet, Hypotheses], Measured], refs: ReferenceSet, hyps: Hypotheses
-) -> Measured | Exception:
+def _attempt(metric: Metric, refs: ReferenceSet, hyps: Hypotheses) -> Measured | Exception:
     """The metric's values, or the exception: whatever one metric runs into, the others are still worth having."""
     try:
         measured = metric(refs, hyps)
         for name, (whole, each) in measured.values.items():
             if not all(math.isfinite(value) for value in (whole, *each) if value is not None):
                 raise ValueError(f"{name} is not a number")
+    except UserError:
+        raise
     except Exception as error:
         return error
     return measured
@@ -175,6 +172,8 @@ def _attempt(
 def _enter(measured: Measured, ids: Sequence[Id], scores: Scores) -> None:
     """Put a metric's values where they belong."""
     scores.statistics.update(measured.statistics)
+    scores.diversity.update(measured.of_set)
+    scores.provenance.update(measured.made_with)
     for name, (whole, each) in measured.values.items():
         scores.overall[name] = float(whole)
         if not measured.statistics:
@@ -200,19 +199,25 @@ def _metric_notes(refs: ReferenceSet, empty: Sequence[Id]) -> list[str]:
     return notes
 
 
-def _bleu(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test
+class Bleu(Metric):
+    """BLEU-1 to 4."""
 
-    scorer = BleuScorer(n=4)
-    scorer.crefs = refs.bleu
-    scorer.ctest = [cook_test(text, cooked) for text, cooked in zip(hyps.values(), refs.bleu, strict=True)]
-    whole, each = scorer.compute_score(option="closest", verbose=0)
-    statistics = [
-        [*of_image["correct"], *of_image["guess"], of_image["testlen"], _closest(of_image)]
-        for of_image in scorer.ctest
-    ]
-    values = {f"Bleu_{n + 1}": (whole[n], each[n]) for n in range(4)}
-    return Measured(values, {"Bleu": np.array(statistics, np.float64)})
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test
+
+        scorer = BleuScorer(n=4)
+        scorer.crefs = references.bleu
+        scorer.ctest = [
+            cook_test(text, cooked) for text, cooked in zip(hypotheses.values(), references.bleu, strict=True)
+        ]
+        whole, each = scorer.compute_score(option="closest", verbose=0)
+        statistics = [
+            [*of_image["correct"], *of_image["guess"], of_image["testlen"], _closest(of_image)]
+            for of_image in scorer.ctest
+        ]
+        values = {f"Bleu_{n + 1}": (whole[n], each[n]) for n in range(4)}
+        return Measured(values, {"Bleu": np.array(statistics, np.float64)})
 
 
 def _closest(of_image: Mapping[str, Any]) -> int:
@@ -222,15 +227,99 @@ def _closest(of_image: Mapping[str, Any]) -> int:
     return min(lengths, key=lambda reference: (abs(reference - length), reference))
 
 
-def _rouge(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
-    from pycocoevalcap.rouge.rouge import Rouge
+class MeteorMetric(Metric):
+    """METEOR, by a live process.
 
-    whole, each = Rouge().compute_score(refs.distinct, {image_id: [text] for image_id, text in hyps.items()})
-    return Measured({"ROUGE_L": (whole, each)})
+    Args:
+        config: no keys.
+        meteor: the process to ask; None makes one.
+    """
+
+    beside: ClassVar = True
+
+    def __init__(self, config: Any, meteor: Meteor | None = None) -> None:
+        super().__init__(config)
+        self.meteor = meteor or Meteor()
+        self._tables: list[tuple[frozenset[str], Path]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def close(self) -> None:
+        """End the process and remove the cut tables."""
+        self.meteor.close()
+        self._tables.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`; only pairs that were not asked for before go to the process."""
+        refs, hyps = references, hypotheses
+        new = [(image_id, text) for image_id, text in hyps.items() if (image_id, text) not in refs.meteor]
+        self.meteor.use(self._table(refs))
+        answers = self.meteor.statistics([(refs.distinct[image_id], text) for image_id, text in new])
+        refs.meteor.update(zip(new, answers, strict=True))
+        lines = [refs.meteor[pair] for pair in hyps.items()]
+        return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": additive(lines)})
+
+    def _table(self, refs: ReferenceSet) -> Path:
+        """A paraphrase table cut to these captions, or to more than these, which does as well."""
+        captions = frozenset(text for texts in refs.tokens.values() for text in texts)
+        for known, table in self._tables:
+            if captions <= known:
+                return table
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="bita_meteor_")
+            folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+            self._tables.append((captions, cut_table(find_java(), captions, folder)))
+        except OSError:  # nowhere to put it, or no space: the whole table gives the same scores
+            return full_table()
+        return self._tables[-1][1]
 
 
-def _cider(refs: ReferenceSet, hyps: Hypotheses) -> Measured:
-    return Measured({"CIDEr": refs.cider.score(list(hyps.values()))})
+class Rouge(Metric):
+    """ROUGE-L."""
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        from pycocoevalcap.rouge.rouge import Rouge as Scorer
+
+        answers = {image_id: [text] for image_id, text in hypotheses.items()}
+        return Measured({"ROUGE_L": Scorer().compute_score(references.distinct, answers)})
+
+
+class Cider(Metric):
+    """CIDEr-D."""
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        return Measured({"CIDEr": references.cider.score(list(hypotheses.values()))})
+
+
+class Spice(Metric):
+    """SPICE, where its files are."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where they should be."""
+        return None if self.config.dir is None else Path(self.config.dir)
+
+    def missing(self) -> str | None:
+        """See `Metric.missing`."""
+        return missing_note(self.folder)
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        assert self.folder is not None
+        return spice(self.folder, references, hypotheses)
+
+
+class Diversity(Metric):
+    """What the hypotheses are like among themselves."""
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        return Measured(of_set=diversity(list(hypotheses.values())))
 
 
 @cache
@@ -239,7 +328,12 @@ def _shared() -> CaptionScorer:
 
 
 def score_captions(
-    references: Mapping[K, Sequence[str]], hypotheses: Mapping[K, str], *, spice_dir: Path | None = None
+    references: Mapping[K, Sequence[str]],
+    hypotheses: Mapping[K, str],
+    *,
+    spice_dir: Path | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    images: Mapping[K, Path] | None = None,
 ) -> Scores:
     """Score one hypothesis for each image, with the scorer that the whole program shares (`CaptionScorer.score`).
 
@@ -247,10 +341,12 @@ def score_captions(
         references: image id → its captions.
         hypotheses: image id → one caption.
         spice_dir: folder with SPICE's two CoreNLP jars.
+        metrics: see `CaptionScorer.score`.
+        images: see `CaptionScorer.score`.
 
     Raises:
         UserError: ids do not fit, no Java, or the tokenizer failed.
     """
     scorer = _shared()
     scorer.spice_dir = spice_dir
-    return scorer.score(references, hypotheses)
+    return scorer.score(references, hypotheses, metrics=metrics, images=images)

@@ -21,10 +21,14 @@ class Measured:
     Attributes:
         values: metric → value of the whole set, values of the images in the order of their ids (None: none there).
         statistics: what sums over images to the value of a set, where that is not a mean over images.
+        of_set: what the hypotheses are like among themselves, name → value.
+        made_with: what two results must share beside the usual to be compared.
     """
 
-    values: dict[str, tuple[float, Sequence[float | None]]]
+    values: dict[str, tuple[float, Sequence[float | None]]] = field(default_factory=dict)
     statistics: dict[str, Array] = field(default_factory=dict)
+    of_set: dict[str, float] = field(default_factory=dict)
+    made_with: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 
-from bita import checkpoint, distributed
+from bita import checkpoint, distributed, registry
 from bita.batch import Batch
 from bita.checkpoint import Meta
 from bita.config.load import config_to_dict
-from bita.config.schema import Config
+from bita.config.schema import Config, unknown_score
 from bita.datasets.captions import CaptionDataset, Split
 from bita.datasets.loaders import eval_loader, train_loader
 from bita.errors import UserError
 from bita.files import write_json
 from bita.models.base import BitaModel
 from bita.precision import autocast
-from bita.registry import schedules
 from bita.runners import parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
 from bita.runners.features import keep_features
@@ -60,9 +59,10 @@ class EpochRunner:
         self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
         self.device = distributed.setup(cfg.run.device)
         self.model = parallel.place(model, self.device, cfg.run)
-        self.log = RunLog(run_dir.path)
+        self.log = RunLog(run_dir.path, cfg.run.loggers)
         self.interrupt = Interrupt(self.run.save_every_minutes)
-        self.validations = Validations(run_dir.path)
+        best_by = cfg.run.best_by or registry.tasks.config(cfg.run.task).best_by
+        self.validations = Validations(run_dir.path, best_by)
         self.bad_records = BadRecords(run_dir.path, self.run, self.log.warn)
         self.epoch, self.step_in_epoch = 0, 0
         self.steps_per_epoch = 0
@@ -103,7 +103,7 @@ class EpochRunner:
         )
         self.steps_per_epoch = len(self.loader)
         self.stepper = Stepper(self.model, self.task, self.run, self.device)
-        self.schedule = schedules.get(self.run.lr_sched).from_run(self.run, self.steps_per_epoch)
+        self.schedule = registry.schedules.get(self.run.lr_sched).from_run(self.run, self.steps_per_epoch)
         self.watch = StepWatch(gradients_may_overflow=self.stepper.scaler.is_enabled())
         self.resume()
 
@@ -239,12 +239,21 @@ class EpochRunner:
     def validate(self) -> None:
         """Evaluate the validation splits, and let `best` lead to this epoch's checkpoint when none was better."""
         results = self.evaluate_splits(self.run.valid_splits, suffix=f"_epoch{self.epoch + 1}")
+        for result in results.values():
+            self.check_best_by(result)
         qualities = [result.quality for result in results.values() if result.quality is not None]
         quality = sum(qualities) / len(qualities) if len(qualities) == len(results) else None
         self.validations.add(self.epoch, quality, {key: result.scores for key, result in results.items()})
         if distributed.is_main():
             self.write(self.run_dir.path / validations.FILE, self.validations.as_json())
             self.validations.point_to_best()
+
+    def check_best_by(self, result: Evaluation) -> None:
+        """Raise UserError where `run.best_by` names a score that the evaluation has not, and never will have."""
+        possible = registry.tasks.config(self.run.task).scores(self.run) or ()
+        for name in self.run.best_by or ():
+            if name not in result.scores and (name not in possible or not result.notes):
+                raise UserError(f"run.best_by: {unknown_score(name, result.scores)}")
 
     def write(self, path: Path, value: Any) -> None:
         """Write a JSON file of the run; a full disk is a warning, not the end."""

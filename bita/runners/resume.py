@@ -64,6 +64,9 @@ MAY_DIFFER = (
     "run.top_p",
     "run.temperature",
     "run.report_metric",
+    "run.metrics*",
+    "run.loggers*",
+    "run.best_by",
 )
 """Keys whose change leaves the trained weights what they would have been, or that only say where files are."""
 MAY_GROW = ("run.max_epoch",)

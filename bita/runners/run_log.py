@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -20,46 +20,48 @@ from rich.progress import (
 )
 
 from bita import distributed
+from bita.registry import loggers
+from bita.runners.loggers import Logger
+
+USUAL = ("jsonl", "tensorboard")
+"""The loggers of a run that names none."""
 
 
 class RunLog:
     """Writes on the main process, is silent on the others.
 
     Args:
-        folder: the run's folder, which gets `log.jsonl` and `tensorboard/`.
+        folder: the run's folder.
+        chosen: name of a logger → its own keys; empty: `jsonl` and `tensorboard`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, chosen: Mapping[str, Any]) -> None:
         self.console = Console(stderr=False, highlight=False, soft_wrap=True)
-        self._board: Any = None
+        self.loggers: dict[str, Logger] = {}
+        for name, config in (chosen or {name: loggers.config(name)() for name in USUAL}).items():
+            if distributed.is_main():
+                self.loggers[name] = loggers.get(name)(config, folder)
         self._clock = (time.monotonic(), 0)
         self._said: set[str] = set()
 
     def event(self, kind: str, **values: Any) -> None:
-        """One line of `log.jsonl`, with the time."""
-        if not distributed.is_main():
-            return
-        line = json.dumps({"time": round(time.time(), 3), "event": kind} | values, ensure_ascii=False)
-        try:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            self.say(f"warning: log.jsonl cannot be written ({error.strerror})")
+        """Something that happened, for every logger."""
+        self._each(lambda logger: logger.event(kind, values))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Curves for TensorBoard."""
-        if not distributed.is_main():
-            return
-        try:
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
+        """Points of curves, for every logger."""
+        self._each(lambda logger: logger.scalars(values, step))
 
-                self._board = SummaryWriter(str(self.folder / "tensorboard"), flush_secs=30)
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        except OSError as error:
-            self.say(f"warning: tensorboard cannot be written ({error.strerror})")
+    def _each(self, act: Callable[[Logger], None]) -> None:
+        """What a logger runs into is said, and does not end the run."""
+        for name, logger in self.loggers.items():
+            try:
+                act(logger)
+            except Exception as error:
+                reason = getattr(error, "strerror", None) or " ".join(
+                    f"{type(error).__name__}: {error}".split()
+                )
+                self.say(f"warning: logger {name}: cannot write ({reason})")
 
     def say(self, text: str) -> None:
         """One line to the user."""
@@ -67,7 +69,7 @@ class RunLog:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """One line to the user and to `log.jsonl`."""
+        """One line to the user and to the loggers."""
         self.say(f"warning: {text}")
         self.event("warning", text=text)
 
@@ -107,10 +109,8 @@ class RunLog:
         self.say(f"{where}  {key}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Let every logger flush what it holds back."""
+        self._each(lambda logger: logger.close())
 
 
 class ProgressBar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ class Validations:
 
     Attributes:
         folder: the run's folder.
-        entries: epoch → {"quality", "scores"}.
+        entries: epoch → {"quality", "best_by", "scores"}.
+        best_by: the scores that quality is of; epochs that were judged by others are never the best.
     """
 
     folder: Path
+    best_by: Sequence[str] = ()
     entries: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __contains__(self, epoch: int) -> bool:
@@ -49,7 +51,7 @@ class Validations:
             run = checkpoint.parents[1]
             if run == self.folder.resolve() or (self.folder / FILE).exists():
                 return
-            other = Validations(run)
+            other = Validations(run, self.best_by)
             other.entries = {epoch: entry for epoch, entry in other._read().items() if epoch <= until}
             best = other.best()
             try:
@@ -66,7 +68,7 @@ class Validations:
 
     def add(self, epoch: int, quality: float | None, scores: dict[str, dict[str, float]]) -> None:
         """Keep what an epoch came to."""
-        self.entries[epoch] = {"quality": quality, "scores": scores}
+        self.entries[epoch] = {"quality": quality, "best_by": list(self.best_by), "scores": scores}
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
@@ -74,7 +76,11 @@ class Validations:
 
     def best(self) -> int | None:
         """The epoch of the highest quality, the first of equals, whose checkpoint is there."""
-        candidates = [epoch for epoch, entry in self.entries.items() if entry["quality"] is not None]
+        candidates = [
+            epoch
+            for epoch, entry in self.entries.items()
+            if entry["quality"] is not None and entry.get("best_by", list(self.best_by)) == list(self.best_by)
+        ]
         candidates = [
             epoch for epoch in sorted(candidates) if (self._checkpoint(epoch) / META_FILE).is_file()
         ]

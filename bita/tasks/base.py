@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bita.batch import Batch
 from bita.config.schema import Config
 from bita.models.base import BitaModel
+from bita.registry import tasks
 
 if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset
@@ -53,6 +54,16 @@ class Task(ABC):
         """The batch's `loss` (with gradient) and further scalars to log."""
         output: dict[str, Tensor] = model(batch)
         return output
+
+    def quality(self, scores: Mapping[str, float]) -> float | None:
+        """The sum of the scores in `run.best_by`, or of those that the task's keys name; losses count the other way.
+
+        None where one of them is not there.
+        """
+        names = self.cfg.run.best_by or tasks.config(self.cfg.run.task).best_by
+        if not names or any(name not in scores for name in names):
+            return None
+        return sum(-scores[name] if name.endswith("loss") else scores[name] for name in names)
 
     @abstractmethod
     def evaluate(

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from bita.datasets.captions import CaptionDataset
 
 
-DECIDING = ("CIDEr", "Bleu_4")
-"""The best epoch is the one with the highest sum of these, as published."""
-
-
 class CaptioningTask(Task):
     """Trains on the caption loss; evaluates by generating captions (`run.num_beams` and its kin).
 
@@ -68,12 +64,15 @@ class CaptioningTask(Task):
 
         hypotheses = {prediction["image_id"]: prediction["caption"] for prediction in predictions}
         references = {image_id: dataset.references.get(image_id, []) for image_id in hypotheses}
-        scores = score_captions(references, hypotheses, spice_dir=spice)
-        save("_scores", scores.to_json())
-        deciding = [scores.overall[name] for name in DECIDING if name in scores.overall]
-        return Evaluation(
-            dict(scores.overall), sum(deciding) if len(deciding) == len(DECIDING) else None, scores.notes
+        scores = score_captions(
+            references,
+            hypotheses,
+            spice_dir=spice,
+            metrics=self.cfg.run.metrics or None,
+            images={record.image_id: dataset.folder / record.image for record in dataset.records},
         )
+        save("_scores", scores.to_json())
+        return Evaluation(dict(scores.overall), self.quality(scores.overall), scores.notes)
 
 
 def merge(parts: list[list[dict[str, Any]]], dataset: CaptionDataset) -> list[dict[str, Any]]:

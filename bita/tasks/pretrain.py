@@ -23,7 +23,7 @@ RECALL_AT = (1, 5, 10)
 
 
 class PretrainTask(Task):
-    """Trains on whatever loss the model has; the best epoch is the one with the lowest validation loss."""
+    """Trains on whatever loss the model has; the best epoch has the lowest validation loss (`run.best_by`)."""
 
     def evaluate(
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save
@@ -37,7 +37,7 @@ class PretrainTask(Task):
             scores = self._contrastive(model, dataset, batches)
         else:
             scores = {"loss": _mean_loss(model, batches)}
-        return Evaluation(scores, -scores["loss"])
+        return Evaluation(scores, self.quality(scores))
 
     def _contrastive(
         self, model: BitaITC, dataset: CaptionDataset, batches: Iterable[Batch]

@@ -301,3 +301,17 @@ def test_rate_of_a_group_is_that_of_its_last_step(tmp_path, images):
     runner.train()
     expected = [runner.schedule.lr_at(0, 3), runner.schedule.lr_at(0, 5)]
     assert [event["lr"] for event in events(runner.run_dir.path, "train")] == expected
+
+
+def test_the_best_epoch_is_by_the_scores_that_are_named(tmp_path):
+    options = {"model__arch": "bita_former", "valid_splits": ["val"], "max_epoch": 1}
+    by = ["i2t_recall@1", "loss"]
+    toy_runner(toy_config(tmp_path, best_by=by, **options), tmp_path / "images").train()
+    (entry,) = json.loads((tmp_path / "latest/validation.json").read_text()).values()
+    assert entry["best_by"] == by
+    assert entry["quality"] == entry["scores"]["val"]["i2t_recall@1"] - entry["scores"]["val"]["loss"]
+    cfg = toy_config(tmp_path / "other", best_by=["i2t_recall@2"], **options)
+    with pytest.raises(
+        UserError, match=r"^run\.best_by: unknown score 'i2t_recall@2'; did you mean 'i2t_rec"
+    ):
+        toy_runner(cfg, tmp_path / "images").train()

@@ -1,0 +1,59 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from bita.registry import loggers
+from bita.runners.loggers import Logger
+from bita.runners.run_log import RunLog
+from bita.runners.validations import Validations
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A logger of one's own that fails at every event."""
+    monkeypatch.setattr(loggers, "_targets", dict(loggers._targets))
+    monkeypatch.setattr(loggers, "_configs", dict(loggers._configs))
+
+    @loggers.register("broken")
+    class Broken(Logger):
+        @dataclass(kw_only=True)
+        class Config:
+            where: str
+
+        def event(self, kind, values):
+            raise ConnectionError(f"{self.config.where} does not answer\nat all")
+
+    return loggers.config("broken")(where="host")
+
+
+def test_the_usual_loggers_write_lines_and_curves(tmp_path):
+    log = RunLog(tmp_path, {})
+    log.event("started", text="é")
+    log.scalars({"train/loss": 1.0}, 3)
+    log.close()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line).items() >= {"event": "started", "text": "é"}.items()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_logger_that_fails_is_said_and_the_others_go_on(tmp_path, broken, capsys):
+    log = RunLog(tmp_path, {"broken": broken, "jsonl": loggers.config("jsonl")()})
+    log.event("started")
+    log.close()
+    said = capsys.readouterr().out
+    assert said == "warning: logger broken: cannot write (ConnectionError: host does not answer at all)\n"
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_epochs_that_other_scores_judged_are_never_the_best(tmp_path):
+    before = Validations(tmp_path, ["CIDEr"])
+    before.add(0, 9.0, {"val": {"CIDEr": 9.0}})
+    now = Validations(tmp_path, ["METEOR"], entries=before.entries)
+    now.add(1, 0.3, {"val": {"METEOR": 0.3}})
+    for epoch in (1, 2):
+        (tmp_path / f"checkpoints/epoch_000{epoch}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/epoch_000{epoch}/meta.json").write_text("{}")
+    assert (before.best(), now.best()) == (0, 1)
+    assert now.as_json()["2"] == {"quality": 0.3, "best_by": ["METEOR"], "scores": {"val": {"METEOR": 0.3}}}
