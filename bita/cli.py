@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
-from bita.errors import UserError, program
+from bita.errors import UserError, no_file, program
 from bita.files import user_path
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
@@ -64,7 +64,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
         settings["num_beams"] = args.beams
     for image in args.images:
         if not image.is_file():
-            raise UserError(f"image {image}: no such file")
+            raise UserError(f"image {image}: {no_file(image)}")
     from bita.captioner import Captioner
 
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize)

@@ -54,6 +54,11 @@ def exit_code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, UserError) else 1
 
 
+def no_file(path: Path) -> str:
+    """Why `path`, which is no file, is none, for the end of a message."""
+    return "is a folder; name a file" if path.is_dir() else "no such file"
+
+
 def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 

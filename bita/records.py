@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bita.errors import UserError
+from bita.errors import UserError, no_file
 
 Id = int | str
 """Of an image, as its file has it."""
@@ -50,11 +50,6 @@ def has_words(caption: str) -> bool:
 def kind(value: object) -> str:
     """What a value of JSON is, in words."""
     return _KINDS.get(type(value), "null")
-
-
-def no_file(path: Path) -> str:
-    """Why `path`, which is no file, is none, for the end of a message."""
-    return "is a folder; name a file" if path.is_dir() else "is missing"
 
 
 def half_pair(text: str) -> str | None:

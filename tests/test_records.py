@@ -320,7 +320,7 @@ def test_json_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_folder_and_a_missing_file_say_so(tmp_path: Path) -> None:
     assert refused(read_records, tmp_path).endswith(": is a folder; name a file")
-    assert refused(read_records, tmp_path / "gone").endswith("gone: is missing")
+    assert refused(read_records, tmp_path / "gone").endswith("gone: no such file")
 
 
 def test_marks_of_encodings_are_no_part_of_a_text() -> None:

@@ -10,9 +10,8 @@ from bita.checkpoint import resolve_checkpoint, unfinished
 from bita.config.layers import Keys, Places
 from bita.config.schema import Config, DatasetConfig, EnvConfig, RunConfig
 from bita.config.types import unknown, wrong
-from bita.errors import ConfigError, UserError
+from bita.errors import ConfigError, UserError, no_file
 from bita.packages import SCHEME, find
-from bita.records import no_file
 
 LOG = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ def annotation_paths(name: str, entry: DatasetConfig, env: EnvConfig, split: str
 def check_annotation(name: str, split: str, path: Path) -> None:
     """Raise ConfigError where an annotation file is not there, saying how to prepare it."""
     if path.is_dir():
-        raise ConfigError(f"{_storage_key(name, split)}: {path} {no_file(path)}")
+        raise ConfigError(f"{_storage_key(name, split)}: {path}: {no_file(path)}")
     if not path.is_file():
         command = f"python -m bita.prepare {name} SOURCE {path.parent.parent}"
         raise ConfigError(f"{_storage_key(name, split)}: {path} is missing; prepare it: {command}")

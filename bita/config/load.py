@@ -30,7 +30,7 @@ from bita.config.published import (
 )
 from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
 from bita.config.types import build, check_keys, defaults, nearest, shown, unknown, wrong
-from bita.errors import ConfigError
+from bita.errors import ConfigError, no_file
 from bita.files import expand, user_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -131,6 +131,8 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
         )
         raise ConfigError(f"--cfg-path {path}: no such file; {nearest(str(path), shipped)}")
+    if not path.is_file():
+        raise ConfigError(f"--cfg-path {path}: {no_file(path)}")
     files = _with_bases(path)
     project = stack(*files)
     modules = project.content.get("imports")
@@ -164,7 +166,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if below.resolve() in {file.resolve() for file in (*above, path)}:
         raise wrong(("base",), layer.places, f"{base} starts from this file itself; break the circle")
     if not below.is_file():
-        raise wrong(("base",), layer.places, f"{below}: no such file")
+        raise wrong(("base",), layer.places, f"{below}: {no_file(below)}")
     return [*_with_bases(below, (*above, path)), layer]
 
 

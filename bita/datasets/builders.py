@@ -23,11 +23,11 @@ from bita.datasets.captions import (
 )
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
-from bita.errors import ConfigError, UserError
+from bita.errors import ConfigError, UserError, no_file
 from bita.files import exclusive, write_text
 from bita.processors.image import draft_size
 from bita.processors.rgb import ImageOpener
-from bita.records import Id, has_words, load_json, no_file, twin
+from bita.records import Id, has_words, load_json, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ def _references(name: str, split: str, path: Path, records: Sequence[CaptionReco
     """Return the references of the images in ``records``; every image must have some."""
     if not path.is_file():
         key = f"datasets.{name}.build_info.annotations.{split}.ground_truth"
-        raise ConfigError(f"{key}: {path} {no_file(path)}")
+        raise ConfigError(f"{key}: {path}: {no_file(path)}")
     references = read_ground_truth(path)
     ids = list(dict.fromkeys(record.image_id for record in records))
     missing = [image_id for image_id in ids if image_id not in references]

@@ -153,7 +153,11 @@ def _check_ground_truth(
     """The ground truth of a split has the captions of its annotation file."""
     for split, records in splits.items():
         path = folder / "annotations" / f"{split}_gt.json"
-        if split == "train" and not path.is_file():
+        if not path.is_file():
+            if split != "train":
+                result.notes.append(
+                    f"{name}: no {path.name}; the captions of {split}.json are scored against"
+                )
             continue
         try:
             truth = read_ground_truth(path)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bita.checkpoint import FOLDER_FILES, INDEX_SUFFIX
-from bita.errors import UserError
+from bita.errors import UserError, no_file
 from bita.weights.torchscript import is_torchscript, read_torchscript
 
 SHARD = re.compile(r"^(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
@@ -139,7 +139,7 @@ def read_config(path: Path) -> Any:
 
 def _content(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"weights {path}: no such file")
+        raise UserError(f"weights {path}: {no_file(path)}")
     try:
         return _read(path)
     except pickle.UnpicklingError as error:

@@ -209,7 +209,7 @@ def test_references_come_from_the_ground_truth_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no reference for 1 images of toy test, the first id 5"):
         build_dataset("toy", cfg, env(tmp_path), "test", train=False, seed=1)
     truth.unlink()
-    with pytest.raises(ConfigError, match=r"test\.ground_truth: .*truth\.json is missing"):
+    with pytest.raises(ConfigError, match=r"test\.ground_truth: .*truth\.json: no such file"):
         build_dataset("toy", cfg, env(tmp_path), "test", train=False, seed=1)
 
 

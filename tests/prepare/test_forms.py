@@ -128,7 +128,7 @@ def test_what_is_not_given_is_named(source: Path, tmp_path: Path) -> None:
     )
     assert f"{source}/gone: image folder is missing" in done.stderr
     done = run("field", source, tmp_path / "o", "--form", "csv", "--annotations", "gone.csv")
-    assert f"{source}/gone.csv: is missing" in done.stderr
+    assert f"{source}/gone.csv: no such file" in done.stderr
     done = run("field", source, tmp_path / "o", "--form", "csv", "--annotations", "tset=x.csv")
     assert "split 'tset' is none of train, val, test" in done.stderr
 

@@ -91,6 +91,23 @@ def test_broken_images_ids_and_ground_truth_are_problems(tmp_path: Path) -> None
     ]
 
 
+def test_ids_that_are_text_and_no_ground_truth_are_no_problem(tmp_path: Path) -> None:
+    out = ready(tmp_path)
+    for path in (out / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for record in content if isinstance(content, list) else content["annotations"]:
+            record["image_id"] = f"coco_{record['image_id']}"
+        path.write_text(json.dumps(content))
+    assert verify({"toy": out}).problems == []
+    (out / "annotations/val_gt.json").unlink()
+    result = verify({"toy": out})
+    assert result.problems == []
+    assert "toy: no val_gt.json; the captions of val.json are scored against" in result.notes
+    truth = out / "annotations/test_gt.json"
+    truth.write_text(truth.read_text().replace('"coco_', '"'))
+    assert verify({"toy": out}).problems == [f"{truth}: differs from test.json at 6 images, id 6"]
+
+
 def test_a_folder_that_is_not_prepared_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
