@@ -727,7 +727,7 @@ def test_a_project_file_that_is_missing(problem, tmp_path):
         caught.value
     )
     assert "configs/projects/bita/train/pretrain_stage1.yaml" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"is a folder; name a file"):
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"cannot be read \(not text\)"):
