@@ -43,6 +43,8 @@ WRONG = {
     "A decoder": ("model.decoder_args.width", "wide", "wanted a whole number, not a text, 'wide'"),
     "A task": ("run.task_args.words", "0", "must be at least 1, not 0.0"),
     "A learning-rate schedule": ("run.lr_sched_args.last_epochs", "-1", "must be at least 0, not -1"),
+    "A metric": ("run.metrics.length.word", "4", "unknown key; did you mean 'run.metrics.length.words'?"),
+    "A logger": ("run.loggers.table.digits", "0", "must be at least 1, not 0"),
     "A loss of stage 1": ("model.loss_args.spread.target", "2", "must be at most 1, not 2.0"),
 }
 SIZES = {
@@ -153,6 +155,25 @@ def test_a_part_of_ones_own(title):
         written = bita.load("exported", "cpu").caption(images)
         assert written == bita.load("output/run", "cpu").caption(images)
         assert all(isinstance(caption, str) for caption in written)
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_metric_and_a_logger_of_ones_own_say_what_they_should():
+    (metric, metric_keys), (logger, logger_keys) = EXAMPLES["A metric"], EXAMPLES["A logger"]
+    keys = {"run": metric_keys["run"] | logger_keys["run"]}
+    scores = run(project(metric + logger, keys, "run.test_splits=[val]"))
+    assert set(scores["val"]) == {"length", "ROUGE_L"}
+    (entry,) = json.loads(Path("output/run/validation.json").read_text()).values()
+    assert (entry["best_by"], entry["quality"]) == (["length"], entry["scores"]["val"]["length"])
+    per_image = json.loads(Path("output/run/results/val_scores.json").read_text())["per_image"].values()
+    assert sum(own["length"] for own in per_image) / len(per_image) == pytest.approx(entry["quality"])
+    curves = [line.split() for line in Path("output/run/curves.txt").read_text().splitlines()]
+    assert {name for _, name, _ in curves} >= {"train/loss", "val/length"}
+    assert not Path("output/run/tensorboard").exists()
+    with pytest.raises(
+        ConfigError, match=r"run.best_by \(--options\): unknown score 'lenght'; did you mean 'length'"
+    ):
+        load_config("my.yaml", ["run.best_by=[lenght]"])
 
 
 @pytest.mark.usefixtures("outside")

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bita.checkpoint import folder_of, read_meta, resolve_checkpoint
+from bita.config.layers import read_layer
 from bita.errors import UserError
+from bita.files import user_path
 
 MUST_AGREE = ("pycocoevalcap", "metrics", "tokenizer", "jars", "references", "images")
 WHERE_BOTH_HAVE_IT = ("clip_model",)
 """Of results that have a CLIPScore; those without one can still be compared by the other metrics."""
-OF_ONE_RUN = {"run": ("name", "output_dir", "seed", "resume", "num_workers", "device", "log_freq")}
+OF_ONE_RUN = {
+    "run": ("name", "output_dir", "seed", "resume", "num_workers", "device", "log_freq", "loggers"),
+    "env": ("cache_root", "spice_dir"),
+}
 """Keys that may differ between runs of the same configuration."""
 
 
@@ -28,7 +34,7 @@ class Result:
 
     Attributes:
         path: the file.
-        group: runs with the same one differ by their seed only.
+        group: runs with the same one differ by their seed only, and so do those that they started from.
         label: what a table calls the group.
         dataset: split or dataset.
         overall: metric → value.
@@ -143,19 +149,46 @@ def _read(path: Path) -> Any:
 
 
 def _configuration(run: Path) -> str | None:
-    """The run's configuration as text, without what differs from seed to seed; None where there is none."""
-    from omegaconf import OmegaConf
+    """The configurations of a run and of those that it started from, as text, without what differs from seed to seed.
 
+    None where there is none.
+    """
     path = run / "config.yaml"
-    if not path.is_file():
-        return None
-    config = OmegaConf.to_container(OmegaConf.load(path))
-    if isinstance(config, Mapping):
-        for section, keys in OF_ONE_RUN.items():
-            for key in keys:
-                if isinstance(config.get(section), dict):
-                    config[section].pop(key, None)
-    return json.dumps(config, sort_keys=True)
+    return json.dumps(_chain(read_layer(path).content), sort_keys=True) if path.is_file() else None
+
+
+def _chain(config: dict[str, Any], above: frozenset[Path] = frozenset()) -> list[Any]:
+    """A configuration, then that of the run that it started from, and so on; where that is gone, its path."""
+    own = _of_all_seeds(config)
+    start = own.get("model", {}).pop("init_from", None)
+    if start is None:
+        return [own]
+    try:
+        folder = folder_of(resolve_checkpoint(user_path(start))).resolve()
+        before = read_meta(folder).config
+    except UserError:
+        return [own, start]
+    return [own, *_chain(before, above | {folder})] if before and folder not in above else [own, start]
+
+
+def _of_all_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy without the keys of one run, in which paths below the cache root say so."""
+    root = str((config.get("env") or {}).get("cache_root") or "")
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: copied(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [copied(item) for item in value]
+        below = isinstance(value, str) and root and (value == root or value.startswith(f"{root}/"))
+        return f"${{env.cache_root}}{value[len(root) :]}" if below else value
+
+    return {
+        section: {key: copied(item) for key, item in keys.items() if key not in OF_ONE_RUN.get(section, ())}
+        if isinstance(keys, dict)
+        else keys
+        for section, keys in config.items()
+    }
 
 
 def _short(value: Any) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bita.checkpoint import Meta, write_checkpoint
+from bita.config.layers import to_yaml
 from bita.errors import UserError
 from bita.metrics.compare import check_comparable, find_results, rows, table
 
@@ -46,6 +49,47 @@ def test_seeds_of_one_configuration_are_one_row(tmp_path: Path) -> None:
         "a      test     2     1.1000 ± 0.1414  0.5000 ± 0.0000",
         "b      test     1     2.0000           0.5000",
     ]
+
+
+def chain(folder: Path, seed: int, cider: float, epochs_before: int = 3) -> Path:
+    """Three stages, each in a folder of its seed, as a run of the whole road leaves them."""
+    start = None
+    for stage in ("stage1", "stage2", "caption"):
+        path = run(folder / stage / "run", seed, cider)
+        (folder / stage / "latest").symlink_to("run")
+        config = {
+            "model": {"init_from": start and str(start), "opt_tokenizer": f"{folder}/data/tokenizers/opt"},
+            "run": {
+                "seed": seed,
+                "output_dir": str(path.parent),
+                "max_epoch": epochs_before if start is None else 5,
+            },
+            "env": {"cache_root": f"{folder}/data"},
+        }
+        (path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        meta = Meta(epoch=0, step_in_epoch=1, steps_per_epoch=1, step=1, config=config)
+        write_checkpoint(path / "checkpoints", meta, {})
+        (path / "checkpoints" / "last").symlink_to(meta.name)
+        start = folder / stage
+    return folder / "caption"
+
+
+def test_seeds_of_whole_chains_are_one_row_and_another_first_stage_is_another(tmp_path: Path) -> None:
+    runs = [
+        chain(tmp_path / "seed1", 1, 1.0),
+        chain(tmp_path / "seed2", 2, 1.2),
+        chain(tmp_path / "longer", 1, 2.0, epochs_before=9),
+    ]
+    found = rows(result for path in runs for result in find_results(path))
+    assert [row.values["CIDEr"] for row in found] == [[1.0, 1.2], [2.0]]
+
+
+def test_chains_whose_start_is_gone_are_not_averaged(tmp_path: Path) -> None:
+    runs = [chain(tmp_path / f"seed{n}", n, float(n)) for n in (1, 2)]
+    for n in (1, 2):
+        shutil.rmtree(tmp_path / f"seed{n}" / "stage1")
+    found = rows(result for path in runs for result in find_results(path))
+    assert [row.values["CIDEr"] for row in found] == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize(
