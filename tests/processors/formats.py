@@ -224,6 +224,7 @@ def make_tiff(cell: Cell, shape: tuple[int, int], seed: int) -> Made | None:
         or (kind == "palette" and depth not in ("u1", "u2", "bits2", "bits4"))
         or (kind in ("cmyk", "premultiplied") and depth not in ("u1", "u2"))
         or (kind == "ycbcr" and depth != "u1")
+        or (kind == "ycbcr" and compression == "jpeg" and cell["planar"] == "separate")
         or (kind == "white" and depth[0] != "u" and not few)
         or (lossy and (depth != "u1" or kind not in ("grey", "rgb", "ycbcr", "cmyk")))
         or (few and compression not in ("none", "lzw", "deflate", "packbits"))
@@ -325,7 +326,12 @@ def make_tiff(cell: Cell, shape: tuple[int, int], seed: int) -> Made | None:
     alpha = values[:, :, -1:] if kind in ("rgba", "grey+alpha", "premultiplied") else None
     if alpha is not None:
         valid &= alpha != 0
-    read, shown, tolerance = by_gdal(content), cell, 16 if lossy else 1 if kind in ("cmyk", "ycbcr") else 0
+    if (
+        lossy and planar != "separate" and not (cell["bigtiff"] and cell["byteorder"] == ">")
+    ):  # libtiff's decoder is ours to the bit, GDAL's own is not
+        with Image.open(io.BytesIO(content)) as image:
+            return Made(cell, content, np.asarray(image.convert("RGB")), 1)
+    read, shown, tolerance = by_gdal(content), cell, 30 if lossy else 1 if kind in ("cmyk", "ycbcr") else 0
     if kind in ("cmyk", "ycbcr") and depth == "u1" and (read is None or cell["orientation"] > 1):
         tolerance = max(tolerance, 60 * lossy)  # GDAL shows their colours, but turned in its own way
     elif kind in ("cmyk", "ycbcr") and depth == "u1":
