@@ -222,6 +222,10 @@ def build_processors(name: str, cfg: DatasetConfig, needs: Needs) -> Processors:
 def processors_of(cfg: Config) -> Processors:
     """Build the processors of a configuration's first dataset, as its model's encoder wants images; no prompt."""
     name, entry = next(iter(cfg.datasets.items()))
+    if any(other.bands != entry.bands for other in cfg.datasets.values()):
+        LOG.warning(
+            "datasets differ in bands; images outside them are opened as those of %s: %s", name, entry.bands
+        )
     return build_processors(name, entry, dataclasses.replace(Needs.of(cfg.model), prompt=""))
 
 
