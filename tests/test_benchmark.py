@@ -1,4 +1,4 @@
-"""The loading benchmark counts what it says it counts."""
+"""The benchmarks of parts measure what they say they measure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks import captioning
 from scripts.benchmarks.loading import main
 from tests.datasets.makers import prepared
 
@@ -38,3 +39,11 @@ def test_streamed_records_are_counted(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["stream", "--records", "300"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     assert [row.split(" | ")[0] for row in rows] == ["| 100", "| 200", "| 300"]
+
+
+def test_captioning_is_measured_on_equal_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--width", "64", "--layers", "1", "--vocabulary", "64", "--prefix", "3", "--tokens", "4"]
+    assert captioning.main(["--batch", "1", "3", "--repeats", "1", *sizes]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert all(0 < float(row[4].split()[0]) < 1 for row in rows)
