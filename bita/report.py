@@ -28,6 +28,7 @@ from bita.datasets.annotations import read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
 from bita.errors import UserError, program
+from bita.files import user_path
 from bita.metrics import score_captions
 from bita.metrics.files import read_hypotheses
 from bita.prepare.baselines import constant_captions, nearest_captions
@@ -180,7 +181,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="a caption run's folder, or its output folder (then the latest)")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=user_path)
     parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
     args = parser.parse_args()
     report(args.run, args.out, args.seconds)

@@ -14,9 +14,9 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from bita.errors import program
+from bita.files import user_path
 from bita.metrics.compare import check_comparable, find_results, rows, table
 
 
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders or result files")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders or result files")
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(arguments)
     results = [result for path in options.runs for result in find_results(path)]
     if options.dataset:

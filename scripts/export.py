@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from bita.errors import program
+from bita.files import user_path
 
 
 @program
@@ -21,7 +21,7 @@ def main() -> int:
     )
     parser.add_argument("run", help="a run's folder (its best checkpoint is taken), or a checkpoint in it")
     parser.add_argument(
-        "out", type=Path, help="a folder, or with --layout published a .pth file, not there yet"
+        "out", type=user_path, help="a folder, or with --layout published a .pth file, not there yet"
     )
     parser.add_argument("--layout", choices=("folder", "published"), default="folder")
     parser.add_argument("--max-shard", default="5GB", metavar="SIZE", help="largest file of weights (folder)")

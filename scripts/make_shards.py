@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
 from bita.errors import UserError, program
+from bita.files import user_path
 
 
 @program
@@ -46,13 +46,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="pack a split of a prepared dataset")
-    pack.add_argument("source", type=Path, help="folder of the prepared dataset")
+    pack.add_argument("source", type=user_path, help="folder of the prepared dataset")
     pack.add_argument("split")
-    pack.add_argument("out", type=Path, help="folder of the shards")
+    pack.add_argument("out", type=user_path, help="folder of the shards")
     pack.add_argument("--per-shard", type=int, default=10_000, help="images in a shard")
     index = commands.add_parser("index", help="index shards that are there")
-    index.add_argument("index", type=Path, help="NAME.shards.json, beside the shards")
-    index.add_argument("shards", type=Path, nargs="+", help="plain tar files")
+    index.add_argument("index", type=user_path, help="NAME.shards.json, beside the shards")
+    index.add_argument("shards", type=user_path, nargs="+", help="plain tar files")
     index.add_argument(
         "--leave-out", action="store_true", help="leave out and name records whose captions cannot be read"
     )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bita.errors import UserError, program
+from bita.files import user_path
 from bita.prepare.verify import Verification, verify, write_json
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="BITS",
         help="also find near copies: hashes that differ in at most BITS of 256",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to FILE")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings to FILE")
     options = parser.parse_args(arguments)
     result = verify(named_folders(options.datasets), options.near)
     if options.json is not None:

@@ -21,7 +21,7 @@ from bita.config.plugins import import_modules, load_plugins
 from bita.config.types import build
 from bita.datasets.names import ImageFolder
 from bita.errors import ConfigError, program
-from bita.files import write_text
+from bita.files import user_path, write_text
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import USUAL, CaptionScorer
@@ -35,26 +35,28 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bita.metrics", description="Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE."
     )
     parse.add_argument(
-        "references", type=Path, help="COCO ground truth, or records {image_id, caption}, JSON(L)"
+        "references", type=user_path, help="COCO ground truth, or records {image_id, caption}, JSON(L)"
     )
     parse.add_argument(
-        "hypotheses", type=Path, help="records {image_id, caption}, JSON or JSONL; one an image"
+        "hypotheses", type=user_path, help="records {image_id, caption}, JSON or JSONL; one an image"
     )
-    parse.add_argument("--json", type=Path, metavar="FILE", help="write overall and per-image scores here")
+    parse.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write overall and per-image scores here"
+    )
     parse.add_argument(
         "--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from N drawn sets"
     )
     parse.add_argument(
-        "--versus", type=Path, metavar="OTHER", help="other hypotheses: differences with p-values"
+        "--versus", type=user_path, metavar="OTHER", help="other hypotheses: differences with p-values"
     )
     parse.add_argument(
         "--classes",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="JSON {image id: class}: scores of each class (default: as in REFERENCES)",
     )
     parse.add_argument(
-        "--train", type=Path, metavar="FILE", help="training captions: share of captions not in it"
+        "--train", type=user_path, metavar="FILE", help="training captions: share of captions not in it"
     )
     parse.add_argument(
         "--metric",
@@ -72,11 +74,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="for --clip and CLIPScore (default: images/ beside the folder of REFERENCES)",
     )
-    parse.add_argument("--spice-dir", type=Path, metavar="DIR", help="folder with SPICE's two CoreNLP jars")
+    parse.add_argument(
+        "--spice-dir", type=user_path, metavar="DIR", help="folder with SPICE's two CoreNLP jars"
+    )
     parse.add_argument("--seed", type=int, default=0, help="of the drawn sets")
     return parse
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bita.errors import UserError, program
+from bita.files import user_path
 from bita.prepare.card import Report
 from bita.prepare.forms import COLUMNS, FORMS, generic_source
 from bita.prepare.prepare import Source, prepare, published_source
@@ -46,8 +47,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help=f"a published dataset ({', '.join(PUBLISHED)}), or any name with --form")
-    parser.add_argument("source", type=Path, help="folder or archive with the published files")
-    parser.add_argument("out", type=Path, help="folder of the prepared dataset")
+    parser.add_argument("source", type=user_path, help="folder or archive with the published files")
+    parser.add_argument("out", type=user_path, help="folder of the prepared dataset")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if anything was left out")
     parser.add_argument(
         "--copy-images", action="store_true", help="copy the images instead of linking to them"

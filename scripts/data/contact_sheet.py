@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
 from bita.errors import program
+from bita.files import user_path
 
 SIZE, WIDTH, TEXT, GAP = 144, 192, 46, 8
 FONT_SIZE, LINE_CHARS = 11, 33
@@ -57,7 +57,7 @@ def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
 def main() -> int:
     """Parse, draw, save."""
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic scenes.")
-    parser.add_argument("out", type=Path, help="PNG to write")
+    parser.add_argument("out", type=user_path, help="PNG to write")
     parser.add_argument("--each", type=int, default=2, help="scenes of a kind (%(default)s)")
     parser.add_argument("--columns", type=int, default=4, help="scenes in a row (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")

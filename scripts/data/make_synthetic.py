@@ -6,20 +6,20 @@ What is not said is as in configs/datasets/synthetic/defaults_cap.yaml, which is
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import yaml
 
 from bita.config.load import CONFIGS
 from bita.datasets.builders import generate_synthetic
 from bita.errors import UserError, program
+from bita.files import user_path
 
 
 @program
 def main() -> int:
     """Parse and draw; 0, or the exit code of the mistake."""
     parser = argparse.ArgumentParser(description="Draw the synthetic dataset of aerial scenes.")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=user_path, help="folder to make")
     entry = yaml.safe_load((CONFIGS / "datasets/synthetic/defaults_cap.yaml").read_text())["datasets"]
     defaults: dict[str, int] = entry["synthetic_caption"]["synthetic"]
     wanted = {

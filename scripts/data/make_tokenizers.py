@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from bita.errors import program
+from bita.files import user_path
 from bita.prepare.tokenizers import FAMILIES, make_bert, make_family, make_opt, read_captions
 
 
@@ -23,8 +23,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("annotations", type=Path, nargs="+")
+    parser.add_argument("out", type=user_path)
+    parser.add_argument("annotations", type=user_path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
     parser.add_argument(
         "--families", nargs="*", default=[], choices=sorted(FAMILIES), help="further decoders"
