@@ -104,7 +104,7 @@ class CaptionScorer:
         empty = [image_id for image_id, text in hyps.items() if not text]
         notes = [*refs.notes, *_metric_notes(refs, empty)]
         scores = Scores({}, {image_id: {} for image_id in refs.ids}, notes, provenance(java, refs))
-        chosen = {name: self._metric(name, config) for name, config in (metrics or self._usual()).items()}
+        chosen = {name: self.metric(name, config) for name, config in (metrics or self._usual()).items()}
         missing = {name: metric.missing() for name, metric in chosen.items()}
         ready = {name: metric for name, metric in chosen.items() if missing[name] is None}
         for name, answer in _compute(ready, refs, hyps).items():
@@ -119,7 +119,7 @@ class CaptionScorer:
     def _usual(self) -> dict[str, Any]:
         return {name: registry.metrics.config(name)() for name in USUAL}
 
-    def _metric(self, name: str, config: Any) -> Metric:
+    def metric(self, name: str, config: Any) -> Metric:
         """The metric of a name and its keys, made once."""
         if name == "SPICE" and config.dir is None and self.spice_dir is not None:
             config = replace(config, dir=str(self.spice_dir))
@@ -325,6 +325,16 @@ class Diversity(Metric):
 @cache
 def _shared() -> CaptionScorer:
     return CaptionScorer()
+
+
+def make_metrics(metrics: Mapping[str, Any]) -> None:
+    """Make the metrics of `run.metrics` for the scorer that the whole program shares, so that mistakes show early.
+
+    Raises:
+        UserError: what a metric wants is not there.
+    """
+    for name, config in metrics.items():
+        _shared().metric(name, config)
 
 
 def score_captions(

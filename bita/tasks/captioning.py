@@ -30,8 +30,10 @@ class CaptioningTask(Task):
         super().__init__(cfg)
         if cfg.run.report_metric:
             from bita.metrics.java import find_java
+            from bita.metrics.scorers import make_metrics
 
-            distributed.on_main(find_java)  # missing Java is better found now than after the first epoch
+            find_java()  # what is missing is better found now than after the first epoch
+            make_metrics(cfg.run.metrics)
         self.settings = GenerationSettings.from_run(cfg.run)
 
     def evaluate(
