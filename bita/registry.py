@@ -176,6 +176,7 @@ tasks = Registry(
     {
         "image_text_pretrain": ("bita.tasks.pretrain:PretrainTask", "PretrainConfig"),
         "captioning": ("bita.tasks.captioning:CaptioningTask", "CaptioningConfig"),
+        "captioning_scst": ("bita.tasks.scst:ScstTask", "ScstConfig"),
     },
     keys="TaskConfig",
 )

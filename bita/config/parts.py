@@ -317,6 +317,18 @@ class ClipConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
+class ScstConfig(CaptioningConfig):
+    """Keys of `captioning_scst`, the self-critical stage."""
+
+    samples: int = key(5, at_least=2)
+    """Captions drawn for each image in a step; each is held against the mean of the others."""
+    bleu_weight: float = key(0.0, at_least=0)
+    """What a caption's BLEU-4 (0 to 1) counts beside its CIDEr-D (0 to 10)."""
+    caption_weight: float = key(0.0, at_least=0)
+    """What the cross-entropy of the dataset's captions counts beside the reward: it holds the model near them."""
+
+
+@dataclass(kw_only=True)
 class StepScheduleConfig(ScheduleConfig):
     """Keys of `linear_warmup_step_lr`."""
 

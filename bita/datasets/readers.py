@@ -79,6 +79,7 @@ class TrainReader(Dataset[Read | Failure]):
         texts: list[str] = []
         ids: list[int] = []
         bad: list[BadRecord] = []
+        draws: list[int] = []
         for key in keys:
             self.whereabouts.note(key[0])
             dataset, number, index, generator = self._locate(key)
@@ -86,7 +87,8 @@ class TrainReader(Dataset[Read | Failure]):
             texts += [dataset.processors.training_text(caption, generator) for caption in captions]
             ids += [number * IDS_OF_A_DATASET + image_number] * len(captions)
             images.append(dataset.processors.train_image(image, generator))
-        return {"image": torch.stack(images), "text": texts, "image_id": ids}, bad
+            draws.append(_number(generator))
+        return {"image": torch.stack(images), "text": texts, "image_id": ids, "draw": draws}, bad
 
     def _open(
         self,
@@ -139,9 +141,13 @@ class TrainReader(Dataset[Read | Failure]):
                 texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
                 ids.append(number * IDS_OF_A_DATASET + dataset.numbers[dataset.records[record].image_id])
             picked.append((number, drawn[0], generator))
+        batch: Batch = {"text": texts, "image_id": ids}
         if self.encoded:
-            return {"tokens": self._tokens(picked, turn=keys[0][1]), "text": texts, "image_id": ids}
-        return {"image": self._augment(picked), "text": texts, "image_id": ids}
+            batch["tokens"] = self._tokens(picked, turn=keys[0][1])
+        else:
+            batch["image"] = self._augment(picked)
+        batch["draw"] = [_number(generator) for _, _, generator in picked]
+        return batch
 
     def _tokens(self, picked: Sequence[tuple[int, int, torch.Generator]], turn: int) -> Tensor:
         """Read what was kept of images: (I, N, C) float16, the view whose turn it is."""
@@ -169,6 +175,10 @@ class TrainReader(Dataset[Read | Failure]):
             return images[0]
         order = torch.tensor([place for places in parts.values() for place in places]).argsort()
         return torch.cat(images)[order.to(self.device)]
+
+
+def _number(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 class EvalReader(Dataset[Read | Failure]):

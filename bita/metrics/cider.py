@@ -52,17 +52,21 @@ class CiderReferences:
         Args:
             hypotheses: one tokenized caption for each image, in the order of the references.
         """
+        if len(hypotheses) != len(self._vectors):
+            raise ValueError(f"{len(hypotheses)} hypotheses for {len(self._vectors)} images")
+        scores = [self.score_of(image, hypothesis) for image, hypothesis in enumerate(hypotheses)]
+        return float(np.mean(np.array(scores))), scores
+
+    def score_of(self, image: int, hypothesis: str) -> float:
+        """CIDEr-D of a tokenized caption of the image-th of the references' images."""
         from pycocoevalcap.cider.cider_scorer import precook
 
-        scores = []
-        for hypothesis, references in zip(hypotheses, self._vectors, strict=True):
-            vector = self._vector(precook(hypothesis, SIZES))
-            sums = [0.0] * SIZES
-            for reference in references:
-                for n, value in enumerate(_similarity(vector, reference)):
-                    sums[n] += value
-            scores.append(float(np.mean(np.array(sums)) / len(references) * 10.0))
-        return float(np.mean(np.array(scores))), scores
+        vector, references = self._vector(precook(hypothesis, SIZES)), self._vectors[image]
+        sums = [0.0] * SIZES
+        for reference in references:
+            for n, value in enumerate(_similarity(vector, reference)):
+                sums[n] += value
+        return float(np.mean(np.array(sums)) / len(references) * 10.0)
 
     def _vector(self, counts: Counts) -> _Vector:
         weights: list[dict[Ngram, float]] = [{} for _ in range(SIZES)]

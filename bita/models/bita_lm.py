@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bita.batch import Batch
+from bita.batch import Batch, Written
 from bita.config.parts import CaptionerConfig, ModelConfig
 from bita.errors import UserError
 from bita.models.base import BitaModel, for_captions
@@ -128,13 +128,18 @@ class BitaLM(BitaModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of the captions' tokens, each with what ends it (`CaptionTokens`).
 
-        An image's captions stand in one sequence where the language model can read them so (`packing`).
+        Where a batch brings captions that the model wrote itself, the loss is on these (`written_loss`), and on the
+        batch's own as far as they count.
         """
-        ids, labels = self.tokenize(batch["text"])
         prefix = self.prefix_of(self.batch_tokens(batch))
-        if len(ids) > len(prefix) and self.packs:
-            return {"loss": self.packed_loss(prefix, ids, labels)}
-        return {"loss": self.caption_loss(for_captions(prefix, len(ids)), ids, labels)}
+        written = batch.get("written")
+        if written is None:
+            return {"loss": self.caption_loss(prefix, *self.tokenize(batch["text"]))}
+        loss = self.written_loss(prefix, written)
+        if not written.caption_weight:
+            return {"loss": loss}
+        own = self.caption_loss(prefix, *self.tokenize(batch["text"]))
+        return {"loss": loss + written.caption_weight * own, "caption_loss": own.detach()}
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """B texts (the prompt on them already) → ids and labels (B, T), on the CPU, padded on the right.
@@ -153,36 +158,66 @@ class BitaLM(BitaModel):
         return prefix
 
     def caption_loss(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of `labels` (B, T; on the CPU) after `prefix` (B, Q, H), averaged over all that count.
+        """Cross-entropy of `labels` (B, T; on the CPU), averaged over all that count; see `predicted`."""
+        logits, targets, _ = self.predicted(prefix, ids, labels)
+        return F.cross_entropy(logits, targets)
 
-        Padding needs no mask: it is on the right, where a causal model cannot see it, and carries no label.
-        Logits are computed only where a label is: the positions are found on the CPU, so nothing waits.
+    def written_loss(self, prefix: Tensor, written: Written) -> Tensor:
+        """Policy gradient: minus the mean over captions of advantage × log-likelihood (Rennie et al. 2017, eq. 7).
+
+        A mean over captions, not over tokens, is the same on one process and on several.
         """
-        queries, device = prefix.shape[1], prefix.device
-        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        targets = labels[rows, columns].to(device, non_blocking=True)
-        rows, columns = rows.to(device, non_blocking=True), columns.to(device, non_blocking=True)
-        words = self.decoder.embed(ids.to(device, non_blocking=True))
+        logits, targets, captions = self.predicted(prefix, written.ids, written.labels)
+        weights = written.weights.to(logits.device, non_blocking=True)[captions]
+        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / len(written.weights)
+
+    def predicted(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, V) float32 of N labelled tokens, the labels (N,), and the caption (N,) of each.
+
+        An image's captions stand in one sequence where the language model can read them so (`packing`). Logits are
+        computed only where a label is: the positions are found on the CPU, so nothing waits.
+
+        Args:
+            prefix: (I, Q, H).
+            ids: (B, T), on the CPU, B/I captions an image, side by side.
+            labels: (B, T), `IGNORED` where nothing is learned.
+        """
+        captions, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        if len(ids) > len(prefix) and self.packs:
+            packed = pack(ids, labels, *prefix.shape[:2])
+            ids, rows, places = packed.ids, packed.rows, packed.places
+        else:  # padding needs no mask: it is on the right, where a causal model cannot see it
+            packed, prefix = None, for_captions(prefix, len(ids))
+            rows, places = captions, prefix.shape[1] + columns - 1
+        targets = labels[captions, columns]
+        rows, places, targets, captions, ids = (
+            x.to(prefix.device, non_blocking=True) for x in (rows, places, targets, captions, ids)
+        )
+        words = self.decoder.embed(ids)
         inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
-        logits = self.decoder.logits_at(inputs, rows, queries + columns - 1)
-        return F.cross_entropy(logits.float(), targets)
+        reading = {} if packed is None else packed.reading(inputs.device, inputs.dtype)
+        return self.decoder.logits_at(inputs, rows, places, **reading).float(), targets, captions
 
     @cached_property
     def packs(self) -> bool:
         """Whether the language model reads the captions of an image in one sequence."""
         return self.decoder.packs()
 
-    def packed_loss(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
-        """What `caption_loss` gives when each of I prefixes (I, Q, H) is repeated for its captions; reads it once."""
-        device = prefix.device
-        packed = pack(ids, labels, *prefix.shape[:2])
-        words = self.decoder.embed(packed.ids.to(device, non_blocking=True))
-        inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
-        rows, places, targets = (
-            x.to(device, non_blocking=True) for x in (packed.rows, packed.places, packed.targets)
-        )
-        logits = self.decoder.logits_at(inputs, rows, places, **packed.reading(device, inputs.dtype))
-        return F.cross_entropy(logits.float(), targets)
+    @torch.inference_mode()
+    def write(
+        self,
+        prefix: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[list[list[int]]]:
+        """Token ids of `num_captions` captions for each of B prefixes (B, Q, H), read once for all beams.
+
+        `generators` are for sampling, one an image (`generation.generate`).
+        """
+        prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
+        words = self.decoder.embed(prompt).expand(len(prefix), -1, -1)
+        decoder = self.decoder.search(torch.cat([prefix.to(words.dtype), words], dim=1), settings)
+        return generate(decoder, len(prefix), self.tokens.stop, settings, generators)
 
     @torch.inference_mode()
     def generate_ids(
@@ -195,11 +230,7 @@ class BitaLM(BitaModel):
 
         `generators` are for sampling, one an image (`generation.generate`).
         """
-        prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
-        words = self.decoder.embed(prompt).expand(len(images), -1, -1)
-        inputs = torch.cat([self.prefix(images).to(words.dtype), words], dim=1)
-        decoder = self.decoder.search(inputs, settings)
-        return generate(decoder, len(images), self.tokens.stop, settings, generators)
+        return self.write(self.prefix(images), settings, generators)
 
     def generate(
         self,

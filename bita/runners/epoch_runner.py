@@ -101,6 +101,7 @@ class EpochRunner:
             world_size=distributed.world_size(),
             device=self.device,
         )
+        self.task.begin(sets)
         self.steps_per_epoch = len(self.loader)
         self.stepper = Stepper(self.model, self.task, self.run, self.device)
         self.schedule = registry.schedules.get(self.run.lr_sched).from_run(self.run, self.steps_per_epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from bita.models.base import BitaModel
 from bita.registry import tasks
 
 if TYPE_CHECKING:
-    from bita.datasets.captions import CaptionDataset
+    from bita.datasets.captions import CaptionDataset, Split
 
 Save = Callable[[str, Any], None]
 """save(KIND, VALUE) writes `results/SPLITKIND.json`; on the main process. Predictions have the kind ""."""
@@ -49,6 +49,9 @@ class Task(ABC):
 
     def __init__(self, cfg: Config) -> None:
         self.cfg, self.args = cfg, cfg.run.task_args
+
+    def begin(self, datasets: Sequence[Split]) -> None:  # noqa: B027
+        """Look at the training sets, in the order in which batches number them; before the first step."""
 
     def train_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The batch's `loss` (with gradient) and further scalars to log."""

@@ -36,8 +36,7 @@ class Packed:
         positions: (I, Q + L) what each place counts as, the prefix's first being 0.
         visible: (I, 1, Q + L, Q + L) True where a place (row) sees another (column).
         rows: (N,) image of each labelled place.
-        places: (N,) where in its sequence the label is predicted.
-        targets: (N,) the labels.
+        places: (N,) where in its sequence the label is predicted; labels in the order of `labels.nonzero()`.
     """
 
     ids: Tensor
@@ -45,7 +44,6 @@ class Packed:
     visible: Tensor
     rows: Tensor
     places: Tensor
-    targets: Tensor
 
     def reading(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """What a model of transformers must be told beside its inputs; the mask holds 0 or the lowest number."""
@@ -96,7 +94,6 @@ def pack(ids: Tensor, labels: Tensor, images: int, queries: int) -> Packed:
         visible=visible[:, None],
         rows=owner[caption],
         places=before,
-        targets=labels[caption, column],
     )
 
 
