@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bita.checkpoint import resolve_checkpoint
+from bita.checkpoint import resolve_checkpoint, split_choice
 from bita.config.schema import ArchConfig
 from bita.distributed import is_main
 from bita.machine import keep_memory
@@ -37,11 +37,13 @@ def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:
 def _load_all(model: BitaModel, cfg: ArchConfig) -> list[LoadReport]:
     reports = []
     if cfg.vit_weights is not None:
-        reports.append(load_vision(model, local_file(cfg.vit_weights)))
+        source, choice = split_choice(cfg.vit_weights)
+        reports.append(load_vision(model, local_file(source), choice))
     if cfg.init_from is not None:
-        reports.append(load_checkpoint(model, resolve_checkpoint(local_file(cfg.init_from))))
+        source, choice = split_choice(cfg.init_from)
+        reports.append(load_checkpoint(model, resolve_checkpoint(local_file(source)), choice))
         return reports
     model.check_frozen_parts()
     if cfg.text_model is not None and bridges.config(cfg.bridge).from_bert:
-        reports.append(load_bert(model, cfg.text_model))
+        reports.append(load_bert(model, *split_choice(cfg.text_model)))
     return reports

@@ -21,14 +21,13 @@ from typing import Any
 
 from bita.errors import UserError
 from bita.files import TEMPORARY, link, open_to_others, sha256, sync, sync_folder, write_json
+from bita.magic import is_shard_index, why_not_weights
 
 MODEL_FILE = "model.safetensors"
 TRAINER_FILE = "trainer.pt"
 META_FILE = "meta.json"
 FORMAT = 2
 """Of what `meta.json` says; it rises when a key of the configuration goes, moves or is renamed. Format 1 says none."""
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
 INDEX_SUFFIX = ".index.json"
 """Ends the name of a file that says in which shard each tensor is."""
 FOLDER_FILES = tuple(
@@ -275,6 +274,24 @@ def unfinished(path: str | Path) -> str | None:
     return f"{run} is not finished; {checkpoint.name} is taken, of {epochs} epochs"
 
 
+def split_choice(source: str) -> tuple[str, str | None]:
+    """`FILE#NAME` → the file, and which of the weights in it; a `#` may also be part of a path, or begin a hash."""
+    head, hash_sign, name = source.rpartition("#")
+    if not hash_sign or not name or "=" in name or "/" in name or Path(source).exists():
+        return source, None
+    return head, name
+
+
+def weights_problem(path: Path) -> str | None:
+    """Why a file or folder cannot be read as weights, as far as its first bytes tell; None where it may be."""
+    if not path.exists() and not path.is_symlink():
+        return "no such file or folder"
+    if path.is_dir():
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+    reason = None if path.is_file() and is_shard_index(path) else why_not_weights(path)
+    return None if reason is None else f"not a weights file, but {reason}"
+
+
 def resolve_checkpoint(path: str | Path) -> Path:
     """From what a user names to what can be loaded: a checkpoint folder or a file of weights.
 
@@ -287,11 +304,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """
     start = Path(path)
     if start.is_file():
-        if start.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX)):
-            return start
-        raise UserError(
-            f"checkpoint {start}: not a weights file; its name should end in {', '.join(WEIGHT_SUFFIXES)}"
-        )
+        return start
     if not start.exists():
         raise UserError(f"checkpoint {start}: no such file or folder")
     if (start / META_FILE).is_file():

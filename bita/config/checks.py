@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bita.checkpoint import resolve_checkpoint, unfinished
+from bita.checkpoint import resolve_checkpoint, split_choice, unfinished, weights_problem
 from bita.config.layers import Keys, Places
 from bita.config.schema import Config, DatasetConfig, EnvConfig, RunConfig
 from bita.config.types import unknown, wrong
@@ -170,7 +170,11 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
         if path is None or "://" in path or (keys[1] == "resume" and (path == AUTO or run.evaluate)):
             continue
         try:
-            resolve_checkpoint(path)
+            found = resolve_checkpoint(split_choice(path)[0])
+            problem = _other_file(found)
+            if problem is not None:
+                yield keys, f"checkpoint {path}: {problem}"
+                continue
             note = unfinished(path) if keys[1] == "init_from" else None
             if note is not None:
                 LOG.warning("model.init_from: %s", note)
@@ -192,16 +196,25 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
         model.vit_weights is not None
         and not model.vit_weights.startswith(SCHEME)
         and "://" not in model.vit_weights
-        and not Path(model.vit_weights).exists()
     ):
-        yield ("model", "vit_weights"), f"{model.vit_weights}: no such file or folder"
+        path = split_choice(model.vit_weights)[0]
+        problem = _other_file(Path(path)) if Path(path).exists() else "no such file or folder"
+        if problem is not None:
+            yield ("model", "vit_weights"), f"{path}: {problem}"
     folders = model.folders
     for key in (*folders, "text_model") if model.init_from is None else folders:
         path = getattr(model, key)
         if path is None or not _is_local(path, cfg.env.cache_root) or Path(path).is_dir():
             continue
+        if key == "text_model" and Path(split_choice(path)[0]).is_file():
+            continue
         if not (path.endswith(".gguf") and Path(path).is_file()):
             yield ("model", key), f"{path}: no such folder"
+
+
+def _other_file(path: Path) -> str | None:
+    """What a file is instead of weights; that it is empty is said when it is read."""
+    return weights_problem(path) if path.is_file() and path.stat().st_size else None
 
 
 def check_annotations(cfg: Config) -> None:

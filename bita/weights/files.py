@@ -7,27 +7,28 @@ that loading a model takes the model's own memory and at most one shard.
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bita.checkpoint import FOLDER_FILES, INDEX_SUFFIX
 from bita.errors import UserError, no_file
+from bita.magic import is_safetensors, is_shard_index, why_not_weights
+from bita.weights.pickles import Refused, read_pickle
 from bita.weights.torchscript import is_torchscript, read_torchscript
+from bita.weights.wrappers import averages_in, flattened, split_names, usual_prefix
 
 SHARD = re.compile(r"^(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
-WRAPPER = "module."
-"""What distributed training puts before every name."""
 
 
 class WeightFile(Mapping[str, Tensor]):
-    """The tensors of a file, an index, or a folder, by name, in the order of the shards.
+    """The tensors of a file, an index, or a folder, by dotted name (see `wrappers`), in the order of the shards.
+
+    Attributes:
+        unnamed: prefixes of averages that have no names.
 
     Raises:
         UserError: something is missing (a shard, say), damaged, or would run code.
@@ -36,8 +37,9 @@ class WeightFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held: tuple[Path | None, dict[str, Tensor]] = (None, {})
+        self.unnamed: list[str] = []
         file = find_file(path)
-        if file.name.endswith(INDEX_SUFFIX):
+        if file.name.endswith(INDEX_SUFFIX) or (file.is_file() and is_shard_index(file)):
             self._shard_of = read_index(file)
             return
         self._shard_of = dict.fromkeys(self._shard(file), file)
@@ -60,7 +62,9 @@ class WeightFile(Mapping[str, Tensor]):
     def _shard(self, path: Path) -> dict[str, Tensor]:
         if self._held[0] != path:
             self._held = (None, {})  # let go of one shard before the next is opened
-            self._held = (path, read_tensors(path))
+            content = _content(path)
+            self.unnamed = averages_in(content)
+            self._held = (path, _named(path, content))
         return self._held[1]
 
 
@@ -74,7 +78,7 @@ def find_file(path: Path) -> Path:
         for name in FOLDER_FILES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"weights {path}: the folder holds none of {', '.join(FOLDER_FILES)}")
+        raise UserError(f"weights {path}: no weights in it, but {why_not_weights(path)}")
     shard = SHARD.match(path.name)
     if shard is None or int(shard["count"]) == 1:
         return path
@@ -94,7 +98,7 @@ def read_index(index: Path) -> dict[str, Path]:
     """
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {_unwrapped(name, entries): index.parent / str(shard) for name, shard in entries.items()}
+        shards = dict(split_names({name: index.parent / str(shard) for name, shard in entries.items()}))
     except FileNotFoundError as error:
         raise UserError(f"weights {index}: no such file") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -113,18 +117,14 @@ def read_index(index: Path) -> dict[str, Path]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, of a .pth file that holds nothing but data, or of a TorchScript archive.
+    """The tensors of one file, by their names without what trainers usually put round all of them.
 
     Raises:
-        UserError: the file is missing, damaged, or would run code.
+        UserError: the file is missing, damaged, would run code, or is something else.
     """
-    content = _content(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"weights {path}: holds no tensors under 'model', 'state_dict' or at its top level")
-    return {_unwrapped(name, content): value for name, value in content.items() if isinstance(value, Tensor)}
+    found = _named(path, _content(path))
+    prefix = usual_prefix(found)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 def read_config(path: Path) -> Any:
@@ -137,32 +137,49 @@ def read_config(path: Path) -> Any:
     return content.get("config") if isinstance(content, dict) else None
 
 
+def _named(path: Path, content: Any) -> dict[str, Tensor]:
+    found = flattened(content)
+    if not found and not averages_in(content):
+        kind = f"; it is a {type(content).__name__}" if not isinstance(content, dict) else ""
+        keys = (
+            f"; it has {', '.join(map(str, list(content)[:5]))}"
+            if isinstance(content, dict) and content
+            else ""
+        )
+        raise UserError(f"weights {path}: holds no tensors{kind}{keys}")
+    return found
+
+
 def _content(path: Path) -> Any:
+    reason = why_not_weights(path) if path.is_symlink() or path.is_file() else None
+    if reason is not None:
+        raise UserError(f"weights {path}: not a readable checkpoint, but {reason}")
     if not path.is_file():
         raise UserError(f"weights {path}: {no_file(path)}")
     try:
         return _read(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights {path}: refused, since it holds more than tensors and loading it could run code; "
-            "ask its author for a .safetensors file"
-        ) from error
+    except Refused as error:
+        raise UserError(_refused(path, str(error))) from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"weights {path}: not a readable checkpoint ({reason}); fetch it again") from error
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         from safetensors.torch import load_file
 
         return load_file(path)
-    if is_torchscript(path):
-        return read_torchscript(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return read_torchscript(path) if is_torchscript(path) else read_pickle(path)
 
 
-def _unwrapped(name: str, names: Mapping[str, object]) -> str:
-    """A name without the wrapper of distributed training, where all names have it."""
-    wrapped = name.startswith(WRAPPER) and next(iter(names)).startswith(WRAPPER)
-    return name.removeprefix(WRAPPER) if wrapped else name
+def _refused(path: Path, what: str) -> str:
+    if "distributed" in what:
+        return (
+            f"weights {path}: holds one process's share ({what}); save the whole state dict where it was trained "
+            "(FSDP: full_state_dict)"
+        )
+    return (
+        f"weights {path}: refused, since it asks for {what}, and reading that could run code; where it was trained, "
+        "save the tensors alone: torch.save(model.state_dict(), FILE)"
+    )

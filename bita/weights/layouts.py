@@ -184,6 +184,8 @@ class Renamed:
     tensors: Mapping[str, Tensor]
     no_place: list[str]
     """Names, as in the file, of tensors that have no counterpart here."""
+    place: str = ""
+    """The prefix, in the file, of all these names."""
 
 
 class _Renaming(Mapping[str, Tensor]):

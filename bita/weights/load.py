@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from bita.weights.layouts import (
     THIRDS,
     TRUNK,
     VISION,
+    VISION_LAYOUTS,
     Renamed,
     as_bridge,
     rename,
@@ -30,6 +31,7 @@ from bita.weights.layouts import (
     rename_vision,
     third_of,
 )
+from bita.weights.wrappers import choose, places
 
 PART_NAMES = {
     "visual_encoder": "vision",
@@ -53,6 +55,7 @@ DEPTHS = {
     re.compile(r"(?:ift|qformer)\.layers\.(\d+)\."): "bridge_size.layers",
 }
 """Names that carry a layer's number, and the key of how many there are."""
+BERT_MARK = "bert.embeddings.word_embeddings.weight"
 STAGE_1_ONLY = ("temp", "itm_head.", "word_head.", "vision_proj.", "text_proj.", "mlm_head.")
 
 
@@ -61,12 +64,14 @@ class LoadReport:
     """What a load did, part by part.
 
     Attributes:
+        place: the prefix under which they stood in the file, such as `state_dict.module.`.
         names: our names of the tensors that came whole from the file.
         unused: names of its tensors that found no place.
     """
 
     source: str
     layout: str
+    place: str = ""
     names: set[str] = field(default_factory=set)
     loaded: Counter[str] = field(default_factory=Counter)
     total: Counter[str] = field(default_factory=Counter)
@@ -80,20 +85,32 @@ class LoadReport:
             note = f" ({self.notes[part]})" if part in self.notes else ""
             parts.append(f"{PART_NAMES.get(part, part)} {self.loaded[part]}/{total}{note}")
         unused = f"; {len(self.unused)} not used ({_summary(self.unused)})" if self.unused else ""
-        return f"weights from {self.source} [{self.layout}]: {', '.join(parts)}{unused}"
+        under = f" under {self.place}" if self.place else ""
+        return f"weights from {self.source} [{self.layout}]{under}: {', '.join(parts)}{unused}"
 
 
-def load_checkpoint(model: BitaModel, path: Path) -> LoadReport:
+def load_checkpoint(model: BitaModel, path: Path, choice: str | None = None) -> LoadReport:
     """Load a run's checkpoint, an exported folder, or a published file, into a model.
 
     Args:
         model: takes the weights in place.
         path: a file, or a folder of one (a checkpoint of ours holds `model.safetensors`).
+        choice: which weights, where it holds several (`bita.weights.wrappers`).
 
     Raises:
         UserError: a shape differs, or a trained part would stay random without being fresh by design.
     """
-    renamed, mapped = _fit_bridge(rename(WeightFile(path)), model, path)
+    file = WeightFile(path)
+    shape = model.query_tokens.shape
+    chosen = choose(
+        f"weights {path}",
+        file,
+        places(file, ["query_tokens"]),
+        choice,
+        rename,
+        lambda renamed: renamed.tensors["query_tokens"].shape == shape,
+    )
+    renamed, mapped = _fit_bridge(chosen, model, path)
     _check_depths(model, renamed, str(path))
     report = _check(model, renamed, str(path))
     lora = [name for name in report.unused if name.endswith(".lora_A.weight")]
@@ -162,21 +179,29 @@ def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed
     )
 
 
-def load_vision(model: BitaModel, path: Path) -> LoadReport:
+def load_vision(model: BitaModel, path: Path, choice: str | None = None) -> LoadReport:
     """Load the vision encoder alone; as many blocks as the model keeps are taken, from the first.
 
     Args:
         model: takes the weights in place.
         path: a file, an index of shards, or a folder, in any layout of `bita.weights.layouts.VISION_LAYOUTS`.
+        choice: which weights, where it holds several (`bita.weights.wrappers`).
 
     Raises:
         UserError: a tensor is missing or has another shape: another encoder's file, or one with fewer blocks.
     """
-    known = model.visual_encoder.layouts
-    renamed = (rename_vision if known else rename_own_vision)(WeightFile(path))
+    known, file, own = model.visual_encoder.layouts, WeightFile(path), model.state_dict()
+    expected = {name for name in own if name.startswith(VISION)}
+    renamed = choose(
+        f"model.vit_weights {path}",
+        file,
+        _vision_places(file, [name for name in own if name in expected], known),
+        choice,
+        rename_vision if known else rename_own_vision,
+        lambda part: _covers(part, own, expected),
+    )
     _check_depths(model, renamed, f"model.vit_weights {path}")
     report = _check(model, renamed, str(path))
-    expected = {name for name in model.state_dict() if name.startswith(VISION)}
     missing = expected - report.names
     if missing:
         lacking = min(missing).removeprefix(TRUNK if known else VISION)
@@ -192,20 +217,38 @@ def load_vision(model: BitaModel, path: Path) -> LoadReport:
     return report
 
 
-def load_bert(model: BitaModel, source: str) -> LoadReport:
+def _vision_places(file: WeightFile, own: list[str], known: bool) -> list[str]:
+    """Where a file may hold a vision encoder whose own names these are, in a known layout or in its own."""
+    if not known:
+        names = [name.removeprefix(VISION) for name in own]
+        return places(file, [VISION + names[0], names[0]], [VISION])
+    patches = next((name for name in own if name.endswith("patch_embed.proj.weight")), own[0])
+    marks = [layout.prefix + layout.mark for layout in VISION_LAYOUTS]
+    inner = [layout.prefix for layout in VISION_LAYOUTS if layout.prefix]
+    return places(file, [*marks, patches.removeprefix(TRUNK)], inner)
+
+
+def _covers(renamed: Renamed, own: dict[str, Tensor], expected: set[str]) -> bool:
+    """Whether all that is expected is there, in the model's shapes; positions may be of another image size."""
+    have = {name if name in own or not (fused := third_of(name)) else fused[0] for name in renamed.tensors}
+    return expected <= have and all(
+        renamed.tensors[name].shape == own[name].shape
+        for name in expected & renamed.tensors.keys()
+        if not name.endswith(".pos_embed")
+    )
+
+
+def load_bert(model: BitaModel, source: str, choice: str | None = None) -> LoadReport:
     """Start the bridge from BERT where names match, then copy the text feed-forward to the queries' one.
 
     The word embedding has a row more than BERT's, for [DEC]; that row stays fresh.
     """
-    from transformers import BertForMaskedLM
-
     bridge = model.cfg.bridge
     source = unpacked("model.text_model", source)
-    try:
-        renamed = as_bridge(rename(dict(BertForMaskedLM.from_pretrained(source).state_dict())), bridge)
-    except Exception as error:
-        raise not_there("model.text_model", source, error) from error
     where = f"model.text_model {source}"
+    file: Mapping[str, Tensor] = WeightFile(Path(source)) if Path(source).exists() else _bert_of_hub(source)
+    found = places(file, [BERT_MARK, BERT_MARK.removeprefix("bert.")])
+    renamed = as_bridge(choose(where, file, found, choice, _rename_bert, lambda _: True), bridge)
     _check_depths(model, renamed, where)
     own = model.state_dict()
     padded = {
@@ -215,6 +258,10 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     }
     renamed = replace(renamed, tensors=dict(renamed.tensors) | padded)
     report = _check(model, renamed, source)
+    if not report.loaded[bridge]:
+        raise UserError(
+            f"{where}: holds no BERT; name a folder or a file with BERT's weights, or null to start fresh"
+        )
     _copy_in(model, renamed)
     if hasattr(model.bridge, "word_embedding"):
         model.bridge.copy_text_ffn_to_queries()
@@ -223,6 +270,29 @@ def load_bert(model: BitaModel, source: str) -> LoadReport:
     for part in set(report.total) - {bridge, "mlm_head"}:
         del report.total[part]
     return report
+
+
+def _bert_of_hub(name: str) -> dict[str, Tensor]:
+    from transformers import BertForMaskedLM
+
+    try:
+        return dict(BertForMaskedLM.from_pretrained(name).state_dict())
+    except Exception as error:
+        raise not_there("model.text_model", name, error) from error
+
+
+def _rename_bert(tensors: Mapping[str, Tensor]) -> Renamed:
+    """BERT's names, as its first versions and those without a head have them too, → ours."""
+    bare = BERT_MARK.removeprefix("bert.") in tensors
+    names = {
+        re.sub(r"\.(gamma|beta)$", lambda end: ".weight" if end[1] == "gamma" else ".bias", name): name
+        for name in tensors
+    }
+    plain = {
+        f"bert.{new}" if bare and not new.startswith("cls.") else new: tensors[old]
+        for new, old in names.items()
+    }
+    return rename(plain)
 
 
 def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
@@ -240,7 +310,7 @@ def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
 def _check(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
     """What a load would do; every tensor that has a place must fit it and be finite. Nothing is changed."""
     own, tied = model.state_dict(), model.tied_names()
-    report = LoadReport(source, renamed.layout)
+    report = LoadReport(source, renamed.layout, renamed.place)
     report.total.update(part_of(name) for name in own if name not in tied)
     report.unused = [name for name in renamed.no_place if not _is_copy(name)]
     thirds: Counter[str] = Counter()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bita.weights.pickles import Refused
+
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -52,7 +54,7 @@ class _Reader(pickle.Unpickler):
             return dict
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        raise pickle.UnpicklingError(f"{module}.{name} is no tensor")
+        raise Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid
@@ -80,7 +82,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of a TorchScript archive, by their dotted names.
 
     Raises:
-        pickle.UnpicklingError: it holds something else than modules and tensors.
+        Refused: it holds something else than modules and tensors.
     """
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).split("/")[0]

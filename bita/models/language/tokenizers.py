@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bita.errors import ConfigError
+from bita.magic import pointer, why_not_weights
 from bita.packages import SCHEME, unpacked
 
 if TYPE_CHECKING:
@@ -59,5 +60,12 @@ def load_tokenizer(
 
 def not_there(key: str, source: str, error: Exception) -> ConfigError:
     """The one-line error for something that transformers could not load."""
+    folder = Path(source)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.is_file() else []:
+        instead = pointer(file) if file.is_file() else None
+        if instead is None and file.name.endswith((".safetensors", ".bin")):
+            instead = why_not_weights(file)
+        if instead is not None:
+            return ConfigError(f"{key}={source}: {file.name} is {instead}")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(f"{key}={source}: not a readable folder, nor a name that can be fetched ({reason})")

@@ -1,0 +1,381 @@
+"""Weights as trainers write them: whatever they put round a state dict, and whatever lies beside it in the file."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from bita.build import build_model
+from bita.checkpoint import split_choice
+from bita.errors import UserError
+from bita.models.base import BitaModel
+from bita.weights.load import load_bert, load_checkpoint, load_vision
+from bita.weights.wrappers import places
+from tests.weights.test_weights import equal, small, stage_1
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def source() -> BitaModel:
+    torch.manual_seed(5)
+    return stage_1()
+
+
+@pytest.fixture(scope="module")
+def encoder(source: BitaModel) -> State:
+    """The encoder's weights by timm's names."""
+    prefix = "visual_encoder.trunk."
+    return {n.removeprefix(prefix): t for n, t in source.state_dict().items() if n.startswith(prefix)}
+
+
+def put(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def other(state: State) -> State:
+    """The same names, other numbers."""
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def ddp_of_compiled_lightning(state: State) -> dict[str, Any]:
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5",
+        "state_dict": put("model.module._orig_mod.", state) | {"criterion.weight": torch.ones(2)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+        "hyper_parameters": {"lr": 1e-3},
+    }
+
+
+WRAPPED: dict[str, tuple[Callable[[State], Any], str]] = {
+    "plain": (lambda s: s, ""),
+    "torch.compile": (lambda s: put("_orig_mod.", s), ""),
+    "DDP": (lambda s: put("module.", s), "module."),
+    "compiled inside": (
+        lambda s: {n.replace("blocks.0.", "blocks.0._orig_mod."): t for n, t in s.items()},
+        "",
+    ),
+    "FSDP": (lambda s: {n.replace("blocks.", "blocks._fsdp_wrapped_module."): t for n, t in s.items()}, ""),
+    "DDP of a compiled model": (lambda s: put("module._orig_mod.", s), "module."),
+    "Lightning": (ddp_of_compiled_lightning, "state_dict.model.module."),
+    "DeepSpeed": (lambda s: {"module": s, "ds_version": "0.1", "optimizer": None}, "module."),
+    "open_clip": (
+        lambda s: {"epoch": 1, "name": "x", "state_dict": put("module.visual.trunk.", s)},
+        "state_dict.module.",
+    ),
+    "timm": (lambda s: {"arch": "vit", "state_dict": s, "metric": 1.5}, "state_dict."),
+    "MAE": (lambda s: {"model": s | {"mask_token": torch.ones(1)}, "scaler": {"scale": 1.0}}, "model."),
+    "DINO's teacher alone": (
+        lambda s: {"teacher": put("module.backbone.", s) | {"module.head.x": torch.ones(2)}},
+        "teacher.module.backbone.",
+    ),
+    "averaged model": (lambda s: put("module.", s) | {"n_averaged": torch.tensor(7)}, "module."),
+    "a name of one's own": (lambda s: {"net": put("captioner.eyes.", s)}, "net.captioner.eyes."),
+    "numpy": (lambda s: {"model": {n: t.numpy() for n, t in s.items()}}, "model."),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_trainers_put_round_the_weights_is_seen_through(
+    name: str, source: BitaModel, encoder: State, tmp_path: Path
+) -> None:
+    wrap, place = WRAPPED[name]
+    torch.save(wrap(encoder), tmp_path / "file.pth")
+    model = stage_1()
+    report = load_vision(model, tmp_path / "file.pth")
+    assert equal(model, source, "visual_encoder.")
+    assert report.place == place
+    assert (f"] under {place}: vision 29/29" if place else "]: vision 29/29") in str(report)
+
+
+TWICE: dict[str, tuple[Callable[[State], Any], str]] = {
+    "timm": (lambda s: {"state_dict": s, "state_dict_ema": other(s)}, "state_dict"),
+    "timm's average": (lambda s: {"state_dict": other(s), "state_dict_ema": s}, "state_dict_ema"),
+    "DINO": (
+        lambda s: {"student": put("module.backbone.", other(s)), "teacher": put("backbone.", s)},
+        "teacher",
+    ),
+    "MoCo": (
+        lambda s: {"state_dict": put("module.base_encoder.", s) | put("module.momentum_encoder.", other(s))},
+        "base_encoder",
+    ),
+    "Lightning with EMA": (
+        lambda s: {"state_dict": put("model.", other(s)) | put("model_ema.module.", s)},
+        "model_ema",
+    ),
+    "ema_pytorch": (
+        lambda s: put("online_model.", other(s)) | put("ema_model.", s) | {"initted": torch.tensor(True)},
+        "ema_model",
+    ),
+    "at the top and below": (lambda s: s | {"ema": other(s)}, "."),
+    "averages without names": (
+        lambda s: {"model": s, "ema": {"decay": 0.9, "shadow_params": list(other(s).values())}},
+        "model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_where_two_fit_one_is_chosen_by_name(
+    name: str, source: BitaModel, encoder: State, tmp_path: Path
+) -> None:
+    wrap, choice = TWICE[name]
+    file = tmp_path / "file.pth"
+    torch.save(wrap(encoder), file)
+    model = stage_1()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(UserError, match="choose one") as error:
+        load_vision(model, file)
+    assert f"{file}#" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    load_vision(model, file, choice)
+    assert equal(model, source, "visual_encoder.")
+    with pytest.raises(UserError, match=r"#elsewhere: no weights under that name; it has '"):
+        load_vision(model, file, "elsewhere")
+
+
+def test_of_two_only_the_one_that_fits_counts(source: BitaModel, encoder: State, tmp_path: Path) -> None:
+    wider = {name: torch.cat([tensor, tensor], dim=-1) for name, tensor in encoder.items()}
+    torch.save({"student": encoder, "teacher": wider}, tmp_path / "distilled.pth")
+    model = stage_1()
+    assert load_vision(model, tmp_path / "distilled.pth").place == "student."
+    assert equal(model, source, "visual_encoder.")
+
+
+def test_averages_without_names_are_refused_by_name(encoder: State, tmp_path: Path) -> None:
+    averages = {"decay": 0.99, "num_updates": 3, "shadow_params": list(encoder.values())}
+    torch.save(averages, tmp_path / "a.pth")
+    torch.save({"model": encoder, "ema": averages}, tmp_path / "b.pth")
+    for file, choice in ((tmp_path / "a.pth", None), (tmp_path / "b.pth", "ema")):
+        with pytest.raises(UserError, match="shadow_params is a list of averages without names") as error:
+            load_vision(stage_1(), file, choice)
+        assert "ema.copy_to" in str(error.value)
+
+
+def test_a_choice_stands_behind_the_path_in_the_configuration(
+    source: BitaModel, encoder: State, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd#name.pth"
+    torch.save({"model": encoder, "model_ema": other(encoder)}, file)
+    model = build_model(small(vit_weights=f"{file}#model"))
+    assert equal(model, source, "visual_encoder.")
+    whole = source.state_dict()
+    torch.save({"model": put("module.", other(whole)), "ema": whole}, file)
+    assert equal(build_model(small(init_from=f"{file}#ema")), source)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.pth", ("a.pth", None)),
+        ("a.pth#ema", ("a.pth", "ema")),
+        ("a.pth#state_dict.module", ("a.pth", "state_dict.module")),
+        ("runs/exp#3/best", ("runs/exp#3/best", None)),
+        ("https://x/a.pth#sha256=00", ("https://x/a.pth#sha256=00", None)),
+        ("https://x/a.pth#sha256=00#ema", ("https://x/a.pth#sha256=00", "ema")),
+        ("a.pth#", ("a.pth#", None)),
+    ],
+)
+def test_where_a_choice_begins(text: str, parts: tuple[str, str | None]) -> None:
+    assert split_choice(text) == parts
+
+
+def test_a_path_that_is_there_is_no_choice(tmp_path: Path) -> None:
+    (tmp_path / "a.pth#b").write_text("")
+    assert split_choice(f"{tmp_path}/a.pth#b") == (f"{tmp_path}/a.pth#b", None)
+
+
+def test_a_whole_model_in_wrappers_is_loaded(source: BitaModel, tmp_path: Path) -> None:
+    torch.save({"state_dict": put("model._orig_mod.", source.state_dict())}, tmp_path / "l.ckpt")
+    model = build_model(small(init_from=str(tmp_path / "l.ckpt")))
+    assert equal(model, source)
+
+
+def test_places_of_a_layout_are_not_counted_twice() -> None:
+    names = ["visual_encoder.patch_embed.proj.weight", "visual_encoder.blocks.0.attn.q_bias"]
+    marks = ["visual_encoder.blocks.0.attn.q_bias", "patch_embed.proj.weight"]
+    assert places(names, marks, ["visual_encoder."]) == [""]
+
+
+# What lies beside the weights in a file
+
+
+class Config:
+    """Some trainer's own class."""
+
+    def __init__(self) -> None:
+        self.lr = 1.0
+
+
+class EasyDict(dict[str, Any]):
+    """A kind of dictionary that packages bring."""
+
+
+BESIDE: dict[str, Callable[[], Any]] = {
+    "argparse": lambda: argparse.Namespace(lr=1e-3, out=Path("x")),
+    "omegaconf": lambda: OmegaConf.create({"model": {"name": "x", "sizes": [1, 2]}}),
+    "numpy scalar": lambda: np.float64(0.5),
+    "numpy array": lambda: np.arange(3),
+    "a class of one's own": Config,
+    "a kind of dictionary": lambda: EasyDict(a=1, b={"c": 2}),
+    "dates and paths": lambda: {"at": datetime.datetime(2024, 1, 1), "in": Path("/x")},
+    "default dictionary": lambda: collections.defaultdict(list, {"a": [1]}),
+    "set and complex": lambda: ({1, 2}, 1j, frozenset({3}), slice(1)),
+    "type": lambda: np.float32,
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_objects_beside_the_weights_do_not_hinder(
+    name: str, legacy: bool, source: BitaModel, encoder: State, tmp_path: Path
+) -> None:
+    content = {"args": BESIDE[name](), "model": encoder, "epoch": 3}
+    torch.save(content, tmp_path / "file.pt", _use_new_zipfile_serialization=not legacy)
+    model = stage_1()
+    load_vision(model, tmp_path / "file.pt")
+    assert equal(model, source, "visual_encoder.")
+
+
+def test_a_kind_of_dictionary_round_the_weights_is_read(
+    source: BitaModel, encoder: State, tmp_path: Path
+) -> None:
+    torch.save(EasyDict(model=EasyDict(encoder)), tmp_path / "file.pt")
+    model = stage_1()
+    load_vision(model, tmp_path / "file.pt")
+    assert equal(model, source, "visual_encoder.")
+
+
+def test_a_model_that_was_pickled_whole_is_read_without_its_code(source: BitaModel, tmp_path: Path) -> None:
+    torch.save({"net": nn.DataParallel(source.visual_encoder)}, tmp_path / "file.pt")
+    model = stage_1()
+    assert load_vision(model, tmp_path / "file.pt").place == "net.module.trunk."
+    assert equal(model, source, "visual_encoder.")
+
+
+def test_a_plain_pickle_is_read(source: BitaModel, encoder: State, tmp_path: Path) -> None:
+    for content in (encoder, {"model": {n: t.numpy() for n, t in encoder.items()}, "by": "someone"}):
+        (tmp_path / "file.pkl").write_bytes(pickle.dumps(content))
+        model = stage_1()
+        load_vision(model, tmp_path / "file.pkl")
+        assert equal(model, source, "visual_encoder.")
+
+
+class Call:
+    """Pickled, it asks for a function to be called."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dumped", [torch.save, None], ids=["torch", "pickle"])
+def test_what_could_run_code_is_refused_by_its_name(
+    legacy: bool, dumped: Any, encoder: State, tmp_path: Path
+) -> None:
+    import os
+    import subprocess
+
+    ran = tmp_path / "ran"
+    calls = {
+        "posix.system": Call(os.system, f"touch {ran}"),
+        "builtins.eval": Call(eval, f"open({str(ran)!r}, 'w')"),
+        "builtins.getattr": Call(getattr, ran, "touch"),
+        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(ran)]),
+    }
+    for name, call in calls.items():
+        content = {"model": encoder, "args": argparse.Namespace(a=call)}
+        if dumped is None:
+            (tmp_path / "evil.pth").write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(
+            UserError, match=f"refused, since it asks for {name}, and .*could run code"
+        ) as error:
+            load_vision(stage_1(), tmp_path / "evil.pth")
+        assert "torch.save(model.state_dict(), FILE)" in str(error.value)
+        assert not ran.exists()
+
+
+# What a file is, whatever it is called
+
+
+def test_the_name_of_a_file_decides_nothing(source: BitaModel, encoder: State, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(encoder, tmp_path / "really_safetensors.pth")
+    torch.save(encoder, tmp_path / "really_torch.safetensors")
+    torch.save(encoder, tmp_path / "really_a_zip.pth.tar")
+    torch.save(encoder, tmp_path / "no_suffix")
+    for file in tmp_path.iterdir():
+        model = build_model(small(vit_weights=str(file)))
+        assert equal(model, source, "visual_encoder.")
+
+
+def test_bert_from_a_file_in_wrappers(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    bert = BertForMaskedLM(BertConfig(**sizes, vocab_size=121, max_position_embeddings=40))
+    plain = bert.state_dict()
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in plain.items()
+    }
+    bare = {n.removeprefix("bert."): t for n, t in plain.items() if n.startswith("bert.")}
+    bert.save_pretrained(tmp_path / "folder")
+    torch.save({"state_dict": put("module.", plain)}, tmp_path / "wrapped.pth")
+    torch.save(old, tmp_path / "old.bin")
+    torch.save(put("model.", bare), tmp_path / "bare.pth")
+    for name in ("folder", "wrapped.pth", "old.bin", "bare.pth"):
+        model = stage_1()
+        load_bert(model, str(tmp_path / name))
+        own, theirs = (
+            model.bridge.layers[1].query_ffn.norm.weight,
+            bert.bert.encoder.layer[1].output.LayerNorm.weight,
+        )
+        assert torch.equal(own, theirs)
+        assert torch.equal(
+            model.bridge.word_embedding.weight[:-1], bert.bert.embeddings.word_embeddings.weight
+        )
+    torch.save({"x": torch.ones(2)}, tmp_path / "no.pth")
+    with pytest.raises(UserError, match="holds no BERT"):
+        load_bert(stage_1(), str(tmp_path / "no.pth"))
+
+
+def write_tar(path: Path, inside: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(inside, arcname=inside.name)
+
+
+def write_zip(path: Path, inside: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inside, arcname=inside.name)
+
+
+@pytest.mark.parametrize("make", [write_tar, write_zip])
+def test_an_archive_says_what_is_in_it(
+    make: Callable[[Path, Path], None], encoder: State, tmp_path: Path
+) -> None:
+    torch.save(encoder, tmp_path / "epoch_20.pt")
+    make(tmp_path / "file.pth", tmp_path / "epoch_20.pt")
+    with pytest.raises(UserError, match=r"archive of epoch_20\.pt; unpack it"):
+        load_checkpoint(stage_1(), tmp_path / "file.pth")
