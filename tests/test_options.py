@@ -229,6 +229,7 @@ OPTIONS = st.lists(st.tuples(st.sampled_from(ANY_KEYS), TYPED).map("=".join), mi
 
 @settings(SETTINGS, max_examples=20)
 @given(texts=TEXTS)
+@example(texts=["\x85😀", "\x85", "\u2028a", " ", "\n", "\ufeff", "\t", "\x85😀"])
 def test_texts_come_back_as_they_were_typed(tmp_path_factory, texts):
     round_trip(texts, tmp_path_factory.getbasetemp() / "printed.yaml")
 
@@ -236,6 +237,8 @@ def test_texts_come_back_as_they_were_typed(tmp_path_factory, texts):
 @settings(SETTINGS, max_examples=60)
 @given(options=OPTIONS)
 @example(options=["run.output_dir=a\\${b"])
+@example(options=["model=text"])
+@example(options=["datasets.synthetic_caption.vis_processor.train=text"])
 def test_anything_typed_is_one_line_or_a_configuration(tmp_path_factory, options):
     one_line_or_a_configuration(options, tmp_path_factory.getbasetemp() / "printed.yaml")
 

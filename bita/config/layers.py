@@ -57,6 +57,12 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `PlainLoader`, or any other reader of YAML, reads as the same: a text such as "1e-5" gets quotes."""
 
 
+def _written(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Quoted with escapes where a letter could be taken for the end of a line."""
+    return dumper.represent_scalar(_TEXT, text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _written)
 PlainLoader.yaml_constructors = {
     tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag not in _LEFT_OUT
 } | {_INT: PlainLoader.construct_yaml_int}

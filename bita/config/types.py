@@ -117,7 +117,7 @@ def own_keys(cls: type, f: dataclasses.Field[Any], given: dict[str, Any]) -> typ
     return config
 
 
-def check_keys(cls: type, value: Any, places: Places, keys: Keys = ()) -> None:
+def check_keys(cls: type, value: Any, places: Places, keys: Keys = (), *, names_too: bool = True) -> None:
     """Check the names of keys, and that mappings stand where they must; values are not looked at.
 
     Own keys of parts are not looked at either, since what names the part may stand in another layer.
@@ -128,23 +128,22 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = ()) -> None:
     hints = _hints(cls)
     if not isinstance(value, dict):
         raise wrong(keys, places, f"wanted keys such as {next(iter(hints), 'none')}, not {shown(value)}")
-    for key, item in value.items():
+    for key, item in value.items() if names_too else ():
         inner = (*keys, str(key))
         if key not in hints:
             raise _unknown_key(inner, hints, places)
         hint = hints[key]
         if item is None:
             continue
-        if _is_chosen(hint):
-            continue
         if dataclasses.is_dataclass(hint):
-            check_keys(hint, item, places, inner)  # type: ignore[arg-type]
+            check_keys(hint, item, places, inner, names_too=not _is_chosen(hint))  # type: ignore[arg-type]
         elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
             if not isinstance(item, dict):
                 raise wrong(inner, places, f"wanted names with keys below them, not {shown(item)}")
             for name, entry in item.items():
-                if entry is not None and not _is_chosen(get_args(hint)[1]):
-                    check_keys(get_args(hint)[1], entry, places, (*inner, str(name)))
+                if entry is not None:
+                    below = get_args(hint)[1]
+                    check_keys(below, entry, places, (*inner, str(name)), names_too=not _is_chosen(below))
 
 
 def _is_chosen(hint: Any) -> bool:
