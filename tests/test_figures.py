@@ -107,7 +107,13 @@ def test_measuring_again_says_how_far_a_figure_is_off(
     assert head[0]["values"] == {"test.CIDEr": round(score, 3), "seconds": 3}
     assert [entry["commit"] for entry in head] == ["89abcde"] * 2
     assert f"Words stay.\n\n| way | images/s |\n|---|---|\n| plain | {speed} |\n\nCIDEr" in body
+    assert "command: |" in path.read_text()
+    assert head[0]["machine"] == reproduce.machine()
+    path.write_text(path.read_text().replace(reproduce.machine(), "64 cores of another kind"))
     assert reproduce.main(["toy"]) == 0
+    assert (
+        f"note: recorded on 64 cores of another kind; this is {reproduce.machine()}" in capfd.readouterr().out
+    )
 
 
 def test_a_name_that_is_not_there_is_answered_by_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:

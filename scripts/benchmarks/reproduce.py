@@ -7,6 +7,7 @@ A file's head lists its measurements:
       result: scores.json                             # below $OUT: JSON, or Markdown with a table
       commit: 13905a6                                 # of the code that was measured, and when
       date: 2026-11-24
+      machine: 2 cores of an AMD EPYC, AVX512         # another vector width rounds otherwise: other scores
       values: {test.CIDEr: 4.437}                     # of JSON; a Markdown result is compared with the file's own table
       within: {seconds: 0.5}                          # relative, by name or column; else three digits after the point
 
@@ -20,6 +21,7 @@ import datetime
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recorded = entry["values"] if "values" in entry else table(body, found) if entry["commit"] else {}
         bad += compare(entry, recorded, figures(found))
         if options.write:
-            entry |= {"commit": commit, "date": datetime.date.today()}
+            entry |= {"commit": commit, "date": datetime.date.today(), "machine": machine()}
             if "values" in entry:
                 entry["values"] = {name: round(figures(found)[name], 3) for name in entry["values"]}
             else:
@@ -83,9 +85,33 @@ def read(path: Path) -> tuple[list[dict[str, Any]], str]:
     return yaml.safe_load(head)["measurements"], body
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes commands of several lines as they are read."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+def machine() -> str:
+    """What figures depend on: the cores, their kind, the width of their vectors; the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    names = re.search(r"model name\s*: (.+)", info)
+    kind = names[1].split("@")[0].strip() if names else platform.processor()
+    return f"{os.cpu_count()} cores of an {kind}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def write(path: Path, head: list[dict[str, Any]], body: str) -> None:
     """Write a file of benchmarks/."""
-    text = yaml.safe_dump({"measurements": head}, sort_keys=False, allow_unicode=True, width=118)
+    text = yaml.dump({"measurements": head}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=118)
     path.write_text(f"---\n{text}---\n{body}", encoding="utf-8")
 
 
@@ -181,6 +207,8 @@ def with_table(body: str, found: str) -> str:
 def compare(entry: Mapping[str, Any], recorded: Figures, now: Figures) -> int:
     """Print how far each figure is off; how many are off by more than is allowed."""
     bad = 0
+    if entry.get("machine", machine()) != machine():
+        print(f"note: recorded on {entry['machine']}; this is {machine()}, which may round otherwise")
     within = entry.get("within", {})
     print(f"{'':60} {'recorded':>12} {'now':>12} {'off':>8}   recorded at {entry['commit']}, {entry['date']}")
     for name, old in recorded.items():
