@@ -35,7 +35,7 @@ def value(cfg: Config, key: str) -> object:
 @pytest.mark.parametrize(
     "text", ["/tmp/exp #3/out", "007", "1e5", "0x1f", "yes", "off", "2026-11-26", "a: b", "[a", "*x", "!x", "???"]
 )  # fmt: skip
-@pytest.mark.parametrize("key", ["run.output_dir", "run.name", "model.prompt", f"{PROCESSOR}.prompt"])
+@pytest.mark.parametrize("key", ["run.output_dir", "run.dist_url", "model.prompt", f"{PROCESSOR}.prompt"])
 def test_a_text_is_taken_as_it_is_typed(key, text):
     assert value(load(f"{key}={text}"), key) == text
 
@@ -46,8 +46,8 @@ def test_a_text_is_taken_as_it_is_typed(key, text):
      ("'a' or 'b'", "'a' or 'b'", "'a' or 'b'"), ('"a\\tb"', "a\tb", "a\tb"), ("~", "~", "~"), (" a ", " a ", " a ")],
 )  # fmt: skip
 def test_null_or_nothing_empties_what_may_be_empty_and_quotes_are_taken_off(text, nullable, other):
-    cfg = load(f"run.name={text}", f"model.prompt={text}")
-    assert (cfg.run.name, cfg.model.prompt) == (nullable, other)
+    cfg = load(f"run.dist_url={text}", f"model.prompt={text}")
+    assert (cfg.run.dist_url, cfg.model.prompt) == (nullable, other)
 
 
 def test_texts_inside_lists_and_mappings_too():
@@ -121,6 +121,26 @@ def test_folders_of_datasets_and_model_files_are_expanded_too(monkeypatch, tmp_p
     assert (list(cfg.datasets), cfg.model.num_query_token) == (["my"], 3)
 
 
+def test_a_variable_may_stand_in_braces_and_one_that_is_not_set_is_said(monkeypatch, caplog):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("ABSENT", raising=False)
+    cfg = load("env.cache_root=${SCRATCH}/data", "run.output_dir=${SCRATCH}/${run.seed}")
+    assert (cfg.env.cache_root, cfg.run.output_dir) == ("/scratch/data", "/scratch/42")
+    assert cfg.model.opt_tokenizer == "/scratch/data/tokenizers/opt"
+    assert load("run.output_dir=$ABSENT/out").run.output_dir == "$ABSENT/out"
+    said = "run.output_dir (--options): $ABSENT is no variable of the environment, so it is part of the name"
+    assert [line for line in caplog.messages if "ABSENT" in line] == [said]
+    with pytest.raises(
+        ConfigError, match=r"^env.cache_root \(--options\): \$\{ABSENT\} is no other key, nor, in a"
+    ):
+        load("env.cache_root=${ABSENT}/data")
+
+
+def test_a_text_takes_the_value_of_any_other_key():
+    cfg = load("run.name=${run.seed}", "model.prompt=${run.amp}")
+    assert (cfg.run.name, cfg.model.prompt) == ("42", "true")
+
+
 # Mappings, and what belongs to a part
 
 
@@ -165,12 +185,14 @@ def test_a_printed_configuration_keeps_what_was_emptied(tmp_path):
 
 # Thousands of them
 
+CARD = "datasets.synthetic_caption.dataset_card"
 DATASET, SPLITS = "datasets.synthetic_caption", ("train", "val", "test")
-TEXT_KEYS = ("run.output_dir", "run.name", "run.dist_url", "model.prompt", "model.vit_weights", "model.opt_tokenizer",
+TEXT_KEYS = ("run.output_dir", CARD, "run.dist_url", "model.prompt", "model.vit_weights", "model.opt_tokenizer",
              "model.text_tokenizer", "model.text_model", "env.cache_root", "env.spice_dir", f"{PROCESSOR}.prompt",
              f"{DATASET}.text_processor.eval.prompt", f"{DATASET}.build_info.images.storage",
              *(f"{DATASET}.build_info.annotations.{split}.ground_truth" for split in SPLITS))  # fmt: skip
-ANY_KEYS = (*TEXT_KEYS, "run.seed", "run.init_lr", "run.amp", "run.train_splits", "run", "model", "datasets", "imports",
+ANY_KEYS = (*TEXT_KEYS, "run.name",
+            "run.seed", "run.init_lr", "run.amp", "run.train_splits", "run", "model", "datasets", "imports",
             "model.vit_args", "model.vit_args.x", "model.opt_config", "model.lora", "model.vit_layers", "model.bridge",
             "model.bridge_size", "run.train_dataset_ratios", "run.device", "datasets.synthetic_caption", "env",
             "datasets.synthetic_caption.synthetic", "datasets.7", "preprocess.vis_processor", "model.arch",
@@ -197,7 +219,7 @@ def expected(key: str, text: str) -> str | None:
     nullable = key not in ("run.output_dir", "model.prompt", "env.cache_root")
     if nullable and text in ("", "null"):
         return None
-    return text if "prompt" in key or key in ("run.name", "run.dist_url") else expand(text)
+    return text if "prompt" in key or key in (CARD, "run.dist_url") else expand(text)
 
 
 def no_reference(text: str) -> bool:
@@ -205,6 +227,8 @@ def no_reference(text: str) -> bool:
 
 
 def round_trip(texts: list[str], path: Path) -> None:
+    needed = ("run.output_dir", "env.cache_root")  # an empty one is refused
+    texts = [text or "." * (key in needed) for key, text in zip(TEXT_KEYS, texts, strict=True)]
     options = [f"{key}={text}" for key, text in zip(TEXT_KEYS, texts, strict=True)]
     cfg = load(*options)
     for key, text in zip(TEXT_KEYS, texts, strict=True):
@@ -257,3 +281,54 @@ def test_ten_thousand_texts(tmp_path_factory, texts):
 @given(options=OPTIONS)
 def test_ten_thousand_options(tmp_path_factory, options):
     one_line_or_a_configuration(options, tmp_path_factory.getbasetemp() / "printed.yaml")
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("run.loggers=[jsonl]", "run.loggers (--options): wanted names with their keys, such as {jsonl: {}}"),
+        ("run.metrics=CIDEr", "run.metrics (--options): wanted names with their keys, such as {Bleu: {}}, not a text"),
+        ("run.metrics={cider: {}}", "run.metrics.cider (--options): unknown metric 'cider'; did you mean 'CIDEr'?"),
+        ("run.loggers={jsonl: 7}", "run.loggers.jsonl (--options): wanted no keys, since there are none here"),
+        ("run.seed=18446744073709551616", "run.seed (--options): wanted a whole number of at most 64 bits"),
+        ("run.num_workers=100000", "run.num_workers (--options): must be at most 1024, not 100000"),
+        ("run.output_dir=", "run.output_dir (--options): is empty; name a path, such as . for the current folder"),
+        ("run.output_dir=${", r"run.output_dir (--options): no viable alternative at input '${'; write \${ for"),
+        ("run.name=..", "run.name (--options): '..' cannot be a folder's name in run.output_dir"),
+        ("run.name=a/b", "run.name (--options): 'a/b' cannot be a folder's name"),
+        ("run.name=latest", "run.name (--options): 'latest' cannot be a folder's name"),
+        ("run={seed: 3, seed: 4}", "--options: the value of run is not plain YAML (a key stands twice)"),
+        ("datasets=[ucm_caption, ucm_caption]", "datasets (--options): names ucm_caption twice; keep one"),
+        ("datasets.synthetic_caption.vis_processor.eval=null",
+         "datasets.synthetic_caption.vis_processor.eval.name (--options): is missing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_says_why(option, expected):
+    with pytest.raises(ConfigError) as caught:
+        load(option)
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('run: {name: "a\\0b"}', "run.name (my.yaml:2): holds a zero byte"),
+        ("model: {arch: bita_opt, model_type: 7}", "model.model_type (my.yaml:2): wanted a text, not a whole"),
+        ("imports: [./my_module.py]", "imports (my.yaml:2): './my_module.py' is no module's name; write it as after"),
+        ("imports: [ends_at_once]", "imports (my.yaml:2): ends_at_once cannot be imported (SystemExit: 3)"),
+    ],
+)  # fmt: skip
+def test_what_a_file_cannot_say(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("ends_at_once.py").write_text("raise SystemExit(3)")
+    Path("my.yaml").write_text(f"base: {TINY}\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path=Path("my.yaml"))
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_shipped_file_is_a_base_from_any_folder(tmp_path):
+    (tmp_path / "my.yaml").write_text(
+        "base: configs/projects/bita/train/caption_ft_tiny.yaml\nrun: {seed: 5}"
+    )
+    assert load(path=tmp_path / "my.yaml").run.seed == 5

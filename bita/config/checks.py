@@ -268,4 +268,8 @@ def check_imports(modules: object, places: Places) -> list[str]:
     """
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise wrong(("imports",), places, "wanted a list of modules, such as [my_models]")
+    for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            problem = f"{name!r} is no module's name; write it as after Python's import, such as my_models"
+            raise wrong(("imports",), places, problem)
     return modules

@@ -125,7 +125,7 @@ def read_layer(path: Path, *, shipped: bool = False) -> Layer:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"configuration {path}: cannot be read ({reason})") from error
     layer = Layer(shipped=shipped)
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -169,6 +169,11 @@ def merge(*layers: Layer) -> Layer:
         content = dict(layer.content)
         names, chosen = content.get("datasets"), layer.chosen
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ConfigError(
+                    f"datasets ({where(('datasets',), layer.places)}): names {min(twice)} twice; keep one"
+                )
             chosen = names
             del content["datasets"]
         if chosen is not None:
@@ -177,6 +182,7 @@ def merge(*layers: Layer) -> Layer:
             result.chosen = chosen
         for keys in layer.replaces:
             _take_out(result.content, keys)
+            result.places = {at: place for at, place in result.places.items() if at[: len(keys)] != keys}
         result.content = _merged(result.content, content)
         result.places |= layer.places
         result.replaces |= layer.replaces
@@ -192,15 +198,33 @@ def interpolated(content: dict[str, Any], places: Places) -> dict[str, Any]:
     try:
         made = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
     except OmegaConfBaseException as error:
-        key = str(error.full_key or "")
-        reason = str(error.msg or error).splitlines()[0]
+        key, reason = str(error.full_key or ""), str(error.msg or error).splitlines()[0]
+        absent = re.search("Interpolation key '(.*)' not found", reason)
+        if absent:  # named where it stands, not by a key that takes up the one where it does
+            reason = (
+                f"${{{absent[1]}}} is no other key, nor, in a path, a variable of the environment that is set"
+            )
+            key = next((found for found, text in _texts(content) if f"${{{absent[1]}}}" in text), key)
         raise ConfigError(
-            f"{key or 'configuration'} ({where(tuple(key.split('.')), places)}): {reason}"
+            f"{key or 'configuration'} ({where(tuple(key.split('.')), places)}): {reason}; "
+            r"write \${ for these two characters themselves"
         ) from error
     except RecursionError as error:
         raise ConfigError("configuration: an anchor (&) contains itself, or it is nested too deep") from error
     assert isinstance(made, dict)
     return made  # type: ignore[return-value]
+
+
+def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in nested dictionaries and lists."""
+    if isinstance(content, str):
+        yield key, content
+    elif isinstance(content, list):
+        for item in content:
+            yield from _texts(item, key)
+    elif isinstance(content, dict):
+        for name, item in content.items():
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def where(keys: Keys, places: Places) -> str:

@@ -9,6 +9,8 @@ files that the project file starts from (`base: other.yaml`) ← the project fil
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from bita.checkpoint import FORMAT
 from bita.config.checks import check, check_files, check_imports
 from bita.config.formats import upgraded
 from bita.config.inherit import stack
-from bita.config.layers import Layer, interpolated, merge, read_layer, to_yaml
+from bita.config.layers import Keys, Layer, Places, interpolated, merge, read_layer, to_yaml
 from bita.config.options import PLACE, read_options
 from bita.config.plugins import ModuleError, import_modules, load_plugins
 from bita.config.published import (
@@ -29,13 +31,26 @@ from bita.config.published import (
     warn_without_effect,
 )
 from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
-from bita.config.types import build, check_keys, defaults, nearest, shown, unknown, wrong
+from bita.config.types import (
+    build,
+    check_keys,
+    defaults,
+    hint_of,
+    is_path,
+    kinds_of,
+    nearest,
+    shown,
+    unknown,
+    wrong,
+)
 from bita.errors import ConfigError, no_file
 from bita.files import expand, user_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """The shipped files: inside the package where it was installed, beside it in a checkout."""
+VARIABLE = re.compile(r"(?<!\\)\$\{(\w+)\}")
+"""`${NAME}`, unless it is escaped."""
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bool = True) -> Config:
@@ -67,7 +82,7 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
     merged.content.pop("preprocess", None)
     merged.content["datasets"] = {name: merged.content["datasets"][name] for name in datasets}
     places = merged.places
-    cfg = build(Config, interpolated(merged.content, places), places)
+    cfg = build(Config, _interpolated(merged.content, places), places)
     warn_without_effect(
         [given, *(layer.under("datasets", n) for n, layer in datasets.items() if not layer.shipped)]
     )
@@ -123,9 +138,7 @@ def config_from_dict(content: dict[str, Any]) -> Config:
 
 def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
     """The user's own layers: files, bases first, then the options; `configs/…` is a shipped file from any folder."""
-    shipped_path = CONFIGS.joinpath(*path.parts[1:])
-    if not path.exists() and path.parts[:1] == ("configs",) and shipped_path.exists():
-        path = shipped_path
+    path = _or_shipped(path)
     if not path.exists():
         shipped = sorted(
             str(file.relative_to(CONFIGS.parent)) for file in (CONFIGS / "projects").rglob("*.yaml")
@@ -151,6 +164,13 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
     return own
 
 
+def _or_shipped(path: Path, folder: Path = Path()) -> Path:
+    """A path as seen from a folder; `configs/…` is a shipped file where there is none of that name."""
+    shipped = CONFIGS.joinpath(*path.parts[1:])
+    taken = path.parts[:1] == ("configs",) and not (folder / path).exists() and shipped.exists()
+    return shipped if taken else folder / path
+
+
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     """A project file after the one that it names as its `base`, and that one's, and so on; the farthest first."""
     layer = read_layer(path)
@@ -162,12 +182,39 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         return [layer]
     if not isinstance(base, str):
         raise wrong(("base",), layer.places, f"wanted the path of a project file, not {shown(base)}")
-    below = path.parent / user_path(base)
+    below = _or_shipped(user_path(base), path.parent)
     if below.resolve() in {file.resolve() for file in (*above, path)}:
         raise wrong(("base",), layer.places, f"{base} starts from this file itself; break the circle")
     if not below.is_file():
         raise wrong(("base",), layer.places, f"{below}: {no_file(below)}")
     return [*_with_bases(below, (*above, path)), layer]
+
+
+def _interpolated(content: dict[str, Any], places: Places) -> dict[str, Any]:
+    """As `interpolated`; in a path `${NAME}` may be a variable of the environment, and a text takes any value."""
+
+    def variables(value: Any, keys: Keys) -> Any:
+        if isinstance(value, dict):
+            return {key: variables(item, (*keys, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [variables(item, keys) for item in value]
+        if isinstance(value, str) and "${" in value and is_path(hint_of(Config, keys, content)):
+            return VARIABLE.sub(lambda found: "\\" * (found[1] in os.environ) + found[0], value)
+        return value
+
+    def texts(value: Any, before: Any, keys: Keys) -> Any:
+        if isinstance(value, dict):
+            return {key: texts(item, before[key], (*keys, key)) for key, item in value.items()}
+        if isinstance(before, str) and isinstance(value, int | float):
+            takes_text = str in kinds_of(hint_of(Config, keys, content))[0]
+            return str(value).lower() if takes_text else value
+        return value
+
+    try:
+        prepared = variables(content, ())
+    except RecursionError:
+        prepared = content  # `interpolated` says so
+    return texts(interpolated(prepared, places), content, ())
 
 
 def _check_given(given: Layer, path: str | Path) -> None:
@@ -177,8 +224,10 @@ def _check_given(given: Layer, path: str | Path) -> None:
         given.content["datasets"] = {n: entry for n, entry in entries.content.items() if entry is not None}
     check_keys(ProjectFile, given.content, given.places)
     for key in ("arch", "model_type"):
-        if not isinstance(given.part("model").content.get(key), str):
-            raise wrong(("model", key), given.places, f"is missing; name it in {path} or in --options")
+        name = given.part("model").content.get(key)
+        if not isinstance(name, str):
+            found = "is missing" if name is None else f"wanted a text, not {shown(name)}"
+            raise wrong(("model", key), given.places, f"{found}; name it in {path} or in --options")
     if not given.part("datasets").names():
         raise wrong(
             ("datasets",), given.places, f"name at least one in {path} or in --options, such as ucm_caption"

@@ -113,6 +113,8 @@ def _prepare(node: yaml.Node, hint: Any, mark: str, seen: set[int]) -> None:
             _prepare(item, Any if inner is None else inner, mark, seen)
     elif isinstance(node, yaml.MappingNode):
         named = {str(key.value): item.value for key, item in node.value}
+        if len(named) < len(node.value):
+            raise yaml.MarkedYAMLError(problem="a key stands twice")
         for key, item in node.value:
             _prepare(key, Any, mark, seen)
             _prepare(item, hint_of(hint, (str(key.value),), named), mark, seen)

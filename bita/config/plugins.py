@@ -34,7 +34,7 @@ def import_modules(modules: Iterable[str], wrong: Callable[[str], ConfigError]) 
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise wrong(f"{module} cannot be imported ({_in_a_line(error)})") from error
 
 
@@ -48,7 +48,7 @@ def load_plugins() -> None:
     for plugin in entry_points(group=GROUP):
         try:
             plugin.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             package = plugin.dist.name if plugin.dist is not None else "?"
             raise ConfigError(
                 f"plugin {plugin.name} of the package {package}: {plugin.value} cannot be imported "
@@ -56,5 +56,5 @@ def load_plugins() -> None:
             ) from error
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

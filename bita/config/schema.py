@@ -212,6 +212,10 @@ def unknown_score(name: str, known: Iterable[str]) -> str:
     return f"unknown score {name!r}; {hint}"
 
 
+LATEST = "latest"
+"""The link in `run.output_dir` to the run that was started last."""
+
+
 @dataclass
 class RunConfig(WithParts):
     """How a run goes."""
@@ -244,7 +248,7 @@ class RunConfig(WithParts):
     max_epoch: int = key(5, at_least=1)
     batch_size_train: int = key(16, at_least=1)
     batch_size_eval: int = key(16, at_least=1)
-    num_workers: int = key(4, at_least=0)
+    num_workers: int = key(4, at_least=0, at_most=1024)
     accum_grad_iters: int = key(1, at_least=1)
     clip_grad_norm: float | None = key(None, at_least=0)
 
@@ -303,6 +307,11 @@ class RunConfig(WithParts):
 
     def faults(self) -> Iterator[Fault]:
         """Keys that do not suit each other."""
+        name = self.name
+        if name is not None and (
+            name in ("", ".", "..", LATEST) or "/" in name or len(name.encode(errors="replace")) > 255
+        ):
+            yield "name", f"{name!r} cannot be a folder's name in run.output_dir; choose another one"
         if self.min_len > self.max_len:
             yield "min_len", f"{self.min_len} is more than run.max_len, {self.max_len}"
         known = registry.tasks.config(self.task).scores(self)

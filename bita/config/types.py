@@ -7,6 +7,7 @@ import difflib
 import logging
 import math
 import operator
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,11 +63,7 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
         if "keys_of" in f.metadata:
             made[f.name] = _own_keys(own_keys(cls, f, value), item, places, inner)
         elif "own_keys" in f.metadata:
-            _check_names(f.metadata["registry"], item, places, inner)
-            made[f.name] = {
-                name: _own_keys(f.metadata["registry"].config(name), below, places, (*inner, name))
-                for name, below in (item or {}).items()
-            }
+            made[f.name] = _own_keys_by_name(f.metadata["registry"], item, places, inner)
         else:
             made[f.name] = _convert(_hints(cls)[f.name], item, places, inner)
             _check_range(f.metadata, made[f.name], places, inner)
@@ -127,7 +124,8 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = (), *, names_
     """
     hints = _hints(cls)
     if not isinstance(value, dict):
-        raise wrong(keys, places, f"wanted keys such as {next(iter(hints), 'none')}, not {shown(value)}")
+        example = f"keys such as {next(iter(hints))}" if hints else "no keys, since there are none here"
+        raise wrong(keys, places, f"wanted {example}, not {shown(value)}")
     for key, item in value.items() if names_too else ():
         inner = (*keys, str(key))
         if key not in hints:
@@ -157,8 +155,9 @@ def _chosen(cls: type[T], value: Any, places: Places, keys: Keys) -> type[T]:
         return cls
     registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
     name = value.get(name_key, fields_of(cls)[name_key].default)
-    if name is dataclasses.MISSING or not isinstance(name, str):
+    if name is dataclasses.MISSING or name is None:
         raise wrong((*keys, name_key), places, "is missing")
+    _scalar(str, name, places, (*keys, name_key))
     _check_names(registry, name, places, (*keys, name_key))
     chosen: type[T] = registry.config(name)
     return chosen
@@ -186,6 +185,18 @@ def _own_keys(config: type[Any], value: Any, places: Places, keys: Keys) -> Any:
     return build(config, {} if value is None else value, places, keys)
 
 
+def _own_keys_by_name(registry: Registry, value: Any, places: Places, keys: Keys) -> dict[str, Any]:
+    """Names of parts, each with its own keys."""
+    if value is not None and not isinstance(value, dict):
+        example = f"{{{next(iter(registry), 'name')}: {{}}}}"
+        raise wrong(keys, places, f"wanted names with their keys, such as {example}, not {shown(value)}")
+    _check_names(registry, value, places, keys)
+    return {
+        name: _own_keys(registry.config(name), below, places, (*keys, name))
+        for name, below in (value or {}).items()
+    }
+
+
 def _check_names(registry: Registry, names: Any, places: Places, keys: Keys) -> None:
     """Raise ConfigError where a name, one of a list, or a key of a mapping, is none of a registry."""
     for name in [names] if isinstance(names, str) else names or ():
@@ -205,7 +216,8 @@ def _check_range(limits: Mapping[str, Any], value: Any, places: Places, keys: Ke
     elif isinstance(value, int | float) and not isinstance(value, bool):
         for name, fits in RANGES.items():
             if name in limits and not fits(value, limits[name]):
-                raise wrong(keys, places, f"must be {name.replace('_', ' ')} {limits[name]:g}, not {value}")
+                limit = limits[name] if isinstance(limits[name], int) else f"{limits[name]:g}"
+                raise wrong(keys, places, f"must be {name.replace('_', ' ')} {limit}, not {value}")
 
 
 def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
@@ -215,9 +227,9 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
         return value
     if origin is Annotated:
         value = _convert(args[0], value, places, keys)
-        return expand(value) if PATH in args[1:] and isinstance(value, str) else value
+        return _path(value, places, keys) if PATH in args[1:] else value
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
+        if type(None) in args and (value is None or (value == "" and is_path(hint))):
             return None
         kinds = [arg for arg in args if arg is not type(None)]
         fitting = (kind for kind in kinds if (get_origin(kind) is list) == isinstance(value, list))
@@ -239,6 +251,27 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
     return _scalar(hint, value, places, keys)
 
 
+def is_path(hint: Any) -> bool:
+    """Whether a declared type is a path, or may hold one."""
+    return (isinstance(hint, str) and hint == PATH) or any(map(is_path, get_args(hint)))
+
+
+def _path(value: Any, places: Places, keys: Keys) -> Any:
+    """A path as it is meant on this machine; one with a variable that is not set is taken as it stands, and said."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise wrong(keys, places, "is empty; name a path, such as . for the current folder")
+    found = expand(value)
+    unset = re.search(r"\$\w+|\$\{\w+\}", found) if "://" not in found else None
+    if unset:
+        LOG.warning(
+            "%s",
+            wrong(keys, places, f"{unset[0]} is no variable of the environment, so it is part of the name"),
+        )
+    return found
+
+
 def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < sys.float_info.max else math.inf
@@ -247,6 +280,10 @@ def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
         raise wrong(keys, places, f"wanted {TYPE_NAMES[hint]}, not {shown(value)}{quotes}")
     if isinstance(value, float) and not math.isfinite(value):
         raise wrong(keys, places, f"wanted a finite number, not {value}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise wrong(keys, places, f"wanted a whole number of at most 64 bits, not {value}")
+    if isinstance(value, str) and "\0" in value:
+        raise wrong(keys, places, "holds a zero byte, which no name or caption has")
     return value
 
 
@@ -265,8 +302,9 @@ def unknown(keys: Keys, kind: str, name: object, known: Iterable[str], places: P
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The name that is meant, as a question."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {near[0]!r}?" if near else "there are none"
+    spelled = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.0)
+    return f"did you mean {spelled[near[0]]!r}?" if near else "there are none"
 
 
 def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigError:
