@@ -62,10 +62,11 @@ def no_file(path: Path) -> str:
 def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
-    A ``UserError`` gives its own exit code, an ``OSError`` 1, Ctrl-C 130 without a word, and so does a reader of the
-    output that went away (``| head``) with 1. Anything else is a fault of the program and keeps its traceback. What the
-    terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its code. Of several processes
-    under torchrun one speaks, and what a restart would meet again ends the restarted ones at once.
+    A ``UserError`` gives its own exit code, an ``OSError`` and a failed allocation 1, Ctrl-C 130 without a word, and so
+    does a reader of the output that went away (``| head``) with 1. Anything else is a fault of the program and keeps
+    its traceback. What the terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its
+    code. Of several processes under torchrun one speaks, and what a restart would meet again ends the restarted ones at
+    once.
     """
 
     @functools.wraps(main)
@@ -88,6 +89,12 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
             return error.exit_code
         except KeyboardInterrupt:
             return INTERRUPTED
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            less = "lower the batch size, images, beams or lengths"
+            print(f"error: out of memory; {less} ({one_line(error)[:200]})", file=sys.stderr, flush=True)
+            return 1
         except OSError as error:
             if isinstance(error, BrokenPipeError) and error.filename is None:
                 os.dup2(
@@ -122,6 +129,12 @@ def _end_before_restart() -> dict[str, Any] | None:
             if isinstance(end, dict) and isinstance(end.get("final"), int):
                 return end
     return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, of the host or, as torch says it, of either."""
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _others_see_it_too() -> bool:

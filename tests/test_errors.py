@@ -29,6 +29,9 @@ def fail(error: BaseException) -> int:
     return main()
 
 
+MEMORY = "error: out of memory; lower the batch size, images, beams or lengths"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -49,6 +52,12 @@ def fail(error: BaseException) -> int:
         (OSError("Caught OSError in worker 0.\nTraceback\nOSError: gone\n"), 1, "error: OSError: gone\n"),
         (OSError(), 1, "error: OSError\n"),
         (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 1, f"{MEMORY} (MemoryError:)\n"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee"),
+            1,
+            f"{MEMORY} (RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB. See)\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(
@@ -65,6 +74,8 @@ def test_arguments_and_exit_code_pass_through() -> None:
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
+    with pytest.raises(RuntimeError):
+        fail(RuntimeError("shapes"))
 
 
 def test_one_process_of_a_machine_says_what_all_of_them_meet(

