@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import weakref
@@ -164,6 +164,43 @@ def test_a_process_that_hangs_after_its_work_is_named_and_ends_with_the_code_it_
 
 @pytest.mark.long
 def test_a_dozen_launches_of_four_processes_end(tmp_path):
-    from scripts.checks import launch_test
+    """Whole runs: training, validation, test, with workers; the first one through torchrun."""
+    script = Path(__file__).parents[1] / "scripts/checks/launch_test.py"
+    command = [sys.executable, str(script), "--launches", "12", "--processes", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("12 of 12 launches: every process ended with 0\n")
 
-    assert json.dumps(launch_test.PRELOADED)
+
+MISTAKEN = """
+import sys
+from bita.errors import UserError, program
+
+@program
+def main():
+    from bita import distributed
+
+    def work():
+        distributed.setup("cpu")
+        open(f"{sys.argv[1]}/started", "a").write("x")
+        if distributed.rank() == 1:
+            raise UserError("image x: broken")
+        distributed.barrier()
+
+    return distributed.together(work)
+
+sys.exit(main())
+"""
+
+
+def test_under_torchrun_a_mistake_is_said_once_and_not_tried_again(tmp_path):
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=3", str(tmp_path / "mistaken.py"), str(tmp_path)]
+    variables = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ["error: image x: broken"]
+    assert "image x: broken" in done.stderr.partition("Root Cause")[2]
+    assert (tmp_path / "started").read_text() == "xx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Whereabouts:
                 torch.full((workers, 2), -1, dtype=torch.int64).share_memory_() if workers else None
             )
         except RuntimeError as error:
-            raise no_room(error) from error
+            raise no_room() from error
 
     def note(self, record: int) -> None:
         """This worker reads `record` now."""
@@ -79,7 +80,8 @@ class Whereabouts:
         """What the worker that `reason` names was reading; where it names none, what each of them was."""
         found = [] if self._reading is None else self._reading.tolist()
         started = [(pid, record) for pid, record in found if record >= 0]
-        meant = [record for pid, record in started if str(pid) in reason.split()]
+        numbers = re.findall(r"\d+", reason)
+        meant = [record for pid, record in started if str(pid) in numbers]
         records = meant or [record for _, record in started if "pid" not in reason]
         return ", ".join(map(self._name, records[:SHOWN])) or "its first record"
 
@@ -121,9 +123,9 @@ def share(tensor: Tensor) -> Tensor:
     try:
         return tensor.share_memory_()
     except RuntimeError as error:
-        raise no_room(error) from error
+        raise no_room() from error
 
 
-def no_room(error: Exception) -> UserError:
+def no_room() -> UserError:
     """The error of shared memory that is full."""
-    return TransientError(f"shared memory is full ({str(error).splitlines()[0]}): {ROOM}")
+    return TransientError(f"shared memory, which loader workers hand images over in, is full: {ROOM}")

@@ -125,7 +125,7 @@ class Loader:
         try:
             items = iter(self._loader)
         except OSError as error:  # the locks of the workers' queues lie in shared memory
-            raise no_room(error) if error.errno == errno.ENOSPC else error from None
+            raise no_room() if error.errno == errno.ENOSPC else error from None
         for item in items:
             if isinstance(item, Failure):
                 raise UserError(item.message)
