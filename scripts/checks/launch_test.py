@@ -26,7 +26,7 @@ from crash_test import ROOT, prepare, small_run
 
 from bita.errors import program
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds after which a launch counts as one that does not end."""
 IMAGES = 24
 PRELOADED = [
