@@ -29,6 +29,11 @@ def expand(path: str) -> str:
     return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
 
 
+def in_utf8(text: str) -> bool:
+    """Whether a text can be written at all: no half of a surrogate pair, which stands for a byte of a name, too."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def user_path(path: str | Path) -> Path:
     """A path that a user typed, as `expand` reads it."""
     return Path(expand(str(path)))
