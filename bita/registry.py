@@ -211,6 +211,7 @@ metrics = Registry(
         "CIDEr": ("bita.metrics.scorers:Cider", "CiderConfig"),
         "SPICE": ("bita.metrics.scorers:Spice", "SpiceConfig"),
         "diversity": ("bita.metrics.scorers:Diversity", "DiversityConfig"),
+        "invented": ("bita.metrics.hallucination:InventedMetric", "InventedConfig"),
         "CLIPScore": ("bita.clipscore:ClipMetric", "ClipConfig"),
     },
     keys="MetricConfig",

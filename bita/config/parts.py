@@ -308,6 +308,15 @@ class DiversityConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
+class InventedConfig(MetricConfig):
+    """Keys of `invented`."""
+
+    scores: ClassVar = ("invented",)
+    words: FilePath | None = None
+    """A file of one's own like `bita/metrics/things.yaml`."""
+
+
+@dataclass(kw_only=True)
 class ClipConfig(MetricConfig):
     """Keys of `CLIPScore`."""
 

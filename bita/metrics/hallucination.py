@@ -13,7 +13,12 @@ from pathlib import Path
 
 import yaml
 
+from bita.config.parts import InventedConfig
 from bita.errors import UserError
+from bita.metrics.metric import Hypotheses, Metric
+from bita.metrics.references import ReferenceSet
+from bita.metrics.scores import Measured
+from bita.records import Id
 
 WORDS = Path(__file__).with_name("things.yaml")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -48,7 +53,7 @@ class Invented:
     captions: float
     things: float
     counts: float
-    examples: dict[int, list[str]]
+    examples: dict[Id, list[str]]
 
 
 class Vocabulary:
@@ -98,7 +103,7 @@ class Vocabulary:
 
 
 def invented(
-    references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str], vocabulary: Vocabulary
+    references: Mapping[Id, Sequence[str]], hypotheses: Mapping[Id, str], vocabulary: Vocabulary
 ) -> Invented:
     """What captions name that none of their image's references does.
 
@@ -109,7 +114,7 @@ def invented(
         hypotheses: image id → caption.
         vocabulary: the words.
     """
-    examples: dict[int, list[str]] = {}
+    examples: dict[Id, list[str]] = {}
     things = wrong_things = counts = wrong_counts = 0
     for image_id, hypothesis in hypotheses.items():
         own = vocabulary.named(hypothesis)
@@ -130,3 +135,16 @@ def invented(
         counts=wrong_counts / max(counts, 1),
         examples=examples,
     )
+
+
+class InventedMetric(Metric):
+    """The share of captions that invent a thing or a number: `invented`, 1 or 0 for each image; lower is better."""
+
+    def __init__(self, config: InventedConfig) -> None:
+        super().__init__(config)
+        self.vocabulary = Vocabulary(Path(config.words) if config.words else WORDS)
+
+    def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
+        """See `Metric.__call__`."""
+        found = invented(references.tokens, hypotheses, self.vocabulary)
+        return Measured({"invented": (found.captions, [float(n in found.examples) for n in hypotheses])})

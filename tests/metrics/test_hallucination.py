@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bita.config.parts import InventedConfig
 from bita.errors import UserError
+from bita.metrics import score_captions
 from bita.metrics.hallucination import Vocabulary, invented
 
 WORDS = Vocabulary()
@@ -53,6 +55,14 @@ def test_a_reference_never_invents(bita_data: Path) -> None:
     first = {image_id: captions[0] for image_id, captions in references.items()}
     assert invented(references, first, WORDS).examples == {}
     assert sum(bool(WORDS.named(caption).things) for caption in first.values()) > 0.9 * len(first)
+
+
+def test_the_metric_is_asked_for_by_name() -> None:
+    references = {1: ["a lake"], 2: ["a road through a forest"]}
+    hypotheses = {1: "a pond with boats .", 2: "a road, and trees"}
+    scores = score_captions(references, hypotheses, metrics={"invented": InventedConfig()})
+    assert scores.overall == {"invented": 0.5}
+    assert scores.per_image == {1: {"invented": 1.0}, 2: {"invented": 0.0}}
 
 
 def test_a_word_that_stands_for_two_things_is_refused(tmp_path: Path) -> None:
