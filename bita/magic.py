@@ -1,4 +1,4 @@
-"""What a file of weights really is, by its first bytes; its name never decides."""
+"""What a file really is, by its first bytes; its name never decides."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ANNEX_POINTER = b"/annex/objects/"
+HEAD = 1024
+"""Bytes that are enough to tell what a file is."""
 SHOWN = 5
 """Names that a message shows of what an archive or a folder holds."""
 PACKED = {
@@ -22,15 +24,24 @@ PACKED = {
     b"7z\xbc\xaf": "7z",
     b"Rar!": "rar",
 }
+_NAME = "name the file of weights"
 OTHERS = {
-    b"GGUF": "a GGUF file of a language model; only model.opt_model and its tokenizer read that",
-    b"\x89HDF\r\n": "an HDF5 file (Keras); convert it to a .safetensors file of PyTorch's weights",
-    b"\x93NUMPY": "one NumPy array; name a file of named tensors",
-    b"\x89PNG": "a PNG image; name the file of weights",
-    b"\xff\xd8\xff": "a JPEG image; name the file of weights",
-    b"%PDF": "a PDF document; name the file of weights",
-    b"\x7fELF": "a program; name the file of weights",
+    b"GGUF": ("a GGUF file of a language model", "only model.opt_model and its tokenizer read that"),
+    b"\x89HDF\r\n": (
+        "an HDF5 file",
+        "if it is of Keras, convert it to a .safetensors file of PyTorch's weights",
+    ),
+    b"\x93NUMPY": ("one NumPy array", "name a file of named tensors"),
+    b"\x89PNG": ("a PNG image", _NAME),
+    b"\xff\xd8\xff": ("a JPEG image", _NAME),
+    b"II*\0": ("a TIFF image", _NAME),
+    b"MM\0*": ("a TIFF image", _NAME),
+    b"\0\0\0\x0cJXL ": ("a JPEG XL image", _NAME),
+    b"\xff\x0a": ("a JPEG XL image", _NAME),
+    b"%PDF": ("a PDF document", _NAME),
+    b"\x7fELF": ("a program", _NAME),
 }
+"""Beginning → what a file is, and what to do where weights are wanted."""
 TF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 """How the index of a TensorFlow checkpoint ends (a LevelDB table)."""
@@ -77,12 +88,11 @@ def why_not_weights(path: Path) -> str | None:
         return _tar(path)
     if head.startswith(b"\x80"):
         return None  # a pickle
-    for start, name in PACKED.items():
+    if packed(head) is not None:
+        return packed(head)
+    for start, (what, remedy) in OTHERS.items():
         if head.startswith(start):
-            return f"compressed ({name}); unpack it and name what is in it"
-    for start, what in OTHERS.items():
-        if head.startswith(start):
-            return what
+            return f"{what}; {remedy}"
     if not head.strip(b"\0"):
         return f"nothing but zeros ({size} bytes); its download broke off, fetch it again"
     if head[:1] == b"\x08" and head[2:3] == b"\x12" and head[1] < 32 and size > 16:
@@ -93,20 +103,55 @@ def why_not_weights(path: Path) -> str | None:
 
 
 def pointer(path: Path) -> str | None:
-    """What stands in the place of a large file that version control has not fetched, and what to do; else None."""
-    head = _head(path)
-    if head.startswith(LFS_POINTER):
+    """What stands in the place of a file that was not fetched, as `stand_in` says; else None."""
+    return stand_in(_head(path))
+
+
+def stand_in(content: bytes) -> str | None:
+    """What stands in the place of a file that was not fetched, and what to do; None where it may be the file itself.
+
+    Args:
+        content: the file, or its beginning.
+    """
+    if content.startswith(LFS_POINTER):
         return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
-    if ANNEX_POINTER in head.split(b"\n")[0] and len(head) < 512:
+    if ANNEX_POINTER in content[:HEAD].split(b"\n")[0] and len(content) < 512:
         return "a git-annex pointer, not the file itself; fetch it with: git annex get"
+    begin = content[:HEAD].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if re.match(rb"<(!doctype\s+html|html|head|\?xml|body|script)\b", begin) and b"<svg" not in begin:
+        page = "an XML answer of a server" if begin.startswith(b"<?xml") else "an HTML page"
+        return (
+            f"{page} ({_title(content)}), not the file itself; the address led to a page, download the file"
+        )
     return None
+
+
+def packed(content: bytes) -> str | None:
+    """What a file with this beginning is packed in, and what to do; None where it is not."""
+    for start, name in PACKED.items():
+        if content.startswith(start):
+            return f"compressed ({name}); unpack it and name what is in it"
+    return None
+
+
+def other_kind(content: bytes) -> str | None:
+    """What a file with this beginning is, where it is neither text nor an image that opens; None: not known."""
+    if content[:HEAD] and not content[:HEAD].strip(b"\0"):
+        return "nothing but zeros; its download broke off, fetch it again"
+    if content.startswith(b"PK\x03\x04"):
+        return "a zip archive, or a table of Excel; unpack it, or save the table as CSV"
+    if content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "a HEIF image; convert it to PNG or TIFF"
+    names = (name for start, (name, _) in OTHERS.items() if content.startswith(start))
+    return stand_in(content) or packed(content) or next(names, None)
 
 
 def _text(path: Path, head: bytes, size: int) -> str | None:
     """Text, which no weights are, of several kinds; None for bytes that mean nothing."""
-    unfetched = pointer(path)
-    if unfetched is not None:
-        return unfetched
+    with path.open("rb") as file:
+        instead = stand_in(file.read(100_000))
+    if instead is not None:
+        return instead
     try:
         text = head.decode(
             "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "strict"
@@ -118,9 +163,6 @@ def _text(path: Path, head: bytes, size: int) -> str | None:
     if any(ord(letter) < 32 and letter not in "\t\r\n\f" for letter in text):
         return None
     begin = " ".join(text[:200].split())
-    if re.match(r"<(!doctype|html|head|\?xml|body|script)", begin, re.IGNORECASE):
-        page = "an XML answer of a server" if begin.lower().startswith("<?xml") else "an HTML page"
-        return f"{page} ({_title(path)}), not weights; the address led to a page, download the file itself"
     if begin.startswith(("{", "[")):
         return f"JSON, not weights: {begin[:60]}…; name the file of weights"
     if begin.startswith("model_checkpoint_path:"):
@@ -130,9 +172,9 @@ def _text(path: Path, head: bytes, size: int) -> str | None:
     return f"text, not weights: {begin[:60]!r}; name the file of weights"
 
 
-def _title(path: Path) -> str:
+def _title(content: bytes) -> str:
     """What a page says that it is."""
-    text = path.read_bytes()[:100_000].decode("utf-8", "replace")
+    text = content[:100_000].decode("utf-8", "replace")
     found = re.search(r"<(title|message|code)[^>]*>(.*?)</", text, re.IGNORECASE | re.DOTALL)
     return " ".join((found[2] if found else text[:60]).split())[:60]
 
@@ -166,6 +208,13 @@ def _folder(path: Path) -> str:
             "a checkpoint in pieces of torch.distributed; put it together with: "
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         )
+    if any(name.startswith("global_step") for name in names) or any(
+        name.endswith("_states.pt") for name in names
+    ):
+        return (
+            "a checkpoint of DeepSpeed; name its mp_rank_00_model_states.pt, or put ZeRO's shares together with its "
+            "script: python zero_to_fp32.py FOLDER FILE"
+        )
     if "saved_model.pb" in names or any(TF_CHECKPOINT.search(name) for name in names):
         return CONVERT_TF
     if "flax_model.msgpack" in names:
@@ -181,7 +230,7 @@ def _some(names: Iterable[str]) -> str:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(1024)
+        return file.read(HEAD)
 
 
 def _tail(path: Path, count: int) -> bytes:

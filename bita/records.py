@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bita.errors import UserError, no_file
+from bita.magic import other_kind, stand_in
 
 Id = int | str
 """Of an image, as its file has it."""
@@ -25,6 +26,8 @@ K = TypeVar("K", bound=Id)
 ID_LIMIT = 2**63
 """Ids that are numbers are below this, and above its negative."""
 DELIMITERS = ",;\t"
+SHOWN, WIDE = 8, 40
+"""Names of fields in a message, and characters of one."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it starts with
@@ -65,17 +68,26 @@ def decode(content: bytes, where: str) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is taken off.
 
     Raises:
-        UserError: it is another encoding, or no text at all; `where` and the line are named.
+        UserError: it is another encoding, no text at all, or stands in the place of a file that was not fetched;
+            `where` and the line are named.
     """
+    instead = stand_in(content)
+    if instead is not None:
+        raise UserError(f"{where}: is {instead}")
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        other = other_kind(content)
+        if other is not None:
+            raise UserError(f"{where}: is {other}") from None
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{where}: line {line}: not {encoding.upper()} text (byte 0x{content[error.start]:02x}); save it as UTF-8"
         ) from None
     if "\0" in text:
+        if not text.strip("\0"):
+            raise UserError(f"{where}: is {other_kind(content)}")
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(
             f"{where}: line {line}: holds a NUL character (UTF-16 without a byte-order mark?); save it as UTF-8"
@@ -99,25 +111,35 @@ def lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
+class _ManyValues(UserError):
+    """A JSON text that goes on after its value, as one with an object a line does."""
+
+
 def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text.
 
     Raises:
         UserError: it is not JSON, has a key twice in one object, or is nested or has numbers beyond all measure.
     """
-    with _told(where):
-        return _value(text)
+    try:
+        if not text.strip():
+            raise UserError("is empty")
+        return json.loads(text, object_pairs_hook=_object)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except json.JSONDecodeError as error:
+        fault = _ManyValues if error.msg == "Extra data" else UserError
+        place = f"line {error.lineno}" if "\n" in error.doc.strip() else f"character {error.colno}"
+        raise fault(f"{where}: not JSON ({place}: {error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not read: lists or objects are nested too deeply") from None
+    except ValueError:  # Python's limit for the digits of an integer
+        raise UserError(f"{where}: not read: holds a number of thousands of digits") from None
 
 
 def load_json(path: Path) -> Any:
     """The value of a JSON file; what is wrong with it is said in one line."""
     return parse_json(read_text(path), str(path))
-
-
-def _value(text: str) -> Any:
-    if not text.strip():
-        raise UserError("is empty")
-    return json.loads(text, object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,21 +150,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         start = ascii(pairs[0][1])[:40]
         raise UserError(f"key {twice!r} is twice in one object, which starts with {keys[0]!r}: {start}")
     return found
-
-
-@contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """What JSON text can be wrong with, as one line about `where`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON (line {error.lineno}: {error.msg})") from None
-    except RecursionError:
-        raise UserError(f"{where}: not read: lists or objects are nested too deeply") from None
-    except ValueError:  # Python's limit for the digits of an integer
-        raise UserError(f"{where}: not read: holds a number of thousands of digits") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ class Record:
 
     def about(self, name: str) -> Record:
         """This record, called by its image in messages."""
-        return replace(self, place=f"{self.place} ({name})")
+        return replace(self, place=f"{self.place} ({name})".strip())
 
     def __contains__(self, key: str) -> bool:
         return key in self.fields
@@ -180,8 +187,13 @@ class Record:
     def get(self, key: str) -> Any:
         """The value of a field, which must be there."""
         if key not in self.fields:
-            raise self.fault(f"field {key!r} is missing")
+            raise self.fault(f"field {key!r} is missing{self._others()}")
         return self.fields[key]
+
+    def _others(self) -> str:
+        """For the end of a message: which fields there are."""
+        names = [ascii(name[:WIDE]) for name in self.fields]
+        return f"; there are {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}" if names else ""
 
     def text(self, key: str) -> str:
         """A field that must be text, and could name a file."""
@@ -239,21 +251,17 @@ def read_object(path: Path) -> Record:
 def read_records(path: Path) -> list[Record]:
     """The objects of a JSON list, of a file with one object a line, or of a file that is one."""
     text, file = read_text(path), str(path)
-    with _told(file):
-        try:
-            content = _value(text)
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":
-                raise
-        else:
-            if not isinstance(content, list):
-                return [Record.of(content, file, "")]
-            return [Record.of(entry, file, f"record {k}") for k, entry in enumerate(content)]
-    return [
-        Record.of(parse_json(line, f"{file}: line {k}"), file, f"line {k}")
-        for k, line in enumerate(lines(text), 1)
-        if line.strip()
-    ]
+    try:
+        content = parse_json(text, file)
+    except _ManyValues:
+        return [
+            Record.of(parse_json(line, f"{file}: line {k}"), file, f"line {k}")
+            for k, line in enumerate(lines(text), 1)
+            if line.strip()
+        ]
+    if not isinstance(content, list):
+        return [Record.of(content, file, "")]
+    return [Record.of(entry, file, f"record {k}") for k, entry in enumerate(content)]
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Record]:
@@ -291,6 +299,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Record]:
 
 def _rows(text: str, file: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line where it starts, fields) of every row that is not blank."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a column may hold an image as text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:

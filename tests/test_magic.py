@@ -41,7 +41,7 @@ INSTEAD: dict[str, tuple[bytes, str]] = {
     "blank": (b" \n\n", r"blank \(3 bytes\)"),
     "zeros": (bytes(5000), r"nothing but zeros \(5000 bytes\); its download broke off"),
     "gguf": (b"GGUF\x03\0\0\0" + bytes(range(64)), r"a GGUF file .*model\.opt_model"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(range(64)), r"an HDF5 file \(Keras\)"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(range(64)), r"an HDF5 file; if it is of Keras"),
     "npy": (b"\x93NUMPY\x01\0" + bytes(range(64)), r"one NumPy array"),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(range(64)), r"a PNG image"),
     "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:\x80\x01" + bytes(64), r"an ONNX model"),

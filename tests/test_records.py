@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -308,14 +309,58 @@ def test_tables_that_are_refused(tmp_path: Path, content: bytes, message: str) -
         (f'[{{"id": {"9" * 5000}}}]', "a number of thousands of digits"),
         ('{"a": 1}\n{"a": \n', "line 2: not JSON"),
         ('{"a": 1}\n[2]\n', "line 2: wanted an object, found a list"),
-        ("[1]", "record 0: wanted an object, found a number"),
-        ('{"a": "x\ty"}', "not JSON (line 1: Invalid control character at)"),
+        ("[1]", "all.json: record 0: wanted an object, found a number"),
+        ("null", "all.json: wanted an object, found null"),
+        ('{"a": 1},\n{"a": 2}', "line 1: not JSON (character 9: Extra data)"),
+        ('[\n{"a": 1},\n]', "not JSON (line 3: Expecting value)"),
+        ('{"a": "x\ty"}', "not JSON (character 9: Invalid control character at)"),
     ],
 )
 def test_json_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "all.json"
     path.write_text(text)
     assert message in refused(read_records, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "is a Git LFS pointer"),
+        (b"../.git/annex/objects/zk/SHA256E-s1--00.json", "is a git-annex pointer"),
+        (b"\xef\xbb\xbf\n<!doctype HTML><title>Sign in</title>", "is an HTML page (Sign in)"),
+        (gzip.compress(b"[]"), "is compressed (gzip); unpack it"),
+        (b"PK\x03\x04\x14\0\xff", "is a zip archive, or a table of Excel"),
+        (bytes(100), "is nothing but zeros"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "all"
+    path.write_bytes(content)
+    for read in (
+        read_records,
+        read_object,
+        read_hypotheses,
+        _captions,
+        lambda path: read_table(path, ["image"]),
+    ):
+        assert refused(read, path).startswith(f"{path}: {said}")
+
+
+def test_a_field_that_is_missing_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text('{"image_id": 1, "text": "a river"}')
+    assert refused(read_hypotheses, path) == (
+        f"{path}: field 'caption' is missing; there are 'image_id', 'text'"
+    )
+    path.write_text('{"image": "a.png", "caption": 7}')
+    said = refused(lambda path: _read_table(path, "jsonl", COLUMNS, "train"), path)
+    assert said == f"{path}: (a.png): field 'caption' must be text, not a number"
+
+
+def test_a_field_of_a_table_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    path.write_text(f"image,thumbnail\na.png,{'x' * 300_000}\n")
+    assert len(read_table(path, ["image"])[0].text("thumbnail")) == 300_000
 
 
 def test_a_folder_and_a_missing_file_say_so(tmp_path: Path) -> None:

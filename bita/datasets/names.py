@@ -78,9 +78,17 @@ class ImageFolder:
             path = self.root / folder
             for entry in sorted(os.scandir(path), key=lambda entry: entry.name) if path.is_dir() else []:
                 if not is_system_file(entry.name):
-                    listing[entry.is_file()].setdefault(plain(entry.name), []).append(entry.name)
+                    listing[_is_file(entry)].setdefault(plain(entry.name), []).append(entry.name)
             self._listings[folder] = listing
         return self._listings[folder]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a file; a link that leads to itself is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _fits(name: str, listing: dict[str, list[str]]) -> list[str]:

@@ -1,7 +1,7 @@
 """WebDataset shards: image-caption pairs in plain tar files, for corpora that are too large for single files.
 
     FOLDER/train-000000.tar …      members KEY.jpg (or another image) and KEY.json or KEY.txt, side by side
-    FOLDER/train.shards.json       {"shards": [{"file", "records"}, …]}
+    FOLDER/train.shards.json       {"shards": [{"file", "records", "bytes"}, …]}
     FOLDER/train.shards.npy        (records, 6) int64: shard, offset and size of the image, offset and size of the text,
                                    1 where the text is JSON
 
@@ -34,14 +34,16 @@ from bita.datasets.annotations import read_annotations
 from bita.datasets.cache import FeatureCache, PixelCache
 from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Processors, group_by_image
 from bita.datasets.names import ImageFolder, is_system_file
-from bita.errors import ConfigError, UserError
+from bita.errors import ConfigError, UserError, no_file
 from bita.files import write_text
+from bita.magic import HEAD, other_kind, stand_in
 from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
-from bita.records import Id, Record, decode, lines, parse_json
+from bita.records import Id, Record, decode, lines, parse_json, read_object
 
 TEXT_SUFFIXES = (".json", ".txt", ".caption", ".cap")
 """Of a record's texts the first that has captions counts; img2dataset writes a .json and a .txt."""
 COLUMNS = 6
+_MAKE = "make it (again): python scripts/make_shards.py index"
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class ShardDataset:
         """Images of the split."""
         return len(self.offsets)
 
-    def image_name(self, number: int) -> str:
-        """Return the image's number; which id a record has in a shard is known only while it is read."""
-        return f"{self.name} {self.split} {number} ({self.index})"
+    def own_id(self, number: int) -> Id:
+        """Return the number itself: which id a record of a shard has is known only while it is read."""
+        return number
 
     def where(self, index: int) -> str:
         """Return the shard of item ``index`` and its number, for messages."""
@@ -190,24 +192,38 @@ def parse_text(content: bytes, index: int, where: str, *, is_json: bool) -> tupl
 
 def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
     """Return the shards' files and the memory-mapped (records, 6) offsets of an index."""
-    try:
-        content = json.loads(path.read_text())
-        shards = [(path.parent / shard["file"], int(shard["records"])) for shard in content["shards"]]
-        offsets: npt.NDArray[np.int64] = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: shard index is missing; make it: python scripts/make_shards.py"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no shard index ({type(error).__name__}: {error})") from None
-    missing = [file for file, _ in shards if not file.is_file()]
+    table = path.with_suffix(".npy")
+    for file in (path, table):
+        if not file.exists():
+            raise UserError(f"{file}: shard index is missing; {_MAKE}")
+    shards = read_object(path).objects("shards")
+    files = [path.parent / shard.text("file") for shard in shards]
+    offsets = _offsets(table)
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: shard is missing ({len(missing)} of {len(shards)} are)")
-    if sum(records for _, records in shards) != len(offsets) or offsets.shape[1:] != (COLUMNS,):
-        raise UserError(
-            f"{path}: {len(offsets)} offsets do not fit the shards' records; make the index again"
-        )
-    return [file for file, _ in shards], offsets
+    for file, shard in zip(files, shards, strict=True):
+        if "bytes" in shard and shard.get("bytes") != file.stat().st_size:
+            raise UserError(f"{file}: shard is not as it was when {path.name} was made; {_MAKE}")
+    counts = [shard.get("records") for shard in shards]
+    if not all(type(count) is int for count in counts) or sum(counts) != len(offsets):
+        raise UserError(f"{path}: {len(offsets)} offsets do not fit the shards' records; {_MAKE}")
+    return files, offsets
+
+
+def _offsets(table: Path) -> npt.NDArray[np.int64]:
+    """The memory-mapped (records, 6) array of an index."""
+    with table.open("rb") as file:
+        instead = stand_in(file.read(HEAD))
+    if instead is not None:
+        raise UserError(f"{table}: is {instead}")
+    try:
+        offsets: npt.NDArray[np.int64] = np.load(table, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{table}: damaged ({str(error).splitlines()[0]}); {_MAKE}") from None
+    if offsets.ndim != 2 or offsets.shape[1] != COLUMNS or offsets.dtype != np.int64:
+        raise UserError(f"{table}: not the offsets of shards; {_MAKE}")
+    return offsets
 
 
 def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
@@ -268,7 +284,10 @@ def index_shards(files: Sequence[Path], index: Path, left_out: list[str] | None 
     temporary = index.with_suffix(".tmp.npy")
     np.save(temporary, np.concatenate(rows))
     temporary.replace(index.with_suffix(".npy"))
-    shards = [{"file": file.name, "records": len(found)} for file, found in zip(files, rows, strict=True)]
+    shards = [
+        {"file": file.name, "records": len(found), "bytes": file.stat().st_size}
+        for file, found in zip(files, rows, strict=True)
+    ]
     write_text(index, json.dumps({"shards": shards}, indent=1) + "\n")
     return index
 
@@ -316,12 +335,21 @@ def _members(file: Path, number: int, left_out: list[str] | None) -> Iterator[tu
                 parts[suffix] = (member.offset_data, member.size)
             yield from rows(last)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{file}: no plain tar file ({error})") from None
+        raise UserError(f"{file}: {_no_tar(file, error)}") from None
     if open_records:
         raise UserError(
             f"{file}: {next(iter(open_records))}: an image and its captions (.json, .txt, .caption or .cap; .cls is a "
             "class) belong together"
         )
+
+
+def _no_tar(file: Path, error: Exception) -> str:
+    """Why a file cannot be read as a tar file."""
+    if not file.is_file():
+        return no_file(file)
+    with file.open("rb") as content:
+        kind = other_kind(content.read(HEAD))
+    return f"no plain tar file, but {kind}" if kind else f"no plain tar file ({error})"
 
 
 def _row(shard: int, parts: Parts, where: str) -> tuple[int, ...]:

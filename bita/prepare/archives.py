@@ -10,6 +10,7 @@ from pathlib import Path
 from bita.datasets.names import is_system_file
 from bita.errors import UserError
 from bita.files import open_to_others, write_text
+from bita.magic import HEAD, other_kind, packed
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _STAMP = ".unpacked"
@@ -30,7 +31,7 @@ def unpack(archive: Path, target: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        if archive.name.lower().endswith(".zip"):
+        if _head(archive).startswith(b"PK"):
             with _open_zip(archive) as file:
                 for info in file.infolist():
                     info.filename = info.filename.replace("\\", "/")  # as some Windows programs write them
@@ -41,12 +42,26 @@ def unpack(archive: Path, target: Path) -> Path:
                 file.extractall(temporary, filter=_wanted)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{archive}: archive does not unpack ({' '.join(str(error).split())})") from None
+        raise UserError(f"{archive}: archive does not unpack ({_reason(archive, error)})") from None
     open_to_others(temporary)
     write_text(temporary / _STAMP, stamp)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def _head(archive: Path) -> bytes:
+    with archive.open("rb") as file:
+        return file.read(HEAD)
+
+
+def _reason(archive: Path, error: Exception) -> str:
+    """Why an archive does not unpack: what it is instead, or what went wrong."""
+    head = _head(archive)
+    if head.startswith(b"PK") and not zipfile.is_zipfile(archive):
+        return "the zip archive is cut off; fetch it again"
+    kind = other_kind(head) if isinstance(error, tarfile.ReadError) and not packed(head) else None
+    return f"it is {kind}" if kind else next(iter(str(error).splitlines()), type(error).__name__).rstrip(": ")
 
 
 def _open_zip(archive: Path) -> zipfile.ZipFile:

@@ -69,7 +69,12 @@ def read_nwpu(path: Path) -> list[SourceImage]:
     for category in content.fields:
         for record in content.objects(category):
             name, split = record.text("filename"), record.text("split")
-            keys = [key for key in record.fields if re.fullmatch(r"raw(_\d+)?", key)]
+            keys = [key for key in record.fields if key.lower().startswith("raw")]
+            odd = [key for key in keys if not re.fullmatch(r"raw(_\d+)?", key)]
+            if odd:
+                raise record.about(name).fault(
+                    f"field {odd[0]!r} is neither raw nor raw_N; rename it, or take it out"
+                )
             keys.sort(key=lambda key: int(key[4:] or 0))
             captions = tuple(caption for key in keys for caption in record.about(name).captions(key))
             images.append(SourceImage(f"{category}/{name}", split, captions, record.place, category))

@@ -24,9 +24,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from bita.errors import UserError
+from bita.magic import HEAD, other_kind
 from bita.processors.samples import Mask, Samples, check_size, orientation_of, read_samples
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".gif"),
+    *(".jpe", ".jfif", ".mpo", ".apng", ".avif", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".btf", ".tf8"),
+)
 """Names by which images are found in archives and shards; how a file is read does not depend on its name."""
 _RULE = 2
 """Counts the rules of this module: kept pixels of an earlier one are made anew."""
@@ -85,8 +89,10 @@ class ImageOpener:
         """Convert a PIL image of any mode, its orientation applied.
 
         Raises:
-            UserError: it does not have the bands.
+            UserError: it does not have the bands, or no pixels.
         """
+        if not all(image.size):
+            raise UserError("image does not open (it has no pixels)")
         image.load()  # a TIFF that Pillow opened is turned here, and then says so
         orientation = orientation_of(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -100,7 +106,17 @@ class ImageOpener:
         samples = read_samples(file)
         if samples is not None:
             return self._show(samples)
-        with Image.open(file, formats=_FORMATS) as image:
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except UnidentifiedImageError:
+            file.seek(0)
+            kind = other_kind(file.read(HEAD))
+            if kind is None:
+                kind = f"none of TIFF, {', '.join(_FORMATS)}"
+            elif ";" not in kind:
+                kind += " of a kind that is not read; convert it to PNG or TIFF"
+            raise UserError(f"image does not open (its content is {kind})") from None
+        with image:
             check_size(*image.size)
             if self.draft is not None:
                 image.draft("RGB", self.draft)
@@ -169,10 +185,6 @@ def _one_line(where: Path | str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{where}: image is refused ({str(error).rstrip('.')}; cut it into tiles)") from None
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{where}: image does not open (its content is none of TIFF, {', '.join(_FORMATS)})"
-        ) from None
     except Exception as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(said.split()) or type(error).__name__

@@ -54,8 +54,10 @@ def check_size(width: int, height: int, bands: int = 1) -> None:
     """Refuse an image that is too large to be decoded.
 
     Raises:
-        UserError: it has more than `MAX_PIXELS` pixels, or more than four times as many values in all bands.
+        UserError: it has no pixels, or more than `MAX_PIXELS`, or more than four times as many values in all bands.
     """
+    if width < 1 or height < 1:
+        raise UserError(f"image does not open (it is {width} × {height} pixels large)")
     if width * height > MAX_PIXELS or width * height * bands > 4 * MAX_PIXELS:
         raise UserError(
             f"image is refused ({width} × {height} pixels of {bands} bands, the limit against decompression bombs is "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bita.checkpoint import FOLDER_FILES, INDEX_SUFFIX
 from bita.errors import UserError, no_file
-from bita.magic import is_safetensors, is_shard_index, why_not_weights
+from bita.magic import is_safetensors, is_shard_index, pointer, why_not_weights
 from bita.weights.pickles import Refused, read_pickle
 from bita.weights.torchscript import is_torchscript, read_torchscript
 from bita.weights.wrappers import averages_in, flattened, split_names, usual_prefix
@@ -78,7 +78,10 @@ def find_file(path: Path) -> Path:
         for name in FOLDER_FILES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"weights {path}: no weights in it, but {why_not_weights(path)}")
+        shards = [entry for entry in sorted(path.iterdir()) if SHARD.match(entry.name)]
+        if not shards:
+            raise UserError(f"weights {path}: no weights in it, but {why_not_weights(path)}")
+        path = shards[0]
     shard = SHARD.match(path.name)
     if shard is None or int(shard["count"]) == 1:
         return path
@@ -102,7 +105,9 @@ def read_index(index: Path) -> dict[str, Path]:
     except FileNotFoundError as error:
         raise UserError(f"weights {index}: no such file") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"weights {index}: not a readable index of shards; fetch it again") from error
+        instead = pointer(index) if index.is_file() else None
+        said = f"is {instead}" if instead else "not a readable index of shards; fetch it again"
+        raise UserError(f"weights {index}: {said}") from error
     files = sorted(set(shards.values()))
     missing = [file.name for file in files if not file.is_file()]
     outside = [str(file) for file in files if file.parent.resolve() != index.parent.resolve()]

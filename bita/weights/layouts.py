@@ -196,7 +196,8 @@ class _Renaming(Mapping[str, Tensor]):
 
     def __getitem__(self, ours: str) -> Tensor:
         tensor = self._tensors[self._names[ours]]
-        if ours.startswith(TRUNK) and ours.endswith((".cls_token", ".pos_embed")) and tensor.ndim < 3:
+        short = 0 < tensor.ndim < 3 and tensor.numel() > 0
+        if short and ours.startswith(TRUNK) and ours.endswith((".cls_token", ".pos_embed")):
             tensor = tensor.reshape(1, -1, tensor.shape[-1])
         return tensor
 

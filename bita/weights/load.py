@@ -393,6 +393,11 @@ def _check_depths(model: BitaModel, renamed: Renamed, where: str) -> None:
 
 def _misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Tensor) -> str:
     """Why a tensor does not fit: vocabulary, width, or something else."""
+    if not tensor.numel() and target.numel():
+        return (
+            f"weights {source}: {name} is empty there, as where processes share the weights (ZeRO-3): put the shares "
+            "together with its script: python zero_to_fp32.py FOLDER FILE"
+        )
     shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
     if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
         kind = "vocabulary"

@@ -32,8 +32,8 @@ FLOORS = (
     "processors",
     "checkpoint packages",
     "distributed",
-    "precision files magic records registry machine",
-    "batch errors",
+    "precision files records registry machine",
+    "batch errors magic",
 )
 """From the roof to the ground; a name is a room, that is a folder of the package, or a file beside the rooms. The front
 door, `bita/__init__.py`, stands above all."""

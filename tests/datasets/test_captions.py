@@ -168,7 +168,7 @@ def test_wrong_records_are_named(tmp_path: Path, change: Callable[[Any], object]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{not json", r"train\.json: not JSON \(line 1"),
+        ("{not json", r"train\.json: not JSON \(character 2: Expecting"),
         ('{"image": 1}', r"train\.json: wanted a list of \{image, caption, image_id\}, found an object"),
     ],
 )

@@ -43,6 +43,17 @@ def test_a_listed_name_finds_its_files(tmp_path: Path, there: str, listed: str, 
     assert ImageFolder(folder).find(listed) == found
 
 
+def test_a_link_that_leads_to_itself_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "a.jpg").touch()
+    folder = ImageFolder(tmp_path)
+    assert (folder.find("loop.jpg"), folder.find("loop.jpg/b.jpg"), folder.find("A.jpg")) == (
+        [],
+        [],
+        ["a.jpg"],
+    )
+
+
 def test_files_of_other_systems_are_told_apart() -> None:
     system = ("._a.txt", "x/.DS_Store", "__MACOSX/x/a.png", "Thumbs.db", r"x\desktop.ini", "x/@eaDir/a.jpg")
     assert all(map(is_system_file, system))

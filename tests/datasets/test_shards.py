@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
@@ -218,6 +219,46 @@ def test_what_is_wrong_with_shards_is_named(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "no.tar").write_bytes(b"no tar file at all")
     assert main(["index", str(tmp_path / "x.shards.json"), str(tmp_path / "no.tar")]) == 1
     assert "no.tar: no plain tar file" in capsys.readouterr().err
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+
+
+def test_an_index_and_its_shards_are_what_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(synthetic(4), tmp_path, "train", 4)
+    index, table, shard = (tmp_path / f"train{end}" for end in (".shards.json", ".shards.npy", "-000000.tar"))
+    for file, content, message in (
+        (index, LFS, "is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"),
+        (index, b"[]", "wanted an object, found a list"),
+        (index, b'{"shards": [{"file": "train-000000.tar", "records": "4"}]}', "4 offsets do not fit"),
+        (table, LFS, "is a Git LFS pointer"),
+        (table, table.read_bytes()[:-8], "damaged (mmap length is greater than file size)"),
+        (table, b"", "damaged ("),
+        (shard, shard.read_bytes() + bytes(10240), "shard is not as it was when train.shards.json was made"),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            build(tmp_path, "train.shards.json")
+        assert str(caught.value).startswith(f"{file}: {message}")
+        file.write_bytes(before)
+    content = json.loads(index.read_text())
+    del content["shards"][0]["bytes"]  # as earlier versions wrote it
+    index.write_text(json.dumps(content))
+    assert len(build(tmp_path, "train.shards.json")) == 4
+    (tmp_path / "x.tar").write_bytes(gzip.compress(shard.read_bytes()))
+    (tmp_path / "y.tar").write_bytes(LFS)
+    (tmp_path / "z.tar").mkdir()
+    for name, message in (
+        ("x", "no plain tar file, but compressed (gzip); unpack it"),
+        ("y", "no plain tar file, but a Git LFS pointer"),
+        ("z", "is a folder; name a file"),
+        ("gone", "no such file"),
+    ):
+        assert main(["index", str(tmp_path / "x.shards.json"), str(tmp_path / f"{name}.tar")]) == 1
+        assert f"{name}.tar: {message}" in capsys.readouterr().err
 
 
 def test_shards_are_for_training_only(tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_folders_with_text_files(tmp_path: Path) -> None:
     assert "no folder train/, val/ or test/; splits are declared by folders" in done.stderr
 
 
+def test_every_image_that_opens_is_found_by_its_suffix(tmp_path: Path) -> None:
+    suffixes = (".jpe", ".jfif", ".mpo", ".avif", ".j2k", ".JPX", ".btf", ".WebP")
+    for suffix in suffixes:
+        path = write_image(tmp_path / f"source/train/{suffix[1:]}.png", len(suffix))
+        path.with_suffix(".txt").write_text("a river")
+        path.rename(path.with_suffix(suffix))
+    done = run("field", tmp_path / "source", tmp_path / "o", "--form", "text", "--strict")
+    assert done.returncode == 0, done.stdout
+    assert len(load(tmp_path / "o/annotations/train.json")) == len(suffixes)
+
+
 def test_an_image_declared_in_two_splits_is_named(source: Path, tmp_path: Path) -> None:
     rows = [{"image": "2.jpg", "caption": "x", "split": split} for split in ("train", "test")]
     (source / "all.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -151,6 +151,45 @@ def test_images_packed_beside_the_annotation_file(tmp_path: Path) -> None:
     assert (tmp_path / "out/images/1.tif").is_file()
 
 
+@pytest.mark.parametrize(("form", "suffix"), [("zip", ".tar.gz"), ("gztar", ".zip")])
+def test_an_archive_is_read_by_its_content(tmp_path: Path, form: str, suffix: str) -> None:
+    ucm_source(tmp_path / "source")
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), form, tmp_path / "source"))
+    assert run("ucm_caption", packed.rename(tmp_path / f"ucm{suffix}"), tmp_path / "out").returncode == 0
+
+
+def test_what_an_archive_is_instead_is_said(tmp_path: Path) -> None:
+    ucm_source(tmp_path / "source")
+    whole = Path(shutil.make_archive(str(tmp_path / "ucm"), "zip", tmp_path / "source")).read_bytes()
+    for suffix in (".zip", ".tar"):
+        for content, reason in (
+            (whole[:-50], "the zip archive is cut off; fetch it again"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "git lfs pull"),
+            (b"<html><title>Quota exceeded</title></html>", "an HTML page (Quota exceeded)"),
+            (bytes(600), ""),
+            (b"no archive", ""),
+        ):
+            (tmp_path / f"x{suffix}").write_bytes(content)
+            done = run("ucm_caption", tmp_path / f"x{suffix}", tmp_path / "out")
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"error: {tmp_path / f'x{suffix}'}: ") or not reason
+            assert reason in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_a_caption_under_a_key_of_another_spelling_is_refused(tmp_path: Path) -> None:
+    source = nwpu_source(tmp_path / "source")
+    annotation = source / "dataset_nwpu.json"
+    content = json.loads(annotation.read_text())
+    record = next(iter(content.values()))[0]
+    for key in ("Raw_2", "raw3", "raw 4"):
+        record[key] = "a caption that would be dropped"
+        annotation.write_text(json.dumps(content))
+        done = run("nwpu_caption", source, tmp_path / "out")
+        assert f"field {key!r} is neither raw nor raw_N; rename it, or take it out" in done.stderr
+        del record[key]
+
+
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     payload = tmp_path / "payload"
     payload.write_text("x")
@@ -231,7 +270,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path: Path) -> None:
     annotation = source / "dataset.json"
     content = json.loads(annotation.read_text())
     cases: list[tuple[object, str]] = [
-        ("[1, 2", f"{annotation}: not JSON (line 1:"),
+        ("[1, 2", f"{annotation}: not JSON (character 6:"),
         (json.dumps([]), f"{annotation}: wanted an object, found a list"),
         (json.dumps({"pictures": []}), f"{annotation}: field 'images' is missing"),
     ]

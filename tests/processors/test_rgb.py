@@ -148,6 +148,37 @@ def test_other_contents_are_named_in_one_line(tmp_path: Path) -> None:
         assert str(caught.value) == f"{tmp_path / name}: image does not open ({reason})"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n",
+            "a Git LFS pointer, not the file",
+        ),
+        (b"<!DOCTYPE html><title>Sign in</title>", "an HTML page (Sign in), not the file itself"),
+        (b"\x1f\x8b\x08\x00" + bytes(40), "compressed (gzip); unpack it"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIF image; convert it to PNG or TIFF"),
+        (
+            b"\x89HDF\r\n\x1a\n" + bytes(40),
+            "an HDF5 file of a kind that is not read; convert it to PNG or TIFF",
+        ),
+        (bytes(40), "nothing but zeros; its download broke off, fetch it again"),
+        (b'{"error": "not found"}', "none of TIFF, JPEG, PNG"),
+    ],
+)
+def test_what_is_in_the_place_of_an_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for read in (
+        lambda: open_rgb(tmp_path / "a.jpg"),
+        lambda: ImageOpener().decode(content, str(tmp_path / "a.jpg")),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value).startswith(
+            f"{tmp_path / 'a.jpg'}: image does not open (its content is {said}"
+        )
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_in_every_container(tmp_path: Path, orientation: int) -> None:
     """The draft of a JPEG and a PIL image that is not loaded yet are turned as well, and once."""
@@ -217,3 +248,8 @@ def _tagged(image: Image.Image, exif: Image.Exif) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
     return Image.open(file)
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(UserError, match="it has no pixels"):
+        ImageOpener().convert(Image.new("RGB", (0, 5)))

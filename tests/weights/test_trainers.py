@@ -22,6 +22,7 @@ from bita.build import build_model
 from bita.checkpoint import split_choice
 from bita.errors import UserError
 from bita.models.base import BitaModel
+from bita.weights.files import WeightFile
 from bita.weights.load import load_bert, load_checkpoint, load_vision
 from bita.weights.wrappers import places
 from tests.weights.test_weights import equal, small, stage_1
@@ -87,6 +88,7 @@ WRAPPED: dict[str, tuple[Callable[[State], Any], str]] = {
     "a name of one's own": (lambda s: {"net": put("captioner.eyes.", s)}, "net.captioner.eyes."),
     "numpy": (lambda s: {"model": {n: t.numpy() for n, t in s.items()}}, "model."),
 }
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -198,6 +200,37 @@ def test_where_a_choice_begins(text: str, parts: tuple[str, str | None]) -> None
 def test_a_path_that_is_there_is_no_choice(tmp_path: Path) -> None:
     (tmp_path / "a.pth#b").write_text("")
     assert split_choice(f"{tmp_path}/a.pth#b") == (f"{tmp_path}/a.pth#b", None)
+
+
+def test_what_processes_share_says_how_to_put_it_together(encoder: State, tmp_path: Path) -> None:
+    torch.save(
+        {"module": {name: torch.empty(0) for name in encoder}}, tmp_path / "mp_rank_00_model_states.pt"
+    )
+    (tmp_path / "run/global_step5").mkdir(parents=True)
+    (tmp_path / "run/latest").write_text("global_step5")
+    for path in (tmp_path / "mp_rank_00_model_states.pt", tmp_path / "run"):
+        with pytest.raises(UserError, match=r"python zero_to_fp32\.py FOLDER FILE"):
+            load_vision(stage_1(), path)
+
+
+def test_shards_without_a_readable_index_are_named(encoder: State, tmp_path: Path) -> None:
+    torch.save(encoder, tmp_path / "pytorch_model-00001-of-00002.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model-00001-of-00002.bin"):
+        with pytest.raises(
+            UserError, match=r"one of 2 shards, and pytorch_model\.bin\.index\.json is not beside"
+        ):
+            load_vision(stage_1(), path)
+    (tmp_path / "pytorch_model.bin.index.json").write_bytes(LFS)
+    with pytest.raises(UserError, match=r"index\.json: is a Git LFS pointer, .* git lfs pull"):
+        load_vision(stage_1(), tmp_path)
+
+
+def test_a_number_without_axes_stays_one(tmp_path: Path) -> None:
+    torch.save({"steps": np.array(7), "rows": np.zeros((2, 3)).T}, tmp_path / "file.pth")
+    assert {name: tuple(t.shape) for name, t in WeightFile(tmp_path / "file.pth").items()} == {
+        "steps": (),
+        "rows": (3, 2),
+    }
 
 
 def test_a_whole_model_in_wrappers_is_loaded(source: BitaModel, tmp_path: Path) -> None:
