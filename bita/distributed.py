@@ -80,6 +80,10 @@ class _Circle:
         self._thread = threading.Thread(target=self._look_around, daemon=True)
         self._thread.start()
 
+    def _connection(self) -> Any:
+        """The thread's own one there, since the other may wait for an answer."""
+        return self._own if threading.current_thread() is self._thread else self._store
+
     def end(self, error: BaseException) -> BaseException:
         """Announce how this process ends; what to raise: its own error, or the one that was announced before."""
         if _is_of_others(error):
@@ -92,7 +96,7 @@ class _Circle:
         own = {"rank": self.rank, "host": platform.node(), "code": exit_code_of(error)}
         own |= {"restart": getattr(error, "restart", True), "message": one_line(error)}
         try:
-            first = json.loads(self._store.compare_set("end", "", json.dumps(own)))
+            first = json.loads(self._connection().compare_set("end", "", json.dumps(own)))
         except RuntimeError:  # the store has gone with its process
             first = own
         if first["rank"] != self.rank:
@@ -132,24 +136,29 @@ class _Circle:
             pause = min(2 * pause, 0.2)
 
     def leave(self, wait: bool) -> None:
-        """End the thread; with `wait` once all processes have come here, or half of `LEAVING` is over."""
+        """End the thread; with `wait` once all processes have come here, or half of `LEAVING` is over.
+
+        The main process, which may hold the store, always waits until the others have read there what they need.
+        """
         deadline = time.monotonic() + LEAVING / 2
         with suppress(RuntimeError):  # the store has gone with its process: all have left
             self._store.set(f"left/{self.rank}", "")
+            if not wait and self.rank == 0:
+                self._missing("left", time.monotonic() + 2 * GRACE)
             if wait:
                 missing = self._missing("left", deadline)
                 if missing:
                     _say(f"warning: {_ranks(missing)} did not come to an end together with rank {self.rank}")
                 self._store.set(f"gone/{self.rank}", "")
-                if self.rank == 0:  # whose process may hold the store
+                if self.rank == 0:
                     self._missing("gone", deadline)
         self._left.set()
         self._thread.join(GRACE)
 
     def _missing(self, mark: str, deadline: float) -> set[int]:
         """The ranks without a mark at the deadline."""
-        missing = set(range(self.world_size))
-        while missing := {other for other in missing if not self._store.check([f"{mark}/{other}"])}:
+        store, missing = self._connection(), set(range(self.world_size))
+        while missing := {other for other in missing if not store.check([f"{mark}/{other}"])}:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
@@ -190,6 +199,10 @@ class _Circle:
     def _stop(self, error: BaseException) -> NoReturn:
         if isinstance(error, UserError) and not error.said:
             _say(f"error: {error}")
+        with suppress(RuntimeError):
+            self._own.set(f"left/{self.rank}", "")
+            if self.rank == 0:
+                self._missing("left", time.monotonic() + 2 * GRACE)
         os._exit(exit_code_of(error))
 
 
@@ -222,9 +235,13 @@ def together(action: Callable[[], T]) -> T:
     except BaseException as error:
         end = error if _circle is None else _circle.end(error)
         code = exit_code_of(end)
-        _forget_variables(error)
-        if end is error:
+        if _circle is None:
             raise
+        if not isinstance(end, UserError | OSError | KeyboardInterrupt | SystemExit):
+            traceback.print_exception(error)
+            end = TransientError(one_line(error))
+            end.said = True
+        _forget_traceback(error)
         raise end from None
     finally:
         if dist.is_initialized():
@@ -236,10 +253,10 @@ def together(action: Callable[[], T]) -> T:
             shutdown(wait=code == 0)
 
 
-def _forget_variables(error: BaseException | None) -> None:
-    """Empty the frames that an error came through, which hold model and loaders; the traceback stays."""
+def _forget_traceback(error: BaseException | None) -> None:
+    """Let go of the functions that an error came through, whose variables hold model and loaders."""
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__context__
 
 

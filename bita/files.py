@@ -6,12 +6,20 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import platform
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bita.errors import UserError
+
+LOG = logging.getLogger(__name__)
+LOCK_SAID, LOCK_LIMIT = 10.0, 4 * 3600.0
+"""Seconds after which who waits for a lock says so, and after which it ends: a slow download takes hours."""
 TEMPORARY = ".tmp-"
 """Every unfinished file and folder starts its name with this."""
 
@@ -19,6 +27,11 @@ TEMPORARY = ".tmp-"
 def expand(path: str) -> str:
     """A path as typed, `~` and variables of the environment put in; any other `$` stays, and so does an address."""
     return path if "://" in path else os.path.expanduser(os.path.expandvars(path))
+
+
+def in_utf8(text: str) -> bool:
+    """Whether a text can be written at all: no half of a surrogate pair, which stands for a byte of a name, too."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def user_path(path: str | Path) -> Path:
@@ -91,7 +104,32 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file: of all processes that ask for it, one at a time goes on."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold a lock file: of all processes that ask for it, one at a time goes on; who waits for long says for whom.
+
+    Raises:
+        UserError: another process held it for `LOCK_LIMIT` seconds.
+    """
+    with path.open("a+") as file:
+        _lock(file.fileno(), path)
+        with contextlib.suppress(OSError):  # a full disk is not this function's to tell
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
+
+
+def _lock(file: int, path: Path) -> None:
+    started, said = time.monotonic(), False
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - started
+        holder = os.pread(file, 200, 0).decode(errors="replace") or "another process"
+        if waited > LOCK_LIMIT:
+            raise UserError(
+                f"{path}: {holder} has held this lock for {LOCK_LIMIT:.0f} s; see what it does, or end it"
+            )
+        if waited > LOCK_SAID and not said:
+            LOG.warning("waiting for %s, which holds %s", holder, path)
+            said = True
+        time.sleep(min(0.5, 0.01 + waited / 10))

@@ -1,8 +1,9 @@
-"""Files that are written: whole or not at all, and as open to others as the umask says."""
+"""Files that are written: whole or not at all, and as open to others as the umask says; locks."""
 
 from __future__ import annotations
 
 import os
+import platform
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bita import files
+from bita.errors import UserError
 from bita.files import link, open_to_others, write_json, write_text
 
 
@@ -60,3 +63,16 @@ def test_text_and_json_follow_the_umask(tmp_path: Path, mask: int, mode: int) ->
         link(tmp_path / "latest", "a.txt")
         assert modes(tmp_path) == {mode}
         assert (tmp_path / "latest").read_text() == "again"
+
+
+def test_who_waits_for_a_lock_says_for_whom_and_gives_up(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "LOCK_SAID", 0.05)
+    monkeypatch.setattr(files, "LOCK_LIMIT", 0.3)
+    lock = tmp_path / ".lock"
+    holder = f"process {os.getpid()} on {platform.node()}"
+    refused = pytest.raises(UserError, match=f"{lock}: {holder} has held this lock for 0 s; ")
+    with files.exclusive(lock), refused, files.exclusive(lock):
+        pass
+    assert caplog.messages == [f"waiting for {holder}, which holds {lock}"]
+    with files.exclusive(lock):
+        pass

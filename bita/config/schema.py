@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from bita import registry
 from bita.config.keys import REPLACED, SEED, FilePath, WithParts, key, keys_of, name_of, own_keys_of
+from bita.files import in_utf8
 
 Fault = tuple[str, str]
 """A key, with dots where it stands below others, and what is wrong with it beside the others."""
@@ -307,11 +308,19 @@ class RunConfig(WithParts):
 
     def faults(self) -> Iterator[Fault]:
         """Keys that do not suit each other."""
+        if not in_utf8(self.output_dir):
+            yield (
+                "output_dir",
+                f"{self.output_dir!r} holds bytes that are not UTF-8; name another folder",
+            )
         name = self.name
         if name is not None and (
             name in ("", ".", "..", LATEST) or "/" in name or len(name.encode(errors="replace")) > 255
         ):
             yield "name", f"{name!r} cannot be a folder's name in run.output_dir; choose another one"
+        if self.num_captions > self.num_beams and not self.use_nucleus_sampling:
+            needed = f"needs run.num_beams of at least as many, not {self.num_beams}, or run.use_nucleus_sampling=true"
+            yield "num_captions", f"{self.num_captions} {needed}"
         if self.min_len > self.max_len:
             yield "min_len", f"{self.min_len} is more than run.max_len, {self.max_len}"
         known = registry.tasks.config(self.task).scores(self)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from bita.config.keys import PATH, Arguments, fields_of
 from bita.config.layers import Keys, Places, where
 from bita.errors import ConfigError
-from bita.files import expand
+from bita.files import expand, in_utf8
 from bita.registry import FREE, Registry
 
 LOG = logging.getLogger(__name__)
@@ -226,8 +226,9 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
-        value = _convert(args[0], value, places, keys)
-        return _path(value, places, keys) if PATH in args[1:] else value
+        if PATH in args[1:]:
+            return _path(_scalar(args[0], value, places, keys), places, keys)
+        return _convert(args[0], value, places, keys)
     if origin in (Union, types.UnionType):
         if type(None) in args and (value is None or (value == "" and is_path(hint))):
             return None
@@ -248,7 +249,10 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
         if value is not None and not isinstance(value, dict):
             raise wrong(keys, places, f"wanted keys with values, not {shown(value)}")
         return {str(k): _convert(args[1], item, places, (*keys, str(k))) for k, item in (value or {}).items()}
-    return _scalar(hint, value, places, keys)
+    value = _scalar(hint, value, places, keys)
+    if isinstance(value, str) and not in_utf8(value):
+        raise wrong(keys, places, f"{value!r} holds half of a character, or bytes that are not UTF-8")
+    return value
 
 
 def is_path(hint: Any) -> bool:
@@ -256,10 +260,8 @@ def is_path(hint: Any) -> bool:
     return (isinstance(hint, str) and hint == PATH) or any(map(is_path, get_args(hint)))
 
 
-def _path(value: Any, places: Places, keys: Keys) -> Any:
+def _path(value: str, places: Places, keys: Keys) -> str:
     """A path as it is meant on this machine; one with a variable that is not set is taken as it stands, and said."""
-    if not isinstance(value, str):
-        return value
     if not value:
         raise wrong(keys, places, "is empty; name a path, such as . for the current folder")
     found = expand(value)

@@ -86,8 +86,8 @@ class Split(Protocol):
     def where(self, index: int) -> str:
         """Return where item ``index`` is stored, for messages."""
 
-    def own_id(self, number: int) -> Id:
-        """Return the id that an image has in the dataset's files."""
+    def image_name(self, number: int) -> str:
+        """Return how the image with this number is called in the dataset's files, for messages."""
 
     @property
     def image_count(self) -> int:
@@ -191,6 +191,12 @@ class CaptionDataset(Dataset[Sample]):
     def own_id(self, number: int) -> Id:
         """Return the id that the image with this number has in the dataset's files."""
         return self._own_ids[number]
+
+    def image_name(self, number: int) -> str:
+        """Return how the image with this number is called in the dataset's files, for messages."""
+        own_id = self.own_id(number)
+        image = next(record.image for record in self.records if record.image_id == own_id)
+        return f"{self.name} {self.split} {own_id} ({self.folder / image})"
 
     @property
     def image_count(self) -> int:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from bita.errors import UserError
+from bita.errors import TransientError, UserError
+
+WORKER_WAIT = 1800
+"""Seconds that a batch may take a loader's workers."""
+SHOWN = 4
+"""Records in a message."""
+ROOM = (
+    "make /dev/shm larger (docker run --shm-size=8g, or --ipc=host), or lower run.num_workers or the batch size; "
+    "run.num_workers=0 needs none"
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,19 @@ class Whereabouts:
     Args:
         workers: how many there are; 0 notes nothing.
         name: number of a record → its name, for the message.
+
+    Raises:
+        UserError: shared memory is full.
     """
 
     def __init__(self, workers: int, name: Callable[[int], str]) -> None:
         self._name = name
-        self._reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_() if workers else None
+        try:
+            self._reading = (
+                torch.full((workers, 2), -1, dtype=torch.int64).share_memory_() if workers else None
+            )
+        except RuntimeError as error:
+            raise no_room() from error
 
     def note(self, record: int) -> None:
         """This worker reads `record` now."""
@@ -52,20 +72,60 @@ class Whereabouts:
             self._reading[worker.id, 0] = os.getpid()
             self._reading[worker.id, 1] = record
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
-        """Turn torch's error about a worker that died into a UserError that names the record.
+    def watch(self) -> AbstractContextManager[None]:
+        """Inside it, a worker that dies or gives nothing is a UserError that names the record; see `watch_workers`."""
+        return watch_workers(self._where)
 
-        torch raises it wherever the main process happens to be, so a whole training loop goes inside.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else ""
-            if "DataLoader worker" not in reason or self._reading is None:
-                raise
-            records = [record for pid, record in self._reading.tolist() if str(pid) in reason and record >= 0]
-            where = ", ".join(map(self._name, records)) or "its first record"
-            raise UserError(
-                f"{reason.rstrip('. ')}, at {where}; if that image is sound, memory ran out: lower run.num_workers"
-            ) from error
+    def _where(self, reason: str) -> str:
+        """What the worker that `reason` names was reading; where it names none, what each of them was."""
+        found = [] if self._reading is None else self._reading.tolist()
+        started = [(pid, record) for pid, record in found if record >= 0]
+        numbers = re.findall(r"\d+", reason)
+        meant = [record for pid, record in started if str(pid) in numbers]
+        records = meant or [record for _, record in started if "pid" not in reason]
+        return ", ".join(map(self._name, records[:SHOWN])) or "its first record"
+
+
+@contextlib.contextmanager
+def watch_workers(where: Callable[[str], str]) -> Iterator[None]:
+    """Turn what torch says of a loader's workers that died, or gave nothing for `WORKER_WAIT`, into a UserError.
+
+    torch raises it wherever the main process happens to be, so a whole loop goes inside.
+
+    Args:
+        where: torch's reason → what the worker was reading.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error) or "-").splitlines()[0].partition(". ")[0].rstrip(". ")
+        if "DataLoader timed out" in reason:
+            remedy = "see whether that file's disk answers, and start again"
+        elif "DataLoader worker" not in reason:
+            raise
+        elif "Bus error" in reason:
+            remedy = ROOM
+        else:
+            remedy = "if that image is sound, memory ran out: lower run.num_workers"
+        raise TransientError(f"{reason}, at {where(reason)}; {remedy}") from error
+
+
+def share(tensor: Tensor) -> Tensor:
+    """In a loader's worker, move a tensor into shared memory, and tell where there is no room.
+
+    torch would do so later, in a thread whose failure reaches nobody: the main process would wait for ever.
+
+    Raises:
+        UserError: shared memory is full.
+    """
+    if get_worker_info() is None:
+        return tensor
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        raise no_room() from error
+
+
+def no_room() -> UserError:
+    """The error of shared memory that is full."""
+    return TransientError(f"shared memory, which loader workers hand images over in, is full: {ROOM}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bita import distributed
+from bita.datasets import faults
 from bita.datasets.cache import FeatureCache
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import UserError
@@ -107,24 +109,36 @@ def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, 
     target = np.load(temporary, mmap_mode="r+")
     problem = None
     try:
-        for view in range(count):
-            loader = DataLoader(views.of(share, view), batch_size, num_workers=workers)
-            for number, batch in enumerate(loader):
-                with torch.inference_mode():
-                    tokens = encode(batch).half().cpu()
-                if not torch.isfinite(tokens).all():
-                    raise UserError(
-                        "run.cache_features: the encoder's values are beyond 16 bit; set it to null"
-                    )
-                target[view, share[number * batch_size : (number + 1) * batch_size]] = tokens.numpy()
+        with faults.watch_workers(lambda _: views.dataset.name):
+            for view in range(count):
+                loader = DataLoader(
+                    views.of(share, view),
+                    batch_size,
+                    num_workers=workers,
+                    collate_fn=_stacked,
+                    timeout=faults.WORKER_WAIT if workers > 0 else 0,
+                )
+                for number, batch in enumerate(loader):
+                    with torch.inference_mode():
+                        tokens = encode(batch).half().cpu()
+                    if not torch.isfinite(tokens).all():
+                        raise UserError(
+                            "run.cache_features: the encoder's values are beyond 16 bit; set it to null"
+                        )
+                    target[view, share[number * batch_size : (number + 1) * batch_size]] = tokens.numpy()
         target.flush()
     except UserError as error:
-        problem = str(error)
+        last = str(error).strip().splitlines()[-1]  # a worker's comes with its traceback
+        problem = re.sub(r"^bita\.errors\.\w+: ", "", last)
     problems = [found for found in distributed.gather_objects(problem) if found]
     distributed.on_main(lambda: temporary.unlink() if problems else temporary.replace(path))
     if problems:
         raise UserError(problems[0])
     return FeatureCache(path)
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    return faults.share(torch.stack(images))
 
 
 def _make_room(path: Path, shape: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ position: not on ranks, workers, or the step at which a run was resumed.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,12 +19,16 @@ from torch.utils.data import DataLoader
 from bita.batch import Batch
 from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset, Split, seeded
-from bita.datasets.faults import BadRecord, Failure
+from bita.datasets.faults import WORKER_WAIT, BadRecord, Failure, no_room
 from bita.datasets.readers import EvalReader, TrainKey, TrainReader
 from bita.errors import ConfigError, UserError
 
 CHUNK, WINDOW = 128, 64
 """Sharded records are read in chunks of 128 neighbours, and shuffled in windows of 64 chunks."""
+
+
+SHOWN_IMAGES = 8
+"""Images that a message names."""
 
 
 class EpochSampler:
@@ -117,7 +122,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; raises UserError for an image that does not open, unless it is left out."""
-        for item in self._loader:
+        try:
+            items = iter(self._loader)
+        except OSError as error:  # the locks of the workers' queues lie in shared memory
+            raise no_room() if error.errno == errno.ENOSPC else error from None
+        for item in items:
             if isinstance(item, Failure):
                 raise UserError(item.message)
             batch, bad = item
@@ -168,14 +177,14 @@ class TrainLoader(Loader):
                 f"train splits: {sum(sizes)} records are less than one batch of {run.batch_size_train} on each of "
                 f"{world_size} processes; lower run.batch_size_train"
             )
-        reader = TrainReader(
+        self._train_reader = TrainReader(
             datasets,
             run.seed,
             device or torch.device("cpu"),
             skip=run.on_bad_image == "skip",
             workers=run.num_workers,
         )
-        super().__init__(reader, self.sampler, run)
+        super().__init__(self._train_reader, self.sampler, run)
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
@@ -185,6 +194,12 @@ class TrainLoader(Loader):
         """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on; the rest is not read."""
         self.sampler.epoch = epoch
         self.sampler.start_step = start_step
+
+    def image_names(self, image_ids: Sequence[int]) -> str:
+        """Return how images of batches are called in their datasets' files, each once, for messages."""
+        names = [self._train_reader.image_name(image_id) for image_id in dict.fromkeys(image_ids)]
+        more = len(names) - SHOWN_IMAGES
+        return ", ".join(names[:SHOWN_IMAGES]) + (f" and {more} more" if more > 0 else "")
 
 
 class EvalLoader(Loader):
@@ -235,6 +250,7 @@ def _data_loader(
         sampler=sampler,
         num_workers=workers,
         collate_fn=_as_is,
+        timeout=WORKER_WAIT if workers > 0 else 0,
         persistent_workers=workers > 0,
         prefetch_factor=2 if workers > 0 else None,
         pin_memory=not cached and torch.cuda.is_available() and run.device != "cpu",

@@ -17,10 +17,9 @@ from torch.utils.data import Dataset
 
 from bita.batch import Batch
 from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Split, seeded
-from bita.datasets.faults import BadRecord, Failure, Whereabouts
+from bita.datasets.faults import BadRecord, Failure, Whereabouts, share
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
-from bita.records import Id
 
 TrainKey = tuple[int, int, int]
 """(place in the concatenation of the datasets, epoch, position in the epoch's order)."""
@@ -67,7 +66,7 @@ class TrainReader(Dataset[Read | Failure]):
     def __getitem__(self, keys: Sequence[TrainKey]) -> Read | Failure:
         """Return the batch of ``keys``; a broken image gives the message."""
         try:
-            return self.read(keys)
+            return _shared(self.read(keys))
         except UserError as error:
             return Failure(str(error))
 
@@ -111,10 +110,10 @@ class TrainReader(Dataset[Read | Failure]):
             index = int(torch.randint(len(dataset), (), generator=generator))
         raise UserError(f"{bad[-1].problem}; so do {TRIES - 1} others of {dataset.name} {dataset.split}")
 
-    def own_id(self, image_id: int) -> Id:
-        """Return the id that an image of a batch has in its dataset's files."""
+    def image_name(self, image_id: int) -> str:
+        """Return how an image of a batch is called in its dataset's files, for messages."""
         number, image = divmod(image_id, IDS_OF_A_DATASET)
-        return self.datasets[number].own_id(image)
+        return self.datasets[number].image_name(image)
 
     def name(self, place: int) -> str:
         """Return the name of a place in the concatenation of the datasets, for messages."""
@@ -181,6 +180,14 @@ def _number(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
+def _shared(read: Read) -> Read:
+    """Return what was read, from a worker in shared memory; raises UserError where that is full."""
+    for part in ("image", "tokens"):
+        if part in read[0]:
+            share(read[0][part])
+    return read
+
+
 class EvalReader(Dataset[Read | Failure]):
     """Evaluation batches: a list of records to their images and captions, through the eval processors.
 
@@ -201,7 +208,7 @@ class EvalReader(Dataset[Read | Failure]):
     def __getitem__(self, records: Sequence[int]) -> Read | Failure:
         """Return the batch of ``records``; a broken image gives the message."""
         try:
-            return self.read(records)
+            return _shared(self.read(records))
         except UserError as error:
             return Failure(str(error))
 

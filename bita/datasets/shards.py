@@ -121,9 +121,9 @@ class ShardDataset:
         """Images of the split."""
         return len(self.offsets)
 
-    def own_id(self, number: int) -> Id:
-        """Return the number itself: which id a record of a shard has is known only while it is read."""
-        return number
+    def image_name(self, number: int) -> str:
+        """Return the image's number; which id a record has in a shard is known only while it is read."""
+        return f"{self.name} {self.split} {number} ({self.index})"
 
     def where(self, index: int) -> str:
         """Return the shard of item ``index`` and its number, for messages."""

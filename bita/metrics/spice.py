@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[Id, str]) -> Measured:
         hyps: image id → tokenized caption, in the order of ``refs.ids``.
 
     Raises:
-        RuntimeError: Java failed, or its answer lacks an image.
+        RuntimeError: Java failed or took over `TIMEOUT` seconds, or its answer lacks an image.
     """
     numbers = {n: n if isinstance(n, int) else k for k, n in enumerate(hyps)}
     items = [{"image_id": numbers[n], "test": text, "refs": refs.tokens[n]} for n, text in hyps.items()]
@@ -53,20 +53,23 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[Id, str]) -> Measured:
         source, target = Path(name) / "captions.json", Path(name) / "scores.json"
         source.write_text(json.dumps(items), encoding="utf-8")
         command = _command(find_java(), folder, source, target)
-        answer = subprocess.run(
-            command,
-            cwd=name,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        try:
+            answer = subprocess.run(
+                command,
+                cwd=name,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"Java took over {TIMEOUT:.0f} s for {len(items)} captions") from error
         if answer.returncode != 0 or not target.is_file():
             said = answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
             raise RuntimeError(f"Java's exit code {answer.returncode}: {said[-1]}")
-        values = _read(json.loads(target.read_text(encoding="utf-8")), list(numbers.values()))
-    each = [values[n] if math.isfinite(values[n]) else None for n in numbers.values()]
+        values = _read(json.loads(target.read_text(encoding="utf-8")), numbers)
+    each = [value if math.isfinite(value) else None for value in values.values()]
     known = [value for value in each if value is not None]
     return Measured({"SPICE": (sum(known) / len(known) if known else math.nan, each)})
 
@@ -82,14 +85,14 @@ def _command(java: Java, folder: Path, source: Path, target: Path) -> list[str]:
     return [*command, "-out", str(target), "-subset", "-silent"]
 
 
-def _read(answer: list[dict[str, Any]], numbers: Sequence[int]) -> dict[int, float]:
-    """Image number → F-score over all tuples, whatever the order of the answer; NaN where it has none.
+def _read(answer: list[dict[str, Any]], numbers: Mapping[Id, int]) -> dict[Id, float]:
+    """Image id → F-score over all tuples, whatever the order of the answer; NaN where it has none.
 
     Raises:
         RuntimeError: an image is missing.
     """
     found = {int(item["image_id"]): item["scores"]["All"]["f"] for item in answer}
-    missing = set(numbers) - found.keys()
+    missing = [image_id for image_id, number in numbers.items() if number not in found]
     if missing:
         raise RuntimeError(f"no answer for {named(missing, len(numbers), 'image')}")
-    return {n: math.nan if value is None else float(value) for n, value in found.items()}
+    return {n: math.nan if found[k] is None else float(found[k]) for n, k in numbers.items()}

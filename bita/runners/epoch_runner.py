@@ -168,11 +168,12 @@ class EpochRunner:
         self.bad_records.take(self.loader, self.datasets)
         window = self.watch.fetch()
         for bad in window.bad:
-            self.log.warn(f"step {bad.step}: loss or gradient not finite, left out; images {bad.image_ids}")
+            names = self.loader.image_names(bad.image_ids)
+            self.log.warn(f"step {bad.step}: loss or gradient not finite, left out; images {names}")
         if self.run.max_bad_steps and window.bad_in_a_row >= self.run.max_bad_steps:
             raise UserError(
                 f"run.max_bad_steps: loss or gradient of {window.bad_in_a_row} steps in a row was not finite, the "
-                f"last one with images {window.bad[-1].image_ids}; {self.last_checkpoint()}"
+                f"last one with images {self.loader.image_names(window.bad[-1].image_ids)}; {self.last_checkpoint()}"
             )
         if window.spike is not None:
             self.log.warn(
@@ -198,7 +199,7 @@ class EpochRunner:
         parent = self.run_dir.checkpoints
         try:
             folder = save_state(parent, meta, self.model, self.stepper)
-            if folder is not None:
+            if distributed.is_main():
                 checkpoint.point(parent, "last", folder)
                 checkpoint.prune(parent, folder, self.run.keep_last, self.validations.names())
                 self.log.event("checkpoint", name=folder.name, step=self.step)

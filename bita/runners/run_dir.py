@@ -100,6 +100,8 @@ def open_run_dir(cfg: Config) -> RunDir:
 
 def _open(cfg: Config) -> tuple[Path, IO[str]]:
     output_dir = Path(cfg.run.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"run.output_dir {output_dir}: is a file; name a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     taken_up = _to_take_up(cfg, output_dir)
     if taken_up is not None:

@@ -28,8 +28,8 @@ from bita.runners.run_dir import AUTO, RunDir
 from bita.runners.stepper import Stepper
 
 
-def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path | None:
-    """Write a checkpoint of a run, on the main process; every process must call it. The folder, on the main process.
+def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path:
+    """Write a checkpoint of a run, on the main process, for which the others wait; its folder. Every process calls it.
 
     Raises:
         OSError: it could not be written; older checkpoints are untouched.
@@ -39,8 +39,6 @@ def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> 
 
     weights, trainer = collect((model.checkpoint_state(), stepper.state()))
     trainer["processes"] = distributed.world_size()
-    if not distributed.is_main():
-        return None
 
     def write_model(path: Path) -> None:
         try:
@@ -54,7 +52,8 @@ def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> 
         except RuntimeError as error:
             raise OSError(str(error).splitlines()[0]) from error
 
-    return write_checkpoint(parent, meta, {MODEL_FILE: write_model, TRAINER_FILE: write_trainer})
+    writers = {MODEL_FILE: write_model, TRAINER_FILE: write_trainer}
+    return distributed.on_main(lambda: write_checkpoint(parent, meta, writers))
 
 
 def load_state(

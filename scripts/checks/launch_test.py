@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import multiprocessing
 import os
 import socket
@@ -25,7 +26,7 @@ from crash_test import ROOT, prepare, small_run
 
 from bita.errors import program
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds after which a launch counts as one that does not end."""
 IMAGES = 24
 PRELOADED = [
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--launches", type=int, default=100, help="of each number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the run")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     multiprocessing.set_forkserver_preload(PRELOADED)
@@ -125,6 +127,9 @@ def main() -> int:
             took = time.monotonic() - started
             print(f"{processes} processes: {args.launches} launches, {took:.0f} s", flush=True)
     print(f"{results['right']} of {results.total()} launches: every process ended with 0")
+    if args.json:
+        figures = {"launches": results.total(), "ended": results["right"], "processes": args.processes}
+        args.json.write_text(json.dumps(figures) + "\n")
     return 1 if results["wrong"] else 0
 
 

@@ -373,6 +373,24 @@ def test_failing_spice_is_noted(fake_java: Callable[[str], Java], tmp_path: Path
         spice(tmp_path, refs, HYPOTHESES)
 
 
+def test_spice_that_hangs_or_leaves_an_image_out_is_said_in_a_line(
+    fake_java: Callable[[str], Java], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are named by their own ids, text as it is, not by the numbers that SPICE gets."""
+    named = {f"{n}.jpg": texts for n, texts in REFERENCES.items()}
+    refs = ReferenceSet(named, Tokenizer())
+    hypotheses = {f"{n}.jpg": text for n, text in HYPOTHESES.items()}
+    fake_java(
+        f'[ -e {tmp_path}/hang ] && exec sleep 60; while [ "$1" != -out ]; do shift; done; echo "[]" > "$2"'
+    )
+    with pytest.raises(RuntimeError, match=r"no answer for 5 of 5 images \(ids .*7\.jpg"):
+        spice(tmp_path, refs, hypotheses)
+    monkeypatch.setattr("bita.metrics.spice.TIMEOUT", 0.2)
+    (tmp_path / "hang").touch()
+    with pytest.raises(RuntimeError, match=r"^Java took over 0 s for 5 captions$"):
+        spice(tmp_path, refs, hypotheses)
+
+
 def test_engine_gives_spice_its_json_back() -> None:
     """Java 15 and later have no JavaScript engine, which SPICE asks for."""
     command = [*find_java().base("64m"), "-cp", str(ENGINE), "bita.JsonEngine", '{"a": [1, "é"]}']

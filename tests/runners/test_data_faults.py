@@ -4,6 +4,9 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -149,3 +152,52 @@ def test_worker_that_dies_is_one_line_that_names_the_record(tmp_path):
     assert f"{tmp_path}/images/train_2.png" in str(caught.value)
     assert "lower run.num_workers" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def in_small_shared_memory(kilobytes: int, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code as a program with so much of /dev/shm."""
+    small = f"mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm && exec {sys.executable} -c '{code}'"
+    return subprocess.run(
+        ["unshare", "-rm", "bash", "-c", small],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_full_shared_memory_is_one_line_that_names_it(tmp_path):
+    """A batch of 12 × 3 × 28 × 28 float32 has 113 kB."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("mounting needs rights that are not there")
+    code = (
+        "import sys, toy_run\n"
+        'sys.exit(toy_run.main(["out", "num_workers=2", "batch_size_train=12", "max_epoch=1"]))'
+    )
+    done = in_small_shared_memory(64, code, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: shared memory, which loader workers hand images over in, is full: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in ("/dev/shm", "--shm-size", "run.num_workers"))
+
+
+class Stuck(CaptionDataset):
+    """Reading its record 5 takes for ever."""
+
+    def drawn(self, index, generator):
+        if index == 5:
+            time.sleep(3600)
+        return super().drawn(index, generator)
+
+
+def test_worker_that_gives_nothing_is_one_line_that_names_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("bita.datasets.loaders.WORKER_WAIT", 3)
+    runner = run(tmp_path, tmp_path / "images", num_workers=1)
+    runner.datasets["train"][0].__class__ = Stuck
+    with pytest.raises(
+        UserError, match="DataLoader timed out after 3 seconds, at toy train record 5"
+    ) as caught:
+        runner.train()
+    assert f"{tmp_path}/images/train_2.png" in str(caught.value)

@@ -250,7 +250,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_name_images_and_checkpoint
     with pytest.raises(UserError, match="of 3 steps in a row was not finite") as caught:
         runner.train()
     assert str(runner.run_dir.checkpoints / "epoch_0001") in str(caught.value)
-    assert "images [10" in str(caught.value)
+    assert "images toy train 10" in str(caught.value)
 
 
 def test_disk_full_during_a_save_costs_nothing_but_that_checkpoint(tmp_path, images, monkeypatch):

@@ -177,5 +177,5 @@ def test_output_folder_that_cannot_be_written_is_a_one_line_error(tmp_path):
 
 def test_output_folder_that_is_a_file_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"run\.output_dir .* cannot be written"):
+    with pytest.raises(UserError, match=r"run\.output_dir .*/file: is a file; name a folder"):
         open_run_dir(toy_config(tmp_path / "file"))
