@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
-from bita.errors import UserError, no_file, program
+from bita.errors import UserError, at_least, no_file, program
 from bita.files import user_path
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
@@ -54,9 +54,11 @@ def caption(arguments: Sequence[str] | None = None) -> int:
         required=True,
         help="a run's folder, a checkpoint in it, or what scripts/export.py wrote",
     )
-    parser.add_argument("--beams", type=int, help="beams of the search (default: as in the run)")
+    parser.add_argument("--beams", type=at_least(1), help="beams of the search (default: as in the run)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--num-captions", type=int, default=1, help="captions an image, tabs between them")
+    parser.add_argument(
+        "--num-captions", type=at_least(1), default=1, help="captions an image, tabs between them"
+    )
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
     args = parser.parse_args(arguments)
     settings = {"num_captions": args.num_captions}

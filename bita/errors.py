@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
@@ -57,6 +58,18 @@ def exit_code_of(error: BaseException) -> int:
 def no_file(path: Path) -> str:
     """Why `path`, which is no file, is none, for the end of a message."""
     return "is a folder; name a file" if path.is_dir() else "no such file"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For the `type` of an option of argparse: a whole number that is not below `least`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return whole_number
 
 
 def program(main: Callable[P, int]) -> Callable[P, int]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bita.build import build_model
-from bita.checkpoint import FORMAT, META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
+from bita.checkpoint import FORMAT, META_FILE, Meta, folder_of, read_meta, resolve_checkpoint, weights_problem
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
 from bita.config.parts import ImageConfig
 from bita.config.plugins import ModuleError
@@ -68,6 +68,9 @@ def _config_in(checkpoint: Path) -> Config:
     except ModuleError:
         raise
     except (UserError, TypeError, AttributeError) as error:
+        problem = weights_problem(checkpoint)
+        if problem is not None:
+            raise UserError(f"checkpoint {checkpoint}: {problem}") from error
         raise UserError(
             f"checkpoint {checkpoint}: neither a {META_FILE} beside it nor a configuration of ours in it; "
             "use evaluate.py with --cfg-path"

@@ -48,6 +48,10 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno, error.strerror, str(path)
+        ) from error  # the temporary name means nothing to users
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

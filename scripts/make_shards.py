@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
-from bita.errors import UserError, program
+from bita.errors import UserError, at_least, program
 from bita.files import user_path
 
 
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     pack.add_argument("source", type=user_path, help="folder of the prepared dataset")
     pack.add_argument("split")
     pack.add_argument("out", type=user_path, help="folder of the shards")
-    pack.add_argument("--per-shard", type=int, default=10_000, help="images in a shard")
+    pack.add_argument("--per-shard", type=at_least(1), default=10_000, help="images in a shard")
     index = commands.add_parser("index", help="index shards that are there")
     index.add_argument("index", type=user_path, help="NAME.shards.json, beside the shards")
     index.add_argument("shards", type=user_path, nargs="+", help="plain tar files")

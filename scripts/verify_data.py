@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, program
+from bita.errors import UserError, at_least, program
 from bita.files import user_path
 from bita.prepare.verify import Verification, verify, write_json
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("datasets", nargs="+", metavar="[NAME=]FOLDER", help="prepared folders")
     parser.add_argument(
         "--near",
-        type=int,
+        type=at_least(0),
         metavar="BITS",
         help="also find near copies: hashes that differ in at most BITS of 256",
     )

@@ -6,11 +6,16 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bita.cli import caption
 from bita.errors import ConfigError, TransientError, UserError, program
+from bita.metrics.__main__ import main as metrics
+from scripts.make_shards import main as make_shards
+from scripts.verify_data import main as verify_data
 
 
 class TryAgainError(UserError):
@@ -125,3 +130,24 @@ def test_a_reader_that_went_away_is_no_traceback(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "a caption\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (metrics, ["r.json", "h.json", "--bootstrap", "-1"]),
+        (metrics, ["r.json", "h.json", "--seed", "-1"]),
+        (make_shards, ["pack", "data", "train", "out", "--per-shard", "0"]),
+        (verify_data, ["data", "--near", "-1"]),
+        (caption, ["--checkpoint", "run", "a.png", "--beams", "0"]),
+        (caption, ["--checkpoint", "run", "a.png", "--num-captions", "0"]),
+    ],
+)
+def test_counts_below_what_they_can_be_are_refused(
+    command: Callable[[list[str]], int], option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(option)
+    assert ended.value.code == 2
+    least = 1 if option[-1] == "0" else 0
+    assert f"argument {option[-2]}: must be at least {least}, not {option[-1]}" in capsys.readouterr().err

@@ -65,6 +65,17 @@ def test_text_and_json_follow_the_umask(tmp_path: Path, mask: int, mode: int) ->
         assert (tmp_path / "latest").read_text() == "again"
 
 
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, error in (
+        (tmp_path / "gone/a.txt", FileNotFoundError),
+        (tmp_path / "folder", IsADirectoryError),
+    ):
+        with pytest.raises(error) as caught:
+            write_text(path, "a")
+        assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+
+
 def test_who_waits_for_a_lock_says_for_whom_and_gives_up(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(files, "LOCK_SAID", 0.05)
     monkeypatch.setattr(files, "LOCK_LIMIT", 0.3)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bita.build import build_model
 from bita.checkpoint import weights_problem
 from bita.errors import UserError
+from bita.export import config_of
 from bita.magic import why_not_weights
 from bita.models.language.decoder import load_language_model
 from bita.models.language.tokenizers import load_tokenizer
@@ -139,6 +140,8 @@ def test_every_key_that_names_weights_says_so(tmp_path: Path) -> None:
     for key in ("vit_weights", "init_from"):
         with pytest.raises(UserError, match="git lfs pull"):
             build_model(small(**{key: str(pointer)}))
+    with pytest.raises(UserError, match=rf"checkpoint {pointer}: not a weights file, but a Git LFS pointer"):
+        config_of(pointer)
     pointer.unlink()
     for name in ("model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes(LFS)
@@ -147,3 +150,22 @@ def test_every_key_that_names_weights_says_so(tmp_path: Path) -> None:
         load_language_model(str(tmp_path))
     with pytest.raises(UserError, match=r"is a Git LFS pointer"):
         load_tokenizer("model.opt_tokenizer", str(tmp_path), required=True)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "river"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (tmp_path / "model.safetensors").write_bytes(LFS)  # not needed
+    tokenizer = load_tokenizer("model.text_tokenizer", str(tmp_path), required=True)
+    assert tokenizer is not None
+    assert len(tokenizer) == len(words)
+    (tmp_path / "vocab.txt").write_bytes(LFS)
+    with pytest.raises(UserError, match=r"model\.text_tokenizer=.*: vocab\.txt is a Git LFS pointer"):
+        load_tokenizer("model.text_tokenizer", str(tmp_path), required=True)
+    for change in (lambda path: path.write_bytes(b""), Path.unlink):
+        change(tmp_path / "vocab.txt")
+        with pytest.raises(
+            UserError, match=r"a tokenizer without words; its vocabulary .* is missing or empty"
+        ):
+            load_tokenizer("model.text_tokenizer", str(tmp_path), required=True)

@@ -20,7 +20,7 @@ from bita.config.options import read_options
 from bita.config.plugins import import_modules, load_plugins
 from bita.config.types import build
 from bita.datasets.names import ImageFolder
-from bita.errors import ConfigError, program
+from bita.errors import ConfigError, at_least, program
 from bita.files import user_path, write_text
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--json", type=user_path, metavar="FILE", help="write overall and per-image scores here"
     )
     parse.add_argument(
-        "--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from N drawn sets"
+        "--bootstrap", type=at_least(0), default=0, metavar="N", help="95%% intervals from N drawn sets"
     )
     parse.add_argument(
         "--versus", type=user_path, metavar="OTHER", help="other hypotheses: differences with p-values"
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--spice-dir", type=user_path, metavar="DIR", help="folder with SPICE's two CoreNLP jars"
     )
-    parse.add_argument("--seed", type=int, default=0, help="of the drawn sets")
+    parse.add_argument("--seed", type=at_least(0), default=0, help="of the drawn sets")
     return parse
 
 

@@ -53,8 +53,8 @@ class GenerationSettings:
     speed: Literal["fast", "reference"] = RunConfig.speed
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1 or self.max_len < 2:
-            raise ConfigError("generation: num_beams must be at least 1 and max_len at least 2")
+        if self.num_beams < 1 or self.num_captions < 1 or self.max_len < 2:
+            raise ConfigError("generation: num_beams and num_captions must be at least 1, max_len at least 2")
         if self.num_captions > self.num_beams and not self.use_nucleus_sampling:
             raise ConfigError(
                 f"generation: num_captions={self.num_captions} needs num_beams of at least as many, "

@@ -19,6 +19,7 @@ TOKENIZER_FOLDER = "tokenizer"
 """Where a run keeps its language model's tokenizer."""
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 """Where an exported folder keeps stage 1's."""
+VOCABULARY_SUFFIXES = (".json", ".txt", ".model", ".gguf")
 
 
 def load_tokenizer(
@@ -44,6 +45,9 @@ def load_tokenizer(
         raise ConfigError(f"{key}: names no tokenizer; give a folder")
     from transformers import AutoTokenizer
 
+    unfetched = _not_fetched(Path(source), VOCABULARY_SUFFIXES)
+    if unfetched is not None:  # whose lines would be the words; weights beside it need not be there
+        raise ConfigError(f"{key}={source}: {unfetched}")
     where: tuple[str, dict[str, str]] = source, {}
     if source.endswith(".gguf"):
         where = str(Path(source).parent), {"gguf_file": Path(source).name}
@@ -53,6 +57,11 @@ def load_tokenizer(
         )
     except Exception as error:
         raise not_there(key, source, error) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ConfigError(
+            f"{key}={source}: a tokenizer without words; its vocabulary (tokenizer.json, vocab.txt, …) is missing or "
+            "empty, fetch the whole folder"
+        )
     if dec:
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
@@ -60,12 +69,26 @@ def load_tokenizer(
 
 def not_there(key: str, source: str, error: Exception) -> ConfigError:
     """The one-line error for something that transformers could not load."""
-    folder = Path(source)
-    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.is_file() else []:
-        instead = pointer(file) if file.is_file() else None
-        if instead is None and file.name.endswith((".safetensors", ".bin")):
-            instead = why_not_weights(file)
-        if instead is not None:
-            return ConfigError(f"{key}={source}: {file.name} is {instead}")
+    wrong = _not_fetched(Path(source)) or next(
+        (
+            f"{file.name} is {instead}"
+            for file in _files(Path(source))
+            if file.name.endswith((".safetensors", ".bin")) and (instead := why_not_weights(file)) is not None
+        ),
+        None,
+    )
+    if wrong is not None:
+        return ConfigError(f"{key}={source}: {wrong}")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(f"{key}={source}: not a readable folder, nor a name that can be fetched ({reason})")
+
+
+def _files(source: Path) -> list[Path]:
+    """The files in a folder, or the one that is named; none of a name on the hub."""
+    return [file for file in (sorted(source.iterdir()) if source.is_dir() else [source]) if file.is_file()]
+
+
+def _not_fetched(source: Path, suffixes: tuple[str, ...] = ("",)) -> str | None:
+    """Which of the files, of those whose names end so, stands in the place of one that was not fetched, or None."""
+    found = ((file.name, pointer(file)) for file in _files(source) if file.name.endswith(suffixes))
+    return next((f"{name} is {instead}" for name, instead in found if instead is not None), None)

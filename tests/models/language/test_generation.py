@@ -230,5 +230,7 @@ def test_what_is_drawn_for_an_image_depends_on_its_own_generator_alone() -> None
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_captions=6"):
         GenerationSettings(num_captions=6)
+    with pytest.raises(ConfigError, match="num_captions must be at least 1"):
+        GenerationSettings(num_captions=0)
     with pytest.raises(ConfigError, match="max_len"):
         GenerationSettings(max_len=1)
