@@ -19,6 +19,7 @@ WORKER_WAIT = 1800
 """Seconds that a batch may take a loader's workers."""
 SHOWN = 4
 """Records in a message."""
+SHARED = "/dev/shm"
 ROOM = (
     "make /dev/shm larger (docker run --shm-size=8g, or --ipc=host), or lower run.num_workers or the batch size; "
     "run.num_workers=0 needs none"
@@ -58,12 +59,7 @@ class Whereabouts:
 
     def __init__(self, workers: int, name: Callable[[int], str]) -> None:
         self._name = name
-        try:
-            self._reading = (
-                torch.full((workers, 2), -1, dtype=torch.int64).share_memory_() if workers else None
-            )
-        except RuntimeError as error:
-            raise no_room() from error
+        self._reading = _into_shared(torch.full((workers, 2), -1, dtype=torch.int64)) if workers else None
 
     def note(self, record: int) -> None:
         """This worker reads `record` now."""
@@ -118,8 +114,20 @@ def share(tensor: Tensor) -> Tensor:
     Raises:
         UserError: shared memory is full.
     """
-    if get_worker_info() is None:
-        return tensor
+    return tensor if get_worker_info() is None else _into_shared(tensor)
+
+
+def _into_shared(tensor: Tensor) -> Tensor:
+    """Move a tensor into shared memory; raises UserError where that is full.
+
+    Room is asked for first: after torch 2.11 has found none, a descriptor of the worker's queue is gone, and its feeder
+    thread ends in a traceback.
+    """
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(SHARED)
+        free = disk.f_bavail * disk.f_frsize
+        if disk.f_blocks and free < tensor.nbytes + disk.f_frsize:  # no blocks: no limit
+            raise no_room()
     try:
         return tensor.share_memory_()
     except RuntimeError as error:

@@ -10,6 +10,7 @@ import torch
 from toy_run import toy_config, toy_runner
 
 from bita.checkpoint import resolve_checkpoint, verify
+from bita.datasets import faults
 from bita.errors import UserError
 from bita.runners.run_dir import open_run_dir
 from bita.runners.state import read_trainer
@@ -66,6 +67,15 @@ def test_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on(tmp_path, small_
     said = capsys.readouterr().out
     assert "checkpoint of step 18 not written" in said
     assert f"the last good checkpoint is {last}" in said
+
+
+def test_shared_memory_is_asked_for_room_before_torch_is(small_disk, monkeypatch):
+    monkeypatch.setattr(faults, "SHARED", str(small_disk(65536)))
+    assert faults.Whereabouts(1000, str)._reading.shape == (1000, 2)
+    opened = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match=r"^shared memory, which .* is full: make /dev/shm larger"):
+        faults.Whereabouts(5000, str)  # 80 kB
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_read_only_output_folder_is_a_one_line_error(small_disk):
