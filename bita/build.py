@@ -12,6 +12,7 @@ from bita.models.base import BitaModel
 from bita.registry import bridges, models
 from bita.weights.downloads import local_file
 from bita.weights.load import LoadReport, load_bert, load_checkpoint, load_vision
+from bita.weights.outside import warn_of_others
 
 
 def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:
@@ -41,7 +42,10 @@ def _load_all(model: BitaModel, cfg: ArchConfig) -> list[LoadReport]:
         reports.append(load_vision(model, local_file(source), choice))
     if cfg.init_from is not None:
         source, choice = split_choice(cfg.init_from)
-        reports.append(load_checkpoint(model, resolve_checkpoint(local_file(source)), choice))
+        checkpoint = resolve_checkpoint(local_file(source))
+        reports.append(load_checkpoint(model, checkpoint, choice))
+        if is_main():
+            warn_of_others(model, checkpoint)
         return reports
     model.check_frozen_parts()
     if cfg.text_model is not None and bridges.config(cfg.bridge).from_bert:

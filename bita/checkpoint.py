@@ -57,6 +57,7 @@ class Meta:
         best: best validation so far: {"epoch", "score"}, or nothing.
         config: the resolved configuration.
         files: name → {"bytes", "sha256"}.
+        outside: what no checkpoint holds, by content (`bita.weights.outside`); None where that was not noted yet.
         format: `FORMAT` of the version that wrote it.
     """
 
@@ -67,6 +68,7 @@ class Meta:
     best: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outside: dict[str, dict[str, Any]] | None = None
     format: int = FORMAT
 
     @property

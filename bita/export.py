@@ -111,7 +111,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
         write_text(temporary / "config.yaml", config_to_yaml(own))
         write_json(
             temporary / META_FILE,
-            asdict(replace(meta, format=FORMAT, config=config_to_dict(own), files=files)),
+            asdict(replace(meta, format=FORMAT, config=config_to_dict(own), files=files, outside={})),
         )
         open_to_others(temporary)
         temporary.rename(out)

@@ -164,12 +164,12 @@ def _text(path: Path, head: bytes, size: int) -> str | None:
         return None
     begin = " ".join(text[:200].split())
     if begin.startswith(("{", "[")):
-        return f"JSON, not weights: {begin[:60]}…; name the file of weights"
+        return f"JSON: {begin[:60]}…; name the file of weights"
     if begin.startswith("model_checkpoint_path:"):
         return CONVERT_TF
     if not begin:
         return f"blank ({size} bytes); fetch it again"
-    return f"text, not weights: {begin[:60]!r}; name the file of weights"
+    return f"text: {begin[:60]!r}; name the file of weights"
 
 
 def _title(content: bytes) -> str:

@@ -35,6 +35,7 @@ from bita.runners.stepper import Stepper
 from bita.runners.validations import Validations
 from bita.runners.watch import StepWatch
 from bita.tasks.base import Evaluation, Task, to_device
+from bita.weights.outside import outside
 
 
 class EpochRunner:
@@ -106,6 +107,7 @@ class EpochRunner:
         self.stepper = Stepper(self.model, self.task, self.run, self.device)
         self.schedule = registry.schedules.get(self.run.lr_sched).from_run(self.run, self.steps_per_epoch)
         self.watch = StepWatch(gradients_may_overflow=self.stepper.scaler.is_enabled())
+        self.outside = outside(self.model) if distributed.is_main() else {}
         self.resume()
 
     def train_epoch(self) -> None:
@@ -195,6 +197,7 @@ class EpochRunner:
             step=self.step,
             best=self.validations.best_entry(),
             config=config_to_dict(self.cfg),
+            outside=self.outside,
         )
         parent = self.run_dir.checkpoints
         try:

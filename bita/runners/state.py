@@ -26,6 +26,7 @@ from bita.runners.parallel import collect, cut_like
 from bita.runners.resume import since_checkpoint
 from bita.runners.run_dir import AUTO, RunDir
 from bita.runners.stepper import Stepper
+from bita.weights.outside import differences, outside
 
 
 def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> Path:
@@ -70,6 +71,7 @@ def load_state(
             "set model.init_from instead"
         )
     meta = verify(folder)
+    refuse_other_files(folder, meta, model, warn)
     trainer = read_trainer(folder / TRAINER_FILE)
     load_weights(folder, model)
     try:
@@ -84,6 +86,23 @@ def load_state(
     for difference in different:
         warn(f"resumed with another {difference}: the result will not equal an uninterrupted run's")
     return meta
+
+
+def refuse_other_files(folder: Path, meta: Meta, model: BitaModel, warn: Callable[[str], None]) -> None:
+    """Raise UserError, on every process, where frozen parts or tokenizers are not those of the run in `folder`."""
+
+    def check() -> None:
+        now = outside(model)
+        if meta.outside is None and now:
+            warn(f"{folder}: does not say what {', '.join(now)} held; taken for the same")
+        different = differences(meta.outside or {}, now)
+        if different:
+            raise UserError(
+                f"run.resume {folder}: {'; '.join(different)}; name the file of then, or start from its weights alone "
+                f"with model.init_from={folder}"
+            )
+
+    distributed.on_main(check)
 
 
 def load_weights(folder: Path, model: BitaModel) -> None:

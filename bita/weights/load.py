@@ -263,6 +263,7 @@ def load_bert(model: BitaModel, source: str, choice: str | None = None) -> LoadR
             f"{where}: holds no BERT; name a folder or a file with BERT's weights, or null to start fresh"
         )
     _copy_in(model, renamed)
+    model.sources["text_model"] = source
     if hasattr(model.bridge, "word_embedding"):
         model.bridge.copy_text_ffn_to_queries()
         fresh = "cross-attention and Fourier norms" if bridge == "ift" else "cross-attention"
