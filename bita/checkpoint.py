@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError
-from bita.files import TEMPORARY, link, open_to_others, sha256, sync, sync_folder, write_json
+from bita.files import TEMPORARY, link, open_to_others, sha256, sync, write_json
 from bita.magic import is_shard_index, why_not_weights
 
 MODEL_FILE = "model.safetensors"
@@ -117,7 +117,7 @@ def write_checkpoint(parent: Path, meta: Meta, writers: Mapping[str, Writer]) ->
         if final.exists():
             final.rename(parent / f"{TEMPORARY}old-{meta.name}")
         temporary.rename(final)
-        sync_folder(parent)
+        sync(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -242,7 +242,7 @@ def copy_checkpoint(folder: Path, parent: Path) -> None:
     temporary = parent / f"{TEMPORARY}{folder.name}"
     shutil.copytree(folder, temporary, copy_function=_link_or_copy)
     temporary.rename(parent / folder.name)
-    sync_folder(parent)
+    sync(parent)
 
 
 def _link_or_copy(source: str, target: str) -> None:

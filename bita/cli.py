@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
-from bita.errors import UserError, at_least, no_file, program
+from bita.errors import UserError, at_least, command_line, no_file, program
 from bita.files import user_path
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
@@ -45,9 +44,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
 @program
 def caption(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-caption`; its exit code."""
-    parser = argparse.ArgumentParser(
-        description=CAPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(CAPTION)
     parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE")
     parser.add_argument(
         "--checkpoint",
@@ -84,9 +81,7 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
         evaluate: only score `run.test_splits`.
         argv: the arguments; None takes the program's own.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(description)
     parser.add_argument(
         "--cfg-path",
         required=True,

@@ -72,6 +72,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """A parser of a program's arguments, whose help shows `description` as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def program(main: Callable[P, int]) -> Callable[P, int]:
     """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
@@ -153,6 +160,11 @@ def _out_of_memory(error: BaseException) -> bool:
 def _others_see_it_too() -> bool:
     """Whether another process of this machine says it: under torchrun all read the same configuration and files."""
     return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def one_line(error: BaseException) -> str:

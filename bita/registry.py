@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from bita.errors import ConfigError
@@ -128,10 +128,15 @@ class Registry:
 
     def _known(self, name: str) -> str:
         if name not in self:
-            near = difflib.get_close_matches(name, self._targets, n=1, cutoff=0.0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{self.kind} {name!r} is unknown{hint}")
+            raise ConfigError(f"{self.kind} {name!r} is unknown; {nearest(name, self._targets)}")
         return self._entry(name)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is meant, as a question."""
+    spelled = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.0)
+    return f"did you mean {spelled[near[0]]!r}?" if near else "there are none"
 
 
 def _imported(target: str) -> type[Any]:

@@ -9,10 +9,8 @@ and, for the synthetic dataset, the caption rendered from the true facts.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
-import json
 import random
 import sys
 from pathlib import Path
@@ -27,8 +25,8 @@ from bita.config.schema import Config
 from bita.datasets.annotations import read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions, score_facts
-from bita.errors import UserError, program
-from bita.files import user_path
+from bita.errors import UserError, command_line, program
+from bita.files import user_path, write_json
 from bita.metrics import score_captions
 from bita.metrics.files import read_hypotheses
 from bita.prepare.baselines import constant_captions, nearest_captions
@@ -152,7 +150,7 @@ def report(run: str, out: Path, seconds: float | None) -> dict[str, Any]:
     if "facts" in rows[0]:
         scores["facts"] = rows[0]["facts"]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.json").write_text(json.dumps(scores, indent=1))
+    write_json(out / "scores.json", scores)
     write_page(out / "report.html", f"{split.name}, test split, {folder.name}", rows, split, captions)
     print(table(rows))
     return scores
@@ -177,12 +175,10 @@ def facts_line(facts: dict[str, float]) -> str:
 @program
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("run", help="a caption run's folder, or its output folder (then the latest)")
     parser.add_argument("out", type=user_path)
-    parser.add_argument("--seconds", type=float, help="what the road took, to be noted")
+    parser.add_argument("--seconds", type=float, help="what the pipeline took, to be noted")
     args = parser.parse_args()
     report(args.run, args.out, args.seconds)
     print(f"look at {args.out / 'report.html'}; scores in {args.out / 'scores.json'}")

@@ -9,13 +9,12 @@ results on the same dataset were scored against other references or with other v
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.files import user_path
 from bita.metrics.compare import check_comparable, find_results, rows, table
 
@@ -23,9 +22,7 @@ from bita.metrics.compare import check_comparable, find_results, rows, table
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, compare, print; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders or result files")
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows here")

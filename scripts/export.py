@@ -6,19 +6,16 @@ python scripts/export.py output/bita/caption OUT.pth --layout published
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.files import user_path
 
 
 @program
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("run", help="a run's folder (its best checkpoint is taken), or a checkpoint in it")
     parser.add_argument(
         "out", type=user_path, help="a folder, or with --layout published a .pth file, not there yet"

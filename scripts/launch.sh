@@ -56,8 +56,8 @@ launch() {
 # step TEXT: say what comes next.
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
-# road MODEL DATASET OUT: tokenizers, the three stages, scores and report, for a small model; all of it under OUT.
-road() {
+# pipeline MODEL DATASET OUT: tokenizers, the three stages, scores and report, for a small model; all of it under OUT.
+pipeline() {
     local out=$3 data=$3/data
     step "tokenizers from the training captions"
     .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json"

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
-from bita.errors import UserError, at_least, program
+from bita.errors import UserError, at_least, command_line, program
 from bita.files import user_path
 
 
@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="pack a split of a prepared dataset")
     pack.add_argument("source", type=user_path, help="folder of the prepared dataset")

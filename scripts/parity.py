@@ -10,7 +10,6 @@ gradients within 1e-4·max|ref| + 1e-7, losses within 1e-5, token ids and texts 
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -27,7 +26,7 @@ from bita.batch import Batch
 from bita.build import build_model
 from bita.config.parts import BridgeSize, ModelConfig
 from bita.config.schema import RunConfig
-from bita.errors import ConfigError, UserError, program
+from bita.errors import ConfigError, UserError, command_line, program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
@@ -402,9 +401,7 @@ def table(record: Record) -> str:
 @program
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     try:

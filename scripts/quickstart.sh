@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on the synthetic dataset, from nothing to a page of captions: data, tokenizers, stage 1, stage 2,
+# The whole pipeline on the synthetic dataset, from nothing to a page of captions: data, tokenizers, stage 1, stage 2,
 # fine-tuning, scores. Two CPU cores are enough. Results: output/quickstart/{scores.json,report.html}, or below
 #   bash scripts/quickstart.sh OUT
 set -euo pipefail
@@ -14,4 +14,4 @@ if [ ! -f "$OUT/data/synthetic/facts.json" ]; then
     step "drawing the synthetic dataset"
     .venv/bin/python scripts/data/make_synthetic.py "$OUT/data/synthetic"
 fi
-road tiny synthetic "$OUT"
+pipeline tiny synthetic "$OUT"

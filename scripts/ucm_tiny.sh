@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on UCM-Captions as published, small enough for two CPU cores, from random weights:
+# The whole pipeline on UCM-Captions as published, small enough for two CPU cores, from random weights:
 #   bash scripts/ucm_tiny.sh SOURCE OUT
 # SOURCE holds dataset.json and imgs/. Results: OUT/{scores.json,report.html}
 set -euo pipefail
@@ -15,4 +15,4 @@ source scripts/launch.sh
 SECONDS=0
 step "preparing UCM-Captions"
 .venv/bin/python scripts/prepare_data.py ucm_caption "$source" "$OUT/data/ucm"
-road tiny_ucm ucm "$OUT"
+pipeline tiny_ucm ucm "$OUT"

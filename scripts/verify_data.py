@@ -8,22 +8,19 @@ Several datasets are also held against each other. Exit code 1 if there is a pro
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, at_least, program
-from bita.files import user_path
-from bita.prepare.verify import Verification, verify, write_json
+from bita.errors import UserError, at_least, command_line, program
+from bita.files import user_path, write_json
+from bita.prepare.verify import Verification, verify
 
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, verify, report; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("datasets", nargs="+", metavar="[NAME=]FOLDER", help="prepared folders")
     parser.add_argument(
         "--near",
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     result = verify(named_folders(options.datasets), options.near)
     if options.json is not None:
-        write_json(result, options.json)
+        write_json(options.json, result.data)
     show(result)
     return 1 if result.problems else 0
 

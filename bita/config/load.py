@@ -38,13 +38,13 @@ from bita.config.types import (
     hint_of,
     is_path,
     kinds_of,
-    nearest,
     shown,
     unknown,
     wrong,
 )
 from bita.errors import ConfigError, no_file
 from bita.files import expand, user_path
+from bita.registry import nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"

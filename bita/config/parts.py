@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar, Literal
 
 from bita import registry
@@ -263,32 +263,15 @@ class PretrainConfig(TaskConfig):
         return {"loss", "itc_loss", "itg_loss"} | recall
 
 
-@dataclass(kw_only=True)
-class BleuConfig(MetricConfig):
-    """Keys of `Bleu`."""
-
-    scores: ClassVar = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+def _gives(*scores: str) -> type[MetricConfig]:
+    """The keys of a metric that has none of its own and gives these scores."""
+    return make_dataclass("MetricKeys", (), bases=(MetricConfig,), namespace={"scores": scores}, kw_only=True)
 
 
-@dataclass(kw_only=True)
-class MeteorConfig(MetricConfig):
-    """Keys of `METEOR`."""
-
-    scores: ClassVar = ("METEOR",)
-
-
-@dataclass(kw_only=True)
-class RougeConfig(MetricConfig):
-    """Keys of `ROUGE_L`."""
-
-    scores: ClassVar = ("ROUGE_L",)
-
-
-@dataclass(kw_only=True)
-class CiderConfig(MetricConfig):
-    """Keys of `CIDEr`."""
-
-    scores: ClassVar = ("CIDEr",)
+BleuConfig = _gives("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+MeteorConfig, RougeConfig, CiderConfig = _gives("METEOR"), _gives("ROUGE_L"), _gives("CIDEr")
+DiversityConfig = _gives()
+"""It says what the captions are like among themselves."""
 
 
 @dataclass(kw_only=True)
@@ -298,13 +281,6 @@ class SpiceConfig(MetricConfig):
     scores: ClassVar = ("SPICE",)
     dir: FilePath | None = None
     """Folder with its two CoreNLP jars; null: `env.spice_dir`."""
-
-
-@dataclass(kw_only=True)
-class DiversityConfig(MetricConfig):
-    """Keys of `diversity`, which gives no scores but what the captions are like among themselves."""
-
-    scores: ClassVar = ()
 
 
 @dataclass(kw_only=True)

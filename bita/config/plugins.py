@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from bita.errors import ConfigError
+from bita.errors import ConfigError, one_line
 
 GROUP = "bita.plugins"
 """Entry points of installed packages, each a module that registers parts when it is imported."""
@@ -35,7 +35,7 @@ def import_modules(modules: Iterable[str], wrong: Callable[[str], ConfigError]) 
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:
-            raise wrong(f"{module} cannot be imported ({_in_a_line(error)})") from error
+            raise wrong(f"{module} cannot be imported ({one_line(error)})") from error
 
 
 @cache
@@ -52,9 +52,5 @@ def load_plugins() -> None:
             package = plugin.dist.name if plugin.dist is not None else "?"
             raise ConfigError(
                 f"plugin {plugin.name} of the package {package}: {plugin.value} cannot be imported "
-                f"({_in_a_line(error)}); mend or uninstall the package"
+                f"({one_line(error)}); mend or uninstall the package"
             ) from error
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

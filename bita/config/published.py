@@ -27,6 +27,7 @@ LAVIS_PROCESSORS = {
     "blip2_image_train": TRAIN_IMAGE,
     "blip_caption": "bita_caption",
 }
+_FILES = ("datasets", ANY, "build_info")
 WITHOUT_EFFECT: dict[Keys, str] = {
     ("run", "world_size"): "torchrun says how many processes there are",
     ("run", "dist_url"): "torchrun says where the processes meet",
@@ -35,16 +36,9 @@ WITHOUT_EFFECT: dict[Keys, str] = {
     ("model", "apply_lemmatizer"): "captions are scored as they are",
     ("datasets", ANY, "dataset_card"): "nothing reads it",
     ("datasets", ANY, "data_type"): "all datasets are of images",
-    (
-        "datasets",
-        ANY,
-        "build_info",
-        "annotations",
-        ANY,
-        "url",
-    ): "nothing is downloaded; see python -m bita.prepare",
-    ("datasets", ANY, "build_info", "annotations", ANY, "md5"): "nothing is downloaded",
-    ("datasets", ANY, "build_info", "images", "url"): "nothing is downloaded",
+    (*_FILES, "annotations", ANY, "url"): "nothing is downloaded; see python -m bita.prepare",
+    (*_FILES, "annotations", ANY, "md5"): "nothing is downloaded",
+    (*_FILES, "images", "url"): "nothing is downloaded",
 }
 SILENT: dict[Keys, Any] = {("model", "apply_lemmatizer"): False}
 """Values that ask for what happens anyway."""

@@ -7,7 +7,6 @@ that a mistake in a configuration is answered in a second. A default lives once:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from bita import registry
 from bita.config.keys import REPLACED, SEED, FilePath, WithParts, key, keys_of, name_of, own_keys_of
 from bita.files import in_utf8
+from bita.registry import nearest
 
 Fault = tuple[str, str]
 """A key, with dots where it stands below others, and what is wrong with it beside the others."""
@@ -208,9 +208,8 @@ class DatasetConfig:
 
 def unknown_score(name: str, known: Iterable[str]) -> str:
     """What is wrong with the name of a score that there is not."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-    hint = f"did you mean {near[0]!r}?, of {', '.join(sorted(known))}" if near else "there are none"
-    return f"unknown score {name!r}; {hint}"
+    known = sorted(known)
+    return f"unknown score {name!r}; {nearest(name, known)}{', of ' * bool(known)}{', '.join(known)}"
 
 
 LATEST = "latest"

@@ -18,7 +18,7 @@ from bita.config.keys import PATH, Arguments, fields_of
 from bita.config.layers import Keys, Places, where
 from bita.errors import ConfigError
 from bita.files import expand, in_utf8
-from bita.registry import FREE, Registry
+from bita.registry import FREE, Registry, nearest
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -300,13 +300,6 @@ def unknown(keys: Keys, kind: str, name: object, known: Iterable[str], places: P
     return wrong(
         keys, places, f"unknown {kind} {str(name)!r}; {nearest(str(name), known)}, of {', '.join(known)}"
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name that is meant, as a question."""
-    spelled = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.0)
-    return f"did you mean {spelled[near[0]]!r}?" if near else "there are none"
 
 
 def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigError:

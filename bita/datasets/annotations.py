@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,16 @@ def read_annotations(files: Sequence[Path]) -> list[CaptionRecord]:
                 raise entry.fault(f"image_id {image_id} is that of {image_of[image_id]}; ids must differ")
             if id_of.setdefault(image, image_id) != image_id:
                 raise entry.fault(f"image_id {image_id}, but {id_of[image]} in an earlier record")
-            records += [CaptionRecord(image, caption, image_id) for caption in _said(entry)]
+            records += [CaptionRecord(image, caption, image_id) for caption in said(entry, "caption")]
     return records
+
+
+def captions_by_image(records: Iterable[CaptionRecord]) -> dict[Id, list[str]]:
+    """The captions of every image, images in the order in which they come."""
+    captions: dict[Id, list[str]] = {}
+    for record in records:
+        captions.setdefault(record.image_id, []).append(record.caption)
+    return captions
 
 
 def read_ground_truth(path: Path) -> dict[Id, list[str]]:
@@ -56,13 +64,13 @@ def read_ground_truth(path: Path) -> dict[Id, list[str]]:
     references: dict[Id, list[str]] = {}
     ids = Ids()
     for entry in read_object(path).objects("annotations"):
-        references.setdefault(ids.see(entry), []).extend(_said(entry))
+        references.setdefault(ids.see(entry), []).extend(said(entry, "caption"))
     return references
 
 
-def _said(entry: Record) -> list[str]:
-    """The captions of a record, none of them empty."""
-    captions = entry.captions("caption")
+def said(entry: Record, *keys: str) -> list[str]:
+    """The captions of a record, in the one of its fields `keys` that is there; none of them empty."""
+    captions = entry.captions(*keys)
     if not captions or not all(caption.strip() for caption in captions):
         raise entry.fault("caption is empty")
     return captions

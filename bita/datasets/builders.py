@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from bita.config.checks import SHARD_INDEX, annotation_paths, check_annotation, data_path, splits_in_use
+from bita.config.checks import annotation_paths, check_annotation, data_path, is_sharded, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
 from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProcessorConfig, SplitConfig
 from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
 from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cache
-from bita.datasets.captions import (
-    CaptionDataset,
-    Processors,
-    Split,
-)
+from bita.datasets.captions import CaptionDataset, Processors, Split
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError, no_file
@@ -65,7 +61,7 @@ def build_datasets(cfg: Config) -> dict[str, list[Split]]:
     """Build every split that the run asks for, of every dataset: {split: [one dataset each]}.
 
     With ``run.evaluate`` these are the test splits only. A split that is trained on as well as validated on is
-    built for training; ``eval_loader`` uses the eval processors all the same.
+    built for training; ``EvalLoader`` uses the eval processors all the same.
 
     Raises:
         ConfigError: A dataset does not declare a split, or a file that it names is missing.
@@ -83,7 +79,6 @@ def build_datasets(cfg: Config) -> dict[str, list[Split]]:
                 split,
                 needs,
                 train=train,
-                seed=run.seed,
                 images_may_miss=run.on_bad_image == "skip",
             )
             for name, entry in cfg.datasets.items()
@@ -99,7 +94,6 @@ def build_dataset(
     needs: Needs | None = None,
     *,
     train: bool,
-    seed: int,
     images_may_miss: bool = False,
 ) -> Split:
     """Build one split of one dataset.
@@ -111,7 +105,6 @@ def build_dataset(
         split: Which split.
         needs: What the model asks of its data; None: nothing.
         train: Whether it is trained on.
-        seed: Seed of its random draws.
         images_may_miss: Leave it to the reader to find that an image is not there.
 
     Raises:
@@ -121,7 +114,7 @@ def build_dataset(
     processors = build_processors(name, cfg, needs or Needs())
     entry = _declared_split(name, cfg, split)
     files = _annotation_files(name, cfg, env, split)
-    if any(path.name.endswith(SHARD_INDEX) for path in files):
+    if is_sharded(entry.storage):
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
     records = read_annotations(files)
@@ -139,7 +132,6 @@ def build_dataset(
         processors,
         references=references,
         train=train,
-        seed=seed,
         captions_per_image=cfg.captions_per_image if train else None,
     )
     if cfg.cache_images:

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from bita.errors import UserError
-from bita.files import exclusive
+from bita.files import exclusive, replacing
+from bita.machine import in_threads
 from bita.processors.rgb import ImageOpener
 
 LOG = logging.getLogger(__name__)
@@ -116,18 +116,12 @@ def open_cache(
 
 
 def _write(path: Path, images: Sequence[Path], opener: ImageOpener, size: int) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    shape = (len(images), size, size, 3)
-    pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    with replacing(path) as temporary:
+        shape = (len(images), size, size, 3)
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
-    def fill(row: int) -> None:
-        pixels[row] = np.asarray(opener.open(images[row]).resize((size, size), Image.Resampling.BICUBIC))
+        def fill(row: int) -> None:
+            pixels[row] = np.asarray(opener.open(images[row]).resize((size, size), Image.Resampling.BICUBIC))
 
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(fill, range(len(images))):
-                pass
+        in_threads(fill, range(len(images)))
         pixels.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,31 +9,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from bita.datasets.annotations import CaptionRecord
+from bita.datasets.annotations import CaptionRecord, captions_by_image
 from bita.datasets.cache import FeatureCache, PixelCache
 from bita.processors.rgb import ImageOpener
 from bita.records import Id
 
 IDS_OF_A_DATASET = 10**12
 """Training batches tell images of datasets apart: the k-th dataset's numbers, from 0, are k times this higher."""
-
-
-class Sample(TypedDict):
-    """One processed record."""
-
-    image: Tensor
-    """(3, S, S) float32."""
-    text: str
-    image_id: int
-    """The image's number (`CaptionDataset.numbers`)."""
 
 
 class TrainImage(Protocol):
@@ -97,7 +86,7 @@ class Split(Protocol):
         """Return what an evaluation reads; raises ConfigError where the split can only be trained on."""
 
 
-class CaptionDataset(Dataset[Sample]):
+class CaptionDataset:
     """Records of one split.
 
     An item is a caption with its image; with ``captions_per_image`` = n it is an image with n of its captions drawn.
@@ -109,8 +98,7 @@ class CaptionDataset(Dataset[Sample]):
         folder: Where the images are.
         processors: Image and text processors of both modes.
         references: References by the dataset's own image ids, for scoring; None takes the records' captions.
-        train: Whether ``dataset[i]`` goes through the training processors.
-        seed: Seed of the random draws of ``dataset[i]``.
+        train: Whether it is trained on, so that images are opened as for training.
         captions_per_image: None, or n.
         cache: The images, decoded and resized; row k is the k-th of ``image_names``.
 
@@ -130,7 +118,6 @@ class CaptionDataset(Dataset[Sample]):
         *,
         references: dict[Id, list[str]] | None = None,
         train: bool = False,
-        seed: int = 42,
         captions_per_image: int | None = None,
         cache: PixelCache | None = None,
     ) -> None:
@@ -140,7 +127,6 @@ class CaptionDataset(Dataset[Sample]):
         self.folder = folder
         self.processors = processors
         self.train = train
-        self.seed = seed
         self.captions_per_image = captions_per_image
         self.cache = cache
         self.features: FeatureCache | None = None
@@ -148,27 +134,12 @@ class CaptionDataset(Dataset[Sample]):
         self.numbers = number_images([self.records[group[0]].image_id for group in self.groups])
         self._own_ids = {number: image_id for image_id, number in self.numbers.items()}
         self.image_names = [self.records[group[0]].image for group in self.groups]
-        self.references = references if references is not None else self._captions()
+        self.references = references if references is not None else captions_by_image(self.records)
         self._row = {record: row for row, group in enumerate(self.groups) for record in group}
 
     def __len__(self) -> int:
         """Captions, or images where captions are drawn."""
         return len(self.records) if self.captions_per_image is None else len(self.groups)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return one processed record (of a drawn caption, the first); raises UserError for a broken image."""
-        generator = seeded(self.seed, 0, index)
-        record = self.draw(index, generator)[0]
-        image = self.open(record)
-        caption = self.records[record]
-        if self.train:
-            tensor, text = (
-                self.processors.train_image(image, generator),
-                self.processors.training_text(caption.caption, generator),
-            )
-        else:
-            tensor, text = self.processors.eval_image(image), self.processors.eval_text(caption.caption)
-        return {"image": tensor, "text": text, "image_id": self.numbers[caption.image_id]}
 
     def for_evaluation(self) -> CaptionDataset:
         """Return itself: every image can be read by its number, and has references."""
@@ -230,12 +201,6 @@ class CaptionDataset(Dataset[Sample]):
         if self.features is None:
             raise ValueError(f"dataset {self.name} has no features")
         return self.features.read([self._row[record]], turn)
-
-    def _captions(self) -> dict[Id, list[str]]:
-        return {
-            self.records[group[0]].image_id: [self.records[record].caption for record in group]
-            for group in self.groups
-        }
 
 
 def seeded(*key: int) -> torch.Generator:

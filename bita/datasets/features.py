@@ -23,6 +23,7 @@ from bita.datasets import faults
 from bita.datasets.cache import FeatureCache
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import UserError
+from bita.files import TEMPORARY
 
 LOG = logging.getLogger(__name__)
 Encode = Callable[[Tensor], Tensor]
@@ -104,7 +105,7 @@ def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, 
     share = range(distributed.rank(), images, distributed.world_size())
     with torch.inference_mode():
         shape = encode(next(iter(DataLoader(views.of([0], 0))))).shape[1:]
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     distributed.on_main(lambda: _make_room(temporary, (count, images, *shape)))
     target = np.load(temporary, mmap_mode="r+")
     problem = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from bita.batch import Batch
 from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset, Split, seeded
 from bita.datasets.faults import WORKER_WAIT, BadRecord, Failure, no_room
-from bita.datasets.readers import EvalReader, TrainKey, TrainReader
+from bita.datasets.readers import EvalReader, Reader, TrainKey, TrainReader
 from bita.errors import ConfigError, UserError
 
 CHUNK, WINDOW = 128, 64
@@ -31,10 +32,11 @@ SHOWN_IMAGES = 8
 """Images that a message names."""
 
 
+@dataclass
 class EpochSampler:
     """What one rank reads in which step of an epoch.
 
-    Args:
+    Attributes:
         sizes: Records of each dataset; they are numbered through.
         weights: (datasets,) share of draws that each dataset gets; None takes every record once.
         seed: Seed of the order.
@@ -42,27 +44,19 @@ class EpochSampler:
         rank: This process, from 0.
         world_size: Number of processes.
         chunk: Records that stay near each other in the order, because they lie near each other on the disk.
+        epoch: Which is gone through.
+        start_step: The step that it is gone through from.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        weights: Tensor | None,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        chunk: int = 1,
-    ) -> None:
-        self.sizes = list(sizes)
-        self.weights = weights
-        self.seed = seed
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.chunk = chunk
-        self.epoch = 0
-        self.start_step = 0
+    sizes: Sequence[int]
+    weights: Tensor | None
+    seed: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    chunk: int = 1
+    epoch: int = 0
+    start_step: int = 0
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
@@ -115,9 +109,20 @@ class Loader:
         run: Reads num_workers, device.
     """
 
-    def __init__(self, reader: TrainReader | EvalReader, sampler: Any, run: RunConfig) -> None:
+    def __init__(self, reader: Reader[Any], sampler: Any, run: RunConfig) -> None:
         self._reader = reader
-        self._loader = _data_loader(reader, sampler, reader.cached, run)
+        workers = 0 if reader.cached else run.num_workers
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            timeout=WORKER_WAIT if workers > 0 else 0,
+            persistent_workers=workers > 0,
+            prefetch_factor=2 if workers > 0 else None,
+            pin_memory=not reader.cached and torch.cuda.is_available() and run.device != "cpu",
+        )
         self._bad: list[BadRecord] = []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -220,41 +225,6 @@ class EvalLoader(Loader):
     def __len__(self) -> int:
         """Batches of this rank; the last one may be smaller."""
         return len(self._steps)
-
-
-def train_loader(
-    datasets: Sequence[Split],
-    run: RunConfig,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | None = None,
-) -> TrainLoader:
-    """Return the training loader of one rank; see ``TrainLoader``."""
-    return TrainLoader(datasets, run, rank=rank, world_size=world_size, device=device)
-
-
-def eval_loader(dataset: CaptionDataset, run: RunConfig, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
-    """Return the evaluation loader of one rank; see ``EvalLoader``."""
-    return EvalLoader(dataset, run, rank=rank, world_size=world_size)
-
-
-def _data_loader(
-    reader: TrainReader | EvalReader, sampler: Any, cached: bool, run: RunConfig
-) -> DataLoader[Any]:
-    """Return a DataLoader whose index is a batch's keys; cached images need no workers."""
-    workers = 0 if cached else run.num_workers
-    return DataLoader(
-        reader,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_is,
-        timeout=WORKER_WAIT if workers > 0 else 0,
-        persistent_workers=workers > 0,
-        prefetch_factor=2 if workers > 0 else None,
-        pin_memory=not cached and torch.cuda.is_available() and run.device != "cpu",
-    )
 
 
 def _as_is(batch: Any) -> Any:

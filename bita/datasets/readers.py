@@ -9,6 +9,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from bita.datasets.faults import BadRecord, Failure, Whereabouts, share
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 
+K = TypeVar("K")
 TrainKey = tuple[int, int, int]
 """(place in the concatenation of the datasets, epoch, position in the epoch's order)."""
 
@@ -34,7 +36,25 @@ GREY = (124, 116, 104)
 """CLIP's mean colour: what an evaluation sees in place of an image that does not open."""
 
 
-class TrainReader(Dataset[Read | Failure]):
+class Reader(Dataset[Read | Failure], Generic[K]):
+    """Reads batches, each from the keys of one step; a broken image gives its message."""
+
+    cached: bool
+    """Whether images come from a file of decoded or encoded ones, so that no workers are needed."""
+    whereabouts: Whereabouts
+
+    def __getitem__(self, keys: Sequence[K]) -> Read | Failure:
+        try:
+            return _shared(self.read(keys))
+        except UserError as error:
+            return Failure(str(error))
+
+    def read(self, keys: Sequence[K]) -> Read:
+        """Read the batch of ``keys``."""
+        raise NotImplementedError
+
+
+class TrainReader(Reader[TrainKey]):
     """Training batches: each record's crop and drawn captions depend on (seed, epoch, position) alone.
 
     With every dataset cached, images are augmented as one batch on ``device``; otherwise one by one, from files.
@@ -62,13 +82,6 @@ class TrainReader(Dataset[Read | Failure]):
             dataset.cache is not None and isinstance(dataset.processors.train_image, TrainImageProcessor)
             for dataset in datasets
         )
-
-    def __getitem__(self, keys: Sequence[TrainKey]) -> Read | Failure:
-        """Return the batch of ``keys``; a broken image gives the message."""
-        try:
-            return _shared(self.read(keys))
-        except UserError as error:
-            return Failure(str(error))
 
     def read(self, keys: Sequence[TrainKey]) -> Read:
         """Return the batch of ``keys``; an image's drawn captions stand side by side and share its crop."""
@@ -188,7 +201,7 @@ def _shared(read: Read) -> Read:
     return read
 
 
-class EvalReader(Dataset[Read | Failure]):
+class EvalReader(Reader[int]):
     """Evaluation batches: a list of records to their images and captions, through the eval processors.
 
     Where ``skip`` says so, an image that does not open is a grey one: every image is still evaluated once.
@@ -205,23 +218,16 @@ class EvalReader(Dataset[Read | Failure]):
             and dataset.cache.size == processor.image_size
         )
 
-    def __getitem__(self, records: Sequence[int]) -> Read | Failure:
-        """Return the batch of ``records``; a broken image gives the message."""
-        try:
-            return _shared(self.read(records))
-        except UserError as error:
-            return Failure(str(error))
-
-    def read(self, records: Sequence[int]) -> Read:
-        """Return the batch of ``records``."""
-        chosen = [self.dataset.records[record] for record in records]
+    def read(self, keys: Sequence[int]) -> Read:
+        """Read the batch of records."""
+        chosen = [self.dataset.records[record] for record in keys]
         processors = self.dataset.processors
         bad: list[BadRecord] = []
         if self.cached:
             assert isinstance(processors.eval_image, EvalImageProcessor)
-            images = processors.eval_image.batch(self.dataset.cached_pixels(records))
+            images = processors.eval_image.batch(self.dataset.cached_pixels(keys))
         else:
-            images = torch.stack([processors.eval_image(self._open(record, bad)) for record in records])
+            images = torch.stack([processors.eval_image(self._open(record, bad)) for record in keys])
         batch: Batch = {
             "image": images,
             "text": [processors.eval_text(record.caption) for record in chosen],

@@ -30,12 +30,12 @@ import torch
 from PIL import Image
 
 from bita.config.checks import SHARD_INDEX
-from bita.datasets.annotations import read_annotations
+from bita.datasets.annotations import read_annotations, said
 from bita.datasets.cache import FeatureCache, PixelCache
 from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Processors, group_by_image
 from bita.datasets.names import ImageFolder, is_system_file
 from bita.errors import ConfigError, UserError, no_file
-from bita.files import write_text
+from bita.files import replacing, write_json
 from bita.magic import HEAD, other_kind, stand_in
 from bita.processors.rgb import IMAGE_SUFFIXES, ImageOpener
 from bita.records import Id, Record, decode, lines, parse_json, read_object
@@ -183,9 +183,7 @@ def parse_text(content: bytes, index: int, where: str, *, is_json: bool) -> tupl
     text = decode(content, where)
     value = parse_json(text, where) if is_json else [line for line in lines(text) if line.strip()]
     record = Record(where, "", value if isinstance(value, dict) else {"captions": value})
-    captions = record.captions("captions", "caption")
-    if not captions or not all(caption.strip() for caption in captions):
-        raise record.fault("caption is missing or empty")
+    captions = said(record, "captions", "caption")
     image_id = record.fields.get("image_id", index)
     return captions, image_id if type(image_id) is int and 0 <= image_id < IDS_OF_A_DATASET else index
 
@@ -281,14 +279,13 @@ def index_shards(files: Sequence[Path], index: Path, left_out: list[str] | None 
         rows.append(found)
     if not sum(len(found) for found in rows):
         raise UserError(f"{index}: no records in {len(files)} shards")
-    temporary = index.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate(rows))
-    temporary.replace(index.with_suffix(".npy"))
+    with replacing(index.with_suffix(".npy")) as temporary, temporary.open("wb") as table:
+        np.save(table, np.concatenate(rows))
     shards = [
         {"file": file.name, "records": len(found), "bytes": file.stat().st_size}
         for file, found in zip(files, rows, strict=True)
     ]
-    write_text(index, json.dumps({"shards": shards}, indent=1) + "\n")
+    write_json(index, {"shards": shards})
     return index
 
 

@@ -6,10 +6,10 @@ python -m bita.metrics REFERENCES HYPOTHESES [--json FILE] [--bootstrap 1000] [-
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bita.config.plugins import import_modules, load_plugins
 from bita.config.types import build
 from bita.datasets.names import ImageFolder
 from bita.errors import ConfigError, at_least, program
-from bita.files import user_path, write_text
+from bita.files import user_path, write_json
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import USUAL, CaptionScorer
@@ -34,30 +34,20 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(
         prog="python -m bita.metrics", description="Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE."
     )
-    parse.add_argument(
-        "references", type=user_path, help="COCO ground truth, or records {image_id, caption}, JSON(L)"
-    )
-    parse.add_argument(
-        "hypotheses", type=user_path, help="records {image_id, caption}, JSON or JSONL; one an image"
-    )
-    parse.add_argument(
-        "--json", type=user_path, metavar="FILE", help="write overall and per-image scores here"
-    )
+    path = partial(parse.add_argument, type=user_path)
+    path("references", help="COCO ground truth, or records {image_id, caption}, JSON(L)")
+    path("hypotheses", help="records {image_id, caption}, JSON or JSONL; one an image")
+    path("--json", metavar="FILE", help="write overall and per-image scores here")
     parse.add_argument(
         "--bootstrap", type=at_least(0), default=0, metavar="N", help="95%% intervals from N drawn sets"
     )
-    parse.add_argument(
-        "--versus", type=user_path, metavar="OTHER", help="other hypotheses: differences with p-values"
-    )
-    parse.add_argument(
+    path("--versus", metavar="OTHER", help="other hypotheses: differences with p-values")
+    path(
         "--classes",
-        type=user_path,
         metavar="FILE",
         help="JSON {image id: class}: scores of each class (default: as in REFERENCES)",
     )
-    parse.add_argument(
-        "--train", type=user_path, metavar="FILE", help="training captions: share of captions not in it"
-    )
+    path("--train", metavar="FILE", help="training captions: share of captions not in it")
     parse.add_argument(
         "--metric",
         nargs="+",
@@ -72,15 +62,12 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--clip", metavar="RUN", help="a stage-1 run: CLIPScore and RefCLIPScore under its model"
     )
-    parse.add_argument(
+    path(
         "--images",
-        type=user_path,
         metavar="DIR",
         help="for --clip and CLIPScore (default: images/ beside the folder of REFERENCES)",
     )
-    parse.add_argument(
-        "--spice-dir", type=user_path, metavar="DIR", help="folder with SPICE's two CoreNLP jars"
-    )
+    path("--spice-dir", metavar="DIR", help="folder with SPICE's two CoreNLP jars")
     parse.add_argument("--seed", type=at_least(0), default=0, help="of the drawn sets")
     return parse
 
@@ -124,7 +111,7 @@ def report(args: argparse.Namespace) -> None:
         content["classes"] = by_class(scores, classes)
     _print(content)
     if args.json is not None:
-        write_text(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(args.json, content)
 
 
 def _classes(args: argparse.Namespace, references: Mapping[Id, list[str]]) -> dict[Id, str] | None:

@@ -17,6 +17,7 @@ from bita.checkpoint import folder_of, read_meta, resolve_checkpoint
 from bita.config.layers import read_layer
 from bita.errors import UserError
 from bita.files import user_path
+from bita.records import load_json
 
 MUST_AGREE = ("pycocoevalcap", "metrics", "tokenizer", "jars", "references", "images")
 WHERE_BOTH_HAVE_IT = ("clip_model",)
@@ -129,7 +130,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _result(path: Path, group: str, label: str, dataset: str) -> Result:
-    content = _read(path)
+    content = load_json(path)
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("overall"), dict)
@@ -137,15 +138,6 @@ def _result(path: Path, group: str, label: str, dataset: str) -> Result:
     ):
         raise UserError(f"{path}: not a result file; it has no overall scores with their provenance")
     return Result(path, group, label, dataset, content["overall"], content["provenance"])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON") from error
 
 
 def _configuration(run: Path) -> str | None:

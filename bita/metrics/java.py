@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -109,10 +108,3 @@ def jar_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("scores need the package pycocoevalcap: install it (pip install pycocoevalcap)")
     return Path(spec.submodule_search_locations[0])
-
-
-@cache
-def sha256(path: Path) -> str:
-    """The file's sha256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from bita.files import sha256
 from bita.metrics import meteor, tokenizer
-from bita.metrics.java import Java, jar_folder, sha256
+from bita.metrics.java import Java, jar_folder
 from bita.metrics.references import ReferenceSet
 
+_sha256 = cache(sha256)
 METRICS = {
     "Bleu": "BLEU-1 to 4, closest reference length, over the whole set (per image: smoothed by 1e-15)",
     "METEOR": "METEOR 1.5, English, -norm, all references",
@@ -31,9 +34,9 @@ def provenance(java: Java, references: ReferenceSet) -> dict[str, Any]:
         "metrics": dict(METRICS),
         "tokenizer": tokenizer.NAME,
         "jars": {
-            meteor.JAR: sha256(folder / "meteor" / meteor.JAR),
-            "paraphrase-en.gz": sha256(folder / "meteor" / "data" / "paraphrase-en.gz"),
-            tokenizer.JAR: sha256(folder / "tokenizer" / tokenizer.JAR),
+            meteor.JAR: _sha256(folder / "meteor" / meteor.JAR),
+            "paraphrase-en.gz": _sha256(folder / "meteor" / "data" / "paraphrase-en.gz"),
+            tokenizer.JAR: _sha256(folder / "tokenizer" / tokenizer.JAR),
         },
         "java": f"{java.version} ({java.source})",
         "references": references.digest,

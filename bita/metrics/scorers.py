@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from bita import registry
-from bita.errors import UserError
+from bita.errors import UserError, one_line
 from bita.metrics.checks import check_ids, named
 from bita.metrics.diversity import diversity
 from bita.metrics.java import find_java
@@ -109,8 +109,7 @@ class CaptionScorer:
         ready = {name: metric for name, metric in chosen.items() if missing[name] is None}
         for name, answer in _compute(ready, refs, hyps).items():
             if isinstance(answer, Exception):
-                said = " ".join(str(answer).split())
-                notes.append(f"{name}: not computed; {type(answer).__name__}: {said}")
+                notes.append(f"{name}: not computed; {one_line(answer)}")
             else:
                 _enter(answer, refs.ids, scores)
         notes += [note for note in missing.values() if note is not None]

@@ -8,8 +8,7 @@ T = `max_txt_len`, N image tokens, C image width.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -24,6 +23,14 @@ from bita.config.parts import FormerConfig, ModelConfig
 from bita.distributed import gather_features, rank, world_size
 from bita.models.base import BitaModel, for_captions
 from bita.models.bridge import PAD_ID
+from bita.models.contrast import (
+    Comparison,
+    caption_number,
+    draw_negatives,
+    similarity,
+    top1_accuracy,
+    unit,
+)
 from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.language.decoder import IGNORED
 from bita.models.language.tokenizers import TEXT_TOKENIZER_FOLDER, load_tokenizer
@@ -34,30 +41,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The pairs of this process against those of all.
-
-    Attributes:
-        to_text: (B, W·B) similarity of this process's images and all texts, over the temperature.
-        to_image: (B, W·B) the same of its texts and all images.
-        own: (B,) column of each row's own partner.
-        right: (B, W·B) True where a column is right for a row.
-    """
-
-    to_text: Tensor
-    to_image: Tensor
-    own: Tensor
-    right: Tensor
-
-
 class Reading:
     """What the model has seen of a batch, which its losses share.
 
     Attributes:
         raw: (I, N, C) image tokens before `ln_vision`, and `tokens` after it.
         ids: (B, T) token ids of the captions, on the CPU, and `text_ids` on the model's device.
-        groups: (B,) equal where captions are right for each other's images, or None.
+        groups: (B,) equal where captions are positives of each other's images, or None.
         queries: (I, Q, D) what the queries read, where a loss needs it.
         states: the queries' hidden states of each layer, where captions are written after them; else empty.
     """
@@ -179,13 +169,8 @@ class BitaITC(BitaModel):
             self.loss_functions.append((name, loss))
             if isinstance(loss, nn.Module):
                 self.add_module(f"{name}_parts", loss)
-        for head in (
-            "vision_proj",
-            "text_proj",
-            "temp",
-            "itm_head",
-            "mlm_head",
-        ):  # published files have all of them
+        # published files have all of them
+        for head in ("vision_proj", "text_proj", "temp", "itm_head", "mlm_head"):
             used = any(head in loss.heads for _, loss in self.loss_functions)
             getattr(self, head).requires_grad_(used)
 
@@ -249,7 +234,7 @@ class BitaITC(BitaModel):
         Args:
             images: (B, Q, E).
             texts: (B, E).
-            groups: (B,) int64; pairs with equal numbers are right answers for each other. None: only its own.
+            groups: (B,) int64; pairs with equal numbers are positives of each other. None: only its own.
         """
         output = self._contrast(self.compare(images, texts, groups), groups)
         return {"loss": output.pop("itc_loss")} | output
@@ -268,7 +253,7 @@ class BitaITC(BitaModel):
     def match(self, raw: Tensor, tokens: Tensor, text_ids: Tensor, pairs: Comparison) -> dict[str, Tensor]:
         """Matching loss of each pair, of its image with a wrong text, and of its text with a wrong image.
 
-        Wrong partners come from all processes, the more similar the likelier; what counts as right for a pair
+        Negatives come from all processes, the more similar the likelier; what is a positive of a pair
         (`itc_positives`) is never one. A pair for which the batch holds none goes without.
 
         Args:
@@ -277,8 +262,8 @@ class BitaITC(BitaModel):
             text_ids: (B, T).
             pairs: similarities to draw by.
         """
-        text, has_text = draw_negatives(pairs.to_text, pairs.right, sample=self.training)
-        image, has_image = draw_negatives(pairs.to_image, pairs.right, sample=self.training)
+        text, has_text = draw_negatives(pairs.to_text, pairs.positives, sample=self.training)
+        image, has_image = draw_negatives(pairs.to_image, pairs.positives, sample=self.training)
         wrong_texts = gather_features(text_ids)[text]
         wrong_images = gather_features(raw, with_grad=not self.cfg.freeze_vit)[image]
         joint = self.joint_features(
@@ -322,28 +307,28 @@ class BitaITC(BitaModel):
         return output[:, : queries.shape[1]]
 
     def _contrast(self, pairs: Comparison, groups: Tensor | None) -> dict[str, Tensor]:
-        target = pairs.own
+        target = pairs.targets
         if groups is not None:
-            target = pairs.right / pairs.right.sum(dim=1, keepdim=True)
+            target = pairs.positives / pairs.positives.sum(dim=1, keepdim=True)
         smoothing = self.cfg.label_smoothing
         loss = F.cross_entropy(pairs.to_text, target, label_smoothing=smoothing)
         loss = (loss + F.cross_entropy(pairs.to_image, target, label_smoothing=smoothing)) / 2
         return {
             "itc_loss": loss,
-            "image_to_text": share_right(pairs.to_text, pairs.right),
-            "text_to_image": share_right(pairs.to_image, pairs.right),
+            "image_to_text": top1_accuracy(pairs.to_text, pairs.positives),
+            "text_to_image": top1_accuracy(pairs.to_image, pairs.positives),
         }
 
     def _partners(self, count: int, groups: Tensor | None) -> Comparison:
         """Who belongs to whom, for `count` pairs on each process; all similarities zero."""
         columns = torch.arange(count * world_size(), device=self.device)
-        own = columns[rank() * count :][:count]
+        targets = columns[rank() * count :][:count]
         if groups is None:
-            right = own[:, None] == columns[None, :]
+            positives = targets[:, None] == columns[None, :]
         else:
-            right = groups[:, None] == gather_features(groups)[None, :]
-        nothing = torch.zeros(right.shape, device=self.device)
-        return Comparison(nothing, nothing, own, right)
+            positives = groups[:, None] == gather_features(groups)[None, :]
+        nothing = torch.zeros(positives.shape, device=self.device)
+        return Comparison(nothing, nothing, targets, positives)
 
     def _match_logits(self, joint: Tensor) -> Tensor:
         """(B, Q, D) → (B, 2) float32: the head's mean over the queries."""
@@ -368,44 +353,3 @@ class BitaITC(BitaModel):
         if self.cfg.itc_positives == "same_image":
             return torch.tensor(batch["image_id"], device=self.device)
         return None
-
-
-def caption_number(text: str) -> int:
-    """A 63-bit number that equal captions share, on every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
-
-
-def share_right(scores: Tensor, right: Tensor) -> Tensor:
-    """Share of rows whose highest score is in a right column; both (B, M)."""
-    return right.gather(1, scores.detach().argmax(dim=1, keepdim=True)).float().mean()
-
-
-def unit(projection: nn.Linear, hidden: Tensor) -> Tensor:
-    """(…, D) → (…, E) float32 of unit length, under autocast too."""
-    with in_float32(hidden.device):
-        return F.normalize(projection(hidden.float()), dim=-1)
-
-
-def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """(A, Q, E), (B, E) → (A, B) float32: the best of an image's queries for each text, as one matrix product."""
-    with in_float32(images.device):
-        scores = images.float().flatten(0, 1) @ texts.float().T
-    return scores.unflatten(0, images.shape[:2]).amax(dim=1)
-
-
-@torch.no_grad()
-def draw_negatives(scores: Tensor, right: Tensor, *, sample: bool) -> tuple[Tensor, Tensor]:
-    """A wrong partner for each row, drawn by its softmax over all columns, plus a little for every column.
-
-    Args:
-        scores: (B, M) similarities over the temperature.
-        right: (B, M) True where a column must not be drawn.
-        sample: False takes the likeliest.
-
-    Returns:
-        (B,) columns, and (B,) whether the row had any to draw from; the column means nothing where it had none.
-    """
-    weights = (scores.float().softmax(dim=1) + 1e-4).masked_fill(right, 0.0)
-    if sample:  # the first of exponential clocks, as torch.multinomial draws too, which waits for the device
-        weights = weights / torch.empty_like(weights).exponential_()
-    return weights.argmax(dim=1), ~right.all(dim=1)

@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from bita.config.schema import ArchConfig
-from bita.errors import ConfigError
+from bita.errors import ConfigError, first_line
 from bita.processors.image import CLIP_MEAN, CLIP_STD
 from bita.registry import encoders
 
@@ -207,9 +207,7 @@ def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
             trunk.set_input_size(img_size=(size, size))
     except Exception as error:  # timm raises whatever its parts raise
         where = f"model.vit_model={cfg.vit_model}, model.vit_args={dict(cfg.vit_args)}"
-        raise ConfigError(
-            f"{where}: timm cannot build it: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"{where}: timm cannot build it: {first_line(error)}") from error
     return trunk
 
 

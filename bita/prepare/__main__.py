@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, program
+from bita.errors import UserError, command_line, program
 from bita.files import user_path
 from bita.prepare.card import Report
 from bita.prepare.forms import COLUMNS, FORMS, generic_source
@@ -43,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("name", help=f"a published dataset ({', '.join(PUBLISHED)}), or any name with --form")
     parser.add_argument("source", type=user_path, help="folder or archive with the published files")
     parser.add_argument("out", type=user_path, help="folder of the prepared dataset")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +12,8 @@ from PIL import Image
 
 from bita.datasets.names import ImageFolder
 from bita.errors import UserError
+from bita.files import sha256
+from bita.machine import in_threads
 from bita.processors.rgb import open_rgb
 
 HASH_SIDE = 16
@@ -71,11 +70,10 @@ def examine(dataset: str, folder: ImageFolder, images: Sequence[tuple[str, str]]
             image = open_rgb(path)
         except UserError as error:
             return ImageFacts(dataset, split, name, str(error).removeprefix(f"{path}: "))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path)
         return ImageFacts(dataset, split, name, None, image.size, digest, difference_hash(image))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(facts, images))
+    return in_threads(facts, images)
 
 
 def difference_hash(image: Image.Image) -> bytes:

@@ -12,19 +12,17 @@ the same from run to run. A second run writes nothing: it checks that what is th
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bita.datasets.names import ImageFolder
 from bita.errors import UserError
-from bita.files import link, write_text
+from bita.files import link, replacing, sha256, write_text
+from bita.machine import in_threads
 from bita.prepare.archives import find_file, find_images, open_source
 from bita.prepare.card import PreparedImage, Report, dataset_card
 from bita.prepare.sources import PUBLISHED, SPLITS, SourceImage
@@ -73,7 +71,7 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
         where = source.files[0] if source.files else source.images
         raise UserError(f"{where}: none of {len(source.records)} records is usable{reason}")
     files = {f"annotations/{name}": text for name, text in annotation_files(report.kept).items()}
-    checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.files}
+    checksums = {path.name: sha256(path) for path in source.files}
     files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums)
     stale = [
         name
@@ -107,10 +105,7 @@ def select(source: Source) -> Report:
     """Judge every record of ``source``: what is usable is kept, the rest is named with its reason."""
     folder = ImageFolder(source.images)
     found = [folder.find(record.image) if _is_inside(record.image) else [] for record in source.records]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        broken = list(
-            pool.map(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
-        )
+    broken = in_threads(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
     kept: list[PreparedImage] = []
     left_out: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -245,8 +240,7 @@ def _place_images(images: Path, target: Path, report: Report, copy_images: bool)
         if copy.is_file() and filecmp.cmp(origin, copy, shallow=False):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f"{copy.name}.part")
-        shutil.copyfile(origin, part)
-        part.replace(copy)
+        with replacing(copy) as part:
+            shutil.copyfile(origin, part)
         copied += 1
     (report.written if copied else report.unchanged).append("images")

@@ -6,20 +6,19 @@ image both trained and evaluated on) and ends in exit code 1; everything else th
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bita.datasets.annotations import CaptionRecord, read_annotations, read_ground_truth
+from bita.datasets.annotations import CaptionRecord, captions_by_image, read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
 from bita.errors import UserError
 from bita.prepare.caption_stats import caption_statistics
 from bita.prepare.overlap import ImageFacts, Pair, equal_files, examine, near_copies
 from bita.prepare.sources import PUBLISHED, SPLITS
-from bita.records import Id, twin
+from bita.records import Id, ordered, twin
 
 _NAMED = 5
 """Examples in a line of text; the JSON has all."""
@@ -76,10 +75,7 @@ def _verify_dataset(name: str, folder: Path, result: Verification) -> list[Image
     result.data[name] = {"splits": _counts(name, splits, images, result), **_image_data(name, images, result)}
     _check_ids(name, splits, result)
     _check_ground_truth(name, folder, splits, result)
-    captions: dict[Id, list[str]] = {}
-    for records in splits.values():
-        for record in records:
-            captions.setdefault(record.image_id, []).append(record.caption)
+    captions = captions_by_image(record for records in splits.values() for record in records)
     if captions:
         statistics = caption_statistics(captions)
         result.data[name]["captions"] = statistics
@@ -164,12 +160,10 @@ def _check_ground_truth(
         except UserError as error:
             result.problems.append(str(error))
             continue
-        captions: dict[Id, list[str]] = {}
-        for record in records:
-            captions.setdefault(record.image_id, []).append(record.caption)
+        captions = captions_by_image(records)
         differing = [key for key in captions.keys() | truth.keys() if captions.get(key) != truth.get(key)]
         if differing:
-            shown = min(differing, key=lambda key: (isinstance(key, str), key))
+            shown = ordered(differing)[0]
             other = truth if shown in captions else captions
             result.problems.append(
                 f"{path}: differs from {split}.json at {len(differing)} images, id {shown}{twin(shown, other)}"
@@ -222,8 +216,3 @@ def _report_pairs(pairs: Sequence[Pair], result: Verification) -> None:
                 "pairs": [[pair.first.image, pair.second.image, pair.distance] for pair in group],
             }
         )
-
-
-def write_json(result: Verification, path: Path) -> None:
-    """Write everything that was found as JSON."""
-    path.write_text(json.dumps(result.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

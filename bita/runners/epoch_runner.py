@@ -19,7 +19,7 @@ from bita.checkpoint import Meta
 from bita.config.load import config_to_dict
 from bita.config.schema import Config, unknown_score
 from bita.datasets.captions import CaptionDataset, Split
-from bita.datasets.loaders import eval_loader, train_loader
+from bita.datasets.loaders import EvalLoader, TrainLoader
 from bita.errors import UserError
 from bita.files import write_json
 from bita.models.base import BitaModel
@@ -95,7 +95,7 @@ class EpochRunner:
         sets = [dataset for split in self.run.train_splits for dataset in self.datasets[split]]
         if self.run.cache_features is not None:
             keep_features(self.model, sets, self.cfg, self.device)
-        self.loader = train_loader(
+        self.loader = TrainLoader(
             sets,
             self.run,
             rank=distributed.rank(),
@@ -127,7 +127,7 @@ class EpochRunner:
                     for number, batch in enumerate(group, start=1)
                 ]
                 rate = self.schedule.lr_at(self.epoch, self.step_in_epoch + size - 1)
-                norm = self.stepper.move(rate)
+                norm = self.stepper.optimizer_step(rate)
                 self.watch.add(self.step, outputs, norm, [i for batch in group for i in batch["image_id"]])
                 self.step_in_epoch += size
                 bar.advance(size)
@@ -299,13 +299,13 @@ class EpochRunner:
         """Evaluate one dataset; predictions and the like go to `results/`."""
         self.model.eval()
         seeding.seed_step(self.run.seed, self.epoch)
-        loader = eval_loader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
+        loader = EvalLoader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
 
         def save(kind: str, value: Any) -> None:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
-        with loader.watch(), parallel.whole(self.model), progress as bar, precision:
+        with loader.watch(), parallel.unsharded(self.model), progress as bar, precision:
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)
         self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)

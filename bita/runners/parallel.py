@@ -86,7 +86,7 @@ def exchange(net: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside it every process holds the whole model, so that each can go its own way: for evaluation."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:

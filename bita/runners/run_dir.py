@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from bita import distributed
 from bita.checkpoint import META_FILE
+from bita.config.checks import AUTO
 from bita.config.load import config_to_yaml
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -45,7 +46,6 @@ PACKAGES = (
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
-AUTO = "auto"
 LOCK_WAIT = 60.0
 """Seconds that a run waits for the processes of its interrupted predecessor to be gone."""
 

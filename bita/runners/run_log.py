@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from bita import distributed
+from bita.errors import one_line
 from bita.registry import loggers
 from bita.runners.loggers import Logger
 
@@ -58,10 +59,7 @@ class RunLog:
             try:
                 act(logger)
             except Exception as error:
-                reason = getattr(error, "strerror", None) or " ".join(
-                    f"{type(error).__name__}: {error}".split()
-                )
-                self.say(f"warning: logger {name}: cannot write ({reason})")
+                self.say(f"warning: logger {name}: cannot write ({one_line(error)})")
 
     def say(self, text: str) -> None:
         """One line to the user."""

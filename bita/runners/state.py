@@ -19,12 +19,13 @@ from bita.checkpoint import (
     verify,
     write_checkpoint,
 )
+from bita.config.checks import AUTO
 from bita.config.schema import Config
-from bita.errors import UserError
+from bita.errors import UserError, first_line
 from bita.models.base import BitaModel
 from bita.runners.parallel import collect, cut_like
 from bita.runners.resume import since_checkpoint
-from bita.runners.run_dir import AUTO, RunDir
+from bita.runners.run_dir import RunDir
 from bita.runners.stepper import Stepper
 from bita.weights.outside import differences, outside
 
@@ -51,7 +52,7 @@ def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> 
         try:
             torch.save(trainer, path)
         except RuntimeError as error:
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(first_line(error)) from error
 
     writers = {MODEL_FILE: write_model, TRAINER_FILE: write_trainer}
     return distributed.on_main(lambda: write_checkpoint(parent, meta, writers))
@@ -136,9 +137,7 @@ def read_trainer(path: Path) -> dict[str, Any]:
             f"{path}: refused, since it holds more than data and reading it could run code"
         ) from error
     except Exception as error:
-        raise UserError(
-            f"{path}: not readable ({str(error).splitlines()[0]}); use another checkpoint"
-        ) from error
+        raise UserError(f"{path}: not readable ({first_line(error)}); use another checkpoint") from error
     return content
 
 

@@ -49,7 +49,7 @@ class Stepper:
     def accumulate(self, batch: Batch, *, share: float, last: bool) -> dict[str, Tensor]:
         """Forward and backward of one batch, whose gradients count with `share`; the batch's scalars, detached.
 
-        `last` says that `move` comes next: only then do processes exchange gradients.
+        `last` says that `optimizer_step` comes next: only then do processes exchange gradients.
         """
         with exchange(self.net, wanted=last):
             with autocast(self.device, self.run.amp):
@@ -59,8 +59,8 @@ class Stepper:
             self.scaler.scale(loss * weight).backward()
         return {name: value.detach() for name, value in output.items()}
 
-    def move(self, rate: float) -> Tensor:
-        """Move the weights at learning rate `rate`; the norm of all gradients, not finite when left out."""
+    def optimizer_step(self, rate: float) -> Tensor:
+        """Let the optimizer step at learning rate `rate`; the norm of all gradients, not finite when left out."""
         self.rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -11,7 +11,8 @@ from torch import Tensor
 from bita import distributed
 from bita.batch import Batch
 from bita.models.base import BitaModel
-from bita.models.bita_itc import BitaITC, similarity
+from bita.models.bita_itc import BitaITC
+from bita.models.contrast import similarity
 from bita.tasks.base import Evaluation, Save, Task
 
 if TYPE_CHECKING:
@@ -121,9 +122,9 @@ def retrieval(
     """
     texts = texts.to(device)
     scores = torch.cat([similarity(part.to(device), texts).cpu() for part in images.split(64)])
-    right = ids[:, None] == owners[None, :]
+    positives = ids[:, None] == owners[None, :]
     recall = {}
-    for name, table, truth in (("i2t", scores, right), ("t2i", scores.T, right.T)):
+    for name, table, truth in (("i2t", scores, positives), ("t2i", scores.T, positives.T)):
         order = table.topk(min(max(RECALL_AT), table.shape[1]), dim=1).indices
         hits = truth.gather(1, order)
         for k in RECALL_AT:

@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from bita.errors import UserError, program
+from bita.errors import UserError, command_line, program
 from bita.models.language.decoder import fresh_language_model
 from bita.models.language.generation import GenerationSettings, generate
 from bita.models.language.language_model import TransformersDecoder
@@ -39,9 +39,7 @@ HEADER = "| batch | fast, s | × reference | × transformers | share of the floo
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, report; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16, 64], help="images (%(default)s)")
     parser.add_argument("--width", type=int, default=512, help="of the language model (%(default)s)")
     parser.add_argument("--layers", type=int, default=8, help="of the language model (%(default)s)")

@@ -7,7 +7,6 @@ OUT/FAMILY is a caption run whose test split was scored (scripts/benchmarks/deco
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 import bita
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.metrics import score_captions
 from bita.models.language.quantize import size_in_bytes
 from bita.report import TestSplit, load_run, shuffled
@@ -32,9 +31,7 @@ HEADER = (
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("families", nargs="+", metavar="FAMILY")
     parser.add_argument(

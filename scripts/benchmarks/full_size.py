@@ -14,7 +14,6 @@ they are run; Fourier transforms are not counted), so MFU = operations a step / 
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shlex
@@ -42,7 +41,7 @@ from measuring import (
 from bita.batch import Batch
 from bita.build import build_model
 from bita.config.load import load_config
-from bita.errors import UserError, program
+from bita.errors import UserError, command_line, program
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings
@@ -66,9 +65,7 @@ TINY_LM = (
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("part", choices=("cpu", "gpu"))
     parser.add_argument("--tiny", action="store_true", help="small sizes, on any device")
     parser.add_argument("--steps", type=int, default=20, help="steps measured, after 3 that are not")

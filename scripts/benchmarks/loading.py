@@ -42,9 +42,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 from bita.datasets.annotations import read_annotations
 from bita.datasets.builders import Needs, build_dataset
-from bita.datasets.loaders import TrainLoader, train_loader
+from bita.datasets.loaders import TrainLoader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.processors.image import CLIP_MEAN, CLIP_STD
 from bita.processors.rgb import ImageOpener
 
@@ -79,9 +79,7 @@ class Measurement:
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, report; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     commands = parser.add_subparsers(dest="part", required=True)
     loader = commands.add_parser("loader", help="images a second and CPU time of every way of loading")
     loader.add_argument("folders", type=Path, nargs="+", help="prepared datasets")
@@ -170,11 +168,10 @@ def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> li
             EnvConfig(str(scratch)),
             "train",
             train=True,
-            seed=42,
             needs=Needs(image_size=options.size),
         )
         run = RunConfig(batch_size_train=BATCH // (cfg.captions_per_image or 1), num_workers=workers)
-        return Way(name, workers, partial(epoch_of, train_loader([data], run)))
+        return Way(name, workers, partial(epoch_of, TrainLoader([data], run)))
 
     group = {"captions_per_image": GROUP}
     return [
@@ -281,10 +278,9 @@ def read_stream(options: argparse.Namespace, scratch: Path) -> list[str]:
         EnvConfig(str(scratch)),
         "train",
         train=True,
-        seed=42,
         needs=Needs(image_size=16),
     )
-    loader = train_loader([data], RunConfig(batch_size_train=100, num_workers=0))
+    loader = TrainLoader([data], RunConfig(batch_size_train=100, num_workers=0))
     lines = ["| records read | resident MB, own | resident MB, mapped files |", "|---|---|---|"]
     every = max(1, len(loader) // 10)
     for step, _ in enumerate(loader, 1):

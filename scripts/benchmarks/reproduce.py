@@ -16,7 +16,6 @@ Exit code 1 if anything is off by more.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import math
@@ -32,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from bita.errors import UserError, program
+from bita.errors import UserError, command_line, program
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -45,9 +44,7 @@ Figures = dict[str, float]
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, compare, print; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("name", help="file of benchmarks/, without its ending")
     parser.add_argument("--only", metavar="WHAT", help="only the measurement of this name")
     parser.add_argument("--write", action="store_true", help="record what was measured, with commit and date")

@@ -12,7 +12,6 @@ can then be small: `--options model.opt_config.num_hidden_layers=1`.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import platform
 import shlex
@@ -34,7 +33,7 @@ from bita.build import build_model
 from bita.checkpoint import Meta
 from bita.config.load import load_config
 from bita.config.schema import Config
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.vision import image_input
@@ -64,9 +63,7 @@ class Result:
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, print; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--cfg-path", type=Path, default=STAGE_2, metavar="FILE")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=20, help="steps measured each way; 0: none")
@@ -91,7 +88,7 @@ def measure(cfg: Config, device: torch.device, steps: int, folder: Path) -> Resu
     batch = a_batch(cfg.run.batch_size_train, image_input(cfg.model).size, device)
     for parameter in stepper.trained:
         parameter.grad = torch.zeros_like(parameter)
-    stepper.move(0.0)  # AdamW's moments are there from here on
+    stepper.optimizer_step(0.0)  # AdamW's moments are there from here on
     for _ in range(min(steps, 3)):
         one_step(stepper, batch, guarded=True)
     times = {guarded: [one_step(stepper, batch, guarded) for _ in range(steps)] for guarded in (False, True)}
@@ -130,7 +127,7 @@ def one_step(stepper: Stepper, batch: Batch, guarded: bool) -> float:
     start = time.perf_counter()
     output = stepper.accumulate(batch, share=1.0, last=True)
     if guarded:
-        norm: Tensor = stepper.move(1e-6)
+        norm: Tensor = stepper.optimizer_step(1e-6)
         watch.add(0, [output], norm, batch["image_id"])
         interrupt.wish()
     else:

@@ -9,7 +9,6 @@ its import is not counted. `benchmarks/metrics.md` has the figures and how the m
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.metrics import CaptionScorer
 
 PLAIN = Path(__file__).parents[2] / "tests" / "metrics" / "plain.py"
@@ -31,9 +30,7 @@ VALIDATIONS = 3
 @program
 def main() -> int:
     """Measure, print a table, write the figures; exit code 1 when scores differ."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, help="only the first so many")

@@ -10,7 +10,6 @@ weights must equal the undisturbed run's byte for byte. Exit code 0 only if they
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bita.errors import program
+from bita.errors import command_line, program
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2
@@ -222,9 +221,7 @@ class Torture:
 @program
 def main() -> int:
     """Run both, compare, print; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed, and when")
     parser.add_argument("--out", type=Path, help="keep everything here; default: a temporary folder")

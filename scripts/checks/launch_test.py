@@ -9,7 +9,6 @@ torchrun as users start it. Exit code 0 only if every process of every launch en
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import multiprocessing
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from crash_test import ROOT, prepare, small_run
 
-from bita.errors import program
+from bita.errors import command_line, program
 
 PATIENCE = 300.0
 """Seconds after which a launch counts as one that does not end."""
@@ -99,9 +98,7 @@ def torchrun(processes: int, argv: list[str], log: Path) -> str:
 @program
 def main() -> int:
     """Launch, count, print; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--launches", type=int, default=100, help="of each number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the run")

@@ -9,10 +9,9 @@ split only; words that it does not have are spelt in pieces.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from bita.errors import program
+from bita.errors import command_line, program
 from bita.files import user_path
 from bita.prepare.tokenizers import FAMILIES, make_bert, make_family, make_opt, read_captions
 
@@ -20,9 +19,7 @@ from bita.prepare.tokenizers import FAMILIES, make_bert, make_family, make_opt, 
 @program
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("out", type=user_path)
     parser.add_argument("annotations", type=user_path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bita.batch import Batch
 from bita.config.parts import ImageConfig, ModelConfig, TrainImageConfig
 from bita.config.schema import (
     BuildInfo,
@@ -21,15 +22,14 @@ from bita.config.schema import (
 )
 from bita.datasets.builders import Needs, build_dataset, build_datasets
 from bita.datasets.captions import CaptionDataset, seeded
+from bita.datasets.readers import EvalReader, TrainReader
 from bita.errors import ConfigError, UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
 from tests.datasets.makers import entry, env, prepared
 
 
 def build(root: Path, split: str = "train", *, train: bool = True, **options: Any) -> CaptionDataset:
-    return build_dataset(
-        "toy", entry(**options), env(root), split, train=train, seed=1, needs=Needs(image_size=16)
-    )
+    return build_dataset("toy", entry(**options), env(root), split, train=train, needs=Needs(image_size=16))
 
 
 def edit(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -38,22 +38,27 @@ def edit(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
     path.write_text(json.dumps(records))
 
 
+def read(dataset: CaptionDataset, index: int) -> Batch:
+    """One record, as training reads it in epoch 0, at that position."""
+    return TrainReader([dataset], 1, torch.device("cpu")).read([(index, 0, index)])[0]
+
+
 def test_an_item_is_a_caption_with_its_image(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path, images=3))
     assert len(dataset) == 15
-    item = dataset[7]
-    assert item["text"] == "image 1 caption 2"
-    assert item["image_id"] == 1
+    item = read(dataset, 7)
+    assert item["text"] == ["image 1 caption 2"]
+    assert item["image_id"] == [1]
     expected = TrainImageProcessor(16)(Image.open(tmp_path / "images/1.png"), seeded(1, 0, 7))
-    assert torch.equal(item["image"], expected)
-    assert torch.equal(dataset[7]["image"], item["image"])
+    assert torch.equal(item["image"][0], expected)
+    assert torch.equal(read(dataset, 7)["image"], item["image"])
     assert dataset.references[1] == [f"Image 1 caption {k} ." for k in range(5)]
 
 
 def test_an_evaluated_split_uses_the_eval_processors(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path, images=3), "test", train=False)
     expected = EvalImageProcessor(16)(Image.open(tmp_path / "images/6.png"))
-    assert torch.equal(dataset[0]["image"], expected)
+    assert torch.equal(EvalReader(dataset).read([0])[0]["image"][0], expected)
 
 
 def test_captions_are_drawn_without_repeats_and_padded_where_too_few(tmp_path: Path) -> None:
@@ -81,10 +86,11 @@ def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_pat
     train, test = built["train"][0], built["test"][0]
     assert isinstance(train.processors.train_image, TrainImageProcessor)
     assert (train.processors.train_image.scale, train.processors.train_image.rotate90) == ((0.8, 1.0), True)
-    assert train[0]["text"] == "a photo ofimage 0 caption 0"
-    assert test[0]["text"] == "a photo ofimage 4 caption 0"  # validation by loss masks the same prompt
-    assert test[0]["image"].shape == (3, 16, 16)
-    assert not torch.equal(test[0]["image"], EvalImageProcessor(16)(Image.open(tmp_path / "images/4.png")))
+    assert read(train, 0)["text"] == ["a photo ofimage 0 caption 0"]
+    seen = EvalReader(test).read([0])[0]
+    assert seen["text"] == ["a photo ofimage 4 caption 0"]  # validation by loss masks the same prompt
+    assert seen["image"].shape == (1, 3, 16, 16)
+    assert not torch.equal(seen["image"][0], EvalImageProcessor(16)(Image.open(tmp_path / "images/4.png")))
     cfg.run.evaluate = True
     assert list(build_datasets(cfg)) == ["test"]
 
@@ -111,7 +117,7 @@ def test_several_annotation_files_and_captions_in_lists(tmp_path: Path) -> None:
     edit(tmp_path / "annotations/val.json", lambda records: records[0].update(caption=["one", "two"]))
     cfg = entry()
     cfg.build_info.annotations["train"].storage = ["annotations/train.json", "annotations/val.json"]
-    dataset = build_dataset("toy", cfg, env(tmp_path), "train", train=True, seed=1)
+    dataset = build_dataset("toy", cfg, env(tmp_path), "train", train=True)
     assert len(dataset) == 21
     assert dataset.references[2][:2] == ["one", "two"]
 
@@ -203,14 +209,14 @@ def test_references_come_from_the_ground_truth_file(tmp_path: Path) -> None:
     truth.write_text(
         json.dumps({"images": [], "annotations": [*annotations, {"image_id": 77, "caption": "x"}]})
     )
-    dataset = build_dataset("toy", cfg, env(tmp_path), "test", train=False, seed=1)
+    dataset = build_dataset("toy", cfg, env(tmp_path), "test", train=False)
     assert dataset.references == {4: ["Reference 0.", "Reference 2."], 5: ["Reference 1.", "Reference 3."]}
     truth.write_text(json.dumps({"annotations": annotations[::2]}))
     with pytest.raises(UserError, match=r"no reference for 1 images of toy test, the first id 5"):
-        build_dataset("toy", cfg, env(tmp_path), "test", train=False, seed=1)
+        build_dataset("toy", cfg, env(tmp_path), "test", train=False)
     truth.unlink()
     with pytest.raises(ConfigError, match=r"test\.ground_truth: .*truth\.json: no such file"):
-        build_dataset("toy", cfg, env(tmp_path), "test", train=False, seed=1)
+        build_dataset("toy", cfg, env(tmp_path), "test", train=False)
 
 
 def test_large_jpegs_are_drafted_only_when_asked(tmp_path: Path) -> None:
@@ -229,7 +235,7 @@ def test_a_synthetic_dataset_is_generated_once_and_never_mistaken_for_another(tm
     dataset = build(tmp_path / "made", synthetic=settings)
     assert len(dataset) == 30
     stamp = (tmp_path / "made/annotations/train.json").stat().st_mtime_ns
-    assert build(tmp_path / "made", synthetic=settings)[0]["text"] == dataset[0]["text"]
+    assert build(tmp_path / "made", synthetic=settings).records == dataset.records
     assert (tmp_path / "made/annotations/train.json").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match=r'datasets\.toy\.synthetic: .* was made with .*"seed": 1'):
         build(tmp_path / "made", synthetic={**settings, "seed": 2})

@@ -16,14 +16,14 @@ from bita.config.parts import CaptionConfig
 from bita.config.schema import RunConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
-from bita.datasets.loaders import eval_loader, train_loader
+from bita.datasets.loaders import EvalLoader, TrainLoader
 from bita.errors import ConfigError, UserError
 from tests.datasets.makers import entry, env, prepared
 
 
 def build(root: Path, split: str = "train", name: str = "toy", **options: Any) -> CaptionDataset:
     return build_dataset(
-        name, entry(**options), env(root), split, train=split == "train", seed=42, needs=Needs(image_size=16)
+        name, entry(**options), env(root), split, train=split == "train", needs=Needs(image_size=16)
     )
 
 
@@ -44,7 +44,7 @@ def same(left: Iterable[Batch], right: Iterable[Batch]) -> bool:
 
 
 def test_batches_are_whole_and_the_last_incomplete_one_is_dropped(tmp_path: Path) -> None:
-    loader = train_loader([build(prepared(tmp_path))], run())
+    loader = TrainLoader([build(prepared(tmp_path))], run())
     batches = list(loader)
     assert len(loader) == len(batches) == 60 // 7
     assert all(batch["image"].shape == (7, 3, 16, 16) and len(batch["text"]) == 7 for batch in batches)
@@ -60,22 +60,22 @@ def _named(batch: Batch) -> tuple[list[str], list[int]]:
 
 def test_epochs_differ_and_repeat(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path))
-    loader = train_loader([dataset], run())
+    loader = TrainLoader([dataset], run())
     epochs = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
         epochs.append(list(loader))
     assert same(epochs[0], epochs[2])
     assert texts(epochs[0]) != texts(epochs[1])
-    other = train_loader([dataset], run(seed=43))
+    other = TrainLoader([dataset], run(seed=43))
     assert texts(other) != texts(epochs[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"captions_per_image": 3}])
 def test_workers_and_resume_change_nothing(tmp_path: Path, options: dict[str, int]) -> None:
     dataset = build(prepared(tmp_path, images=24), **options)
-    plain = train_loader([dataset], run())
-    working = train_loader([dataset], run(num_workers=2))
+    plain = TrainLoader([dataset], run())
+    working = TrainLoader([dataset], run(num_workers=2))
     plain.set_epoch(3)
     working.set_epoch(3)
     batches = list(plain)
@@ -94,10 +94,10 @@ def test_drawn_templates_and_cached_crops_survive_a_resume(tmp_path: Path, cache
         "train": CaptionConfig(name="bita_caption", templates=["{caption} from above", "seen: {caption}"])
     }
     dataset = build(prepared(tmp_path), text_processor=text, cache_images=cached)
-    loader = train_loader([dataset], run())
+    loader = TrainLoader([dataset], run())
     loader.set_epoch(1)
     whole = list(loader)
-    fresh = train_loader([dataset], run())
+    fresh = TrainLoader([dataset], run())
     fresh.set_epoch(1, 3)
     assert same(whole[3:], fresh)
     assert 10 < sum(text.startswith("seen: image") for text in texts(whole)) < 46
@@ -105,7 +105,7 @@ def test_drawn_templates_and_cached_crops_survive_a_resume(tmp_path: Path, cache
 
 def test_skipped_steps_are_not_read(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path))
-    loader = train_loader([dataset], run())
+    loader = TrainLoader([dataset], run())
     for keys in list(loader.sampler)[:5]:
         for place, _, _ in keys:
             record = dataset.records[place]
@@ -119,9 +119,9 @@ def test_skipped_steps_are_not_read(tmp_path: Path) -> None:
 
 def test_ranks_share_a_global_batch(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path))
-    whole = list(train_loader([dataset], run(batch_size_train=8)))
+    whole = list(TrainLoader([dataset], run(batch_size_train=8)))
     ranks = [
-        list(train_loader([dataset], run(batch_size_train=4), rank=rank, world_size=2)) for rank in range(2)
+        list(TrainLoader([dataset], run(batch_size_train=4), rank=rank, world_size=2)) for rank in range(2)
     ]
     for step, batch in enumerate(whole):
         joined = torch.cat([ranks[0][step]["image"], ranks[1][step]["image"]])
@@ -132,7 +132,7 @@ def test_ranks_share_a_global_batch(tmp_path: Path) -> None:
 def test_drawn_captions_stand_together_and_share_a_crop(tmp_path: Path) -> None:
     dataset = build(prepared(tmp_path), captions_per_image=5)
     opened: list[str] = []
-    batch = next(iter(train_loader([_counting(dataset, opened)], run(batch_size_train=3))))
+    batch = next(iter(TrainLoader([_counting(dataset, opened)], run(batch_size_train=3))))
     assert batch["image"].shape == (3, 3, 16, 16)
     assert [len(set(batch["image_id"][k : k + 5])) for k in (0, 5, 10)] == [1, 1, 1]
     assert len(set(batch["text"])) == 15
@@ -155,11 +155,11 @@ def _counting(dataset: CaptionDataset, opened: list[str]) -> CaptionDataset:
 def test_cached_images_give_the_same_records_and_close_pictures(
     tmp_path: Path, options: dict[str, int]
 ) -> None:
-    plain = list(train_loader([build(prepared(tmp_path), **options)], run()))
+    plain = list(TrainLoader([build(prepared(tmp_path), **options)], run()))
     dataset = build(tmp_path, cache_images=True, **options)
     assert dataset.cache is not None
     assert dataset.cache.pixels.shape == (12, 19, 19, 3)
-    cached = list(train_loader([dataset], run(num_workers=2)))
+    cached = list(TrainLoader([dataset], run(num_workers=2)))
     assert [batch["text"] for batch in plain] == [batch["text"] for batch in cached]
     assert all((a["image"] - b["image"]).abs().mean() < 0.2 for a, b in zip(plain, cached, strict=True))
 
@@ -181,20 +181,20 @@ def test_a_cache_is_reused_remade_when_an_image_changes_and_travels_as_a_path(tm
 
 
 def test_eval_from_the_cache_is_eval_from_the_files(tmp_path: Path) -> None:
-    plain = eval_loader(build(prepared(tmp_path), "test"), run())
-    assert same(plain, eval_loader(build(tmp_path, "test", cache_images=True), run()))
+    plain = EvalLoader(build(prepared(tmp_path), "test"), run())
+    assert same(plain, EvalLoader(build(tmp_path, "test", cache_images=True), run()))
 
 
 def test_cached_and_uncached_datasets_mix(tmp_path: Path) -> None:
     prepared(tmp_path / "a")
     prepared(tmp_path / "b")
     mixed = [build(tmp_path / "a", name="a", cache_images=True), build(tmp_path / "b", name="b")]
-    assert texts(train_loader(mixed, run(num_workers=1))) == texts(
-        train_loader([build(tmp_path / "a"), build(tmp_path / "b")], run())
+    assert texts(TrainLoader(mixed, run(num_workers=1))) == texts(
+        TrainLoader([build(tmp_path / "a"), build(tmp_path / "b")], run())
     )
     cached = [build(tmp_path / name, name=name, cache_images=True) for name in "ab"]
-    single = train_loader(cached[:1], run(batch_size_train=60))
-    both = train_loader(cached, run(batch_size_train=120))
+    single = TrainLoader(cached[:1], run(batch_size_train=60))
+    both = TrainLoader(cached, run(batch_size_train=120))
     assert next(iter(both))["image"].shape == (120, 3, 16, 16)
     ids = next(iter(single))["image_id"]
     assert Counter(ids) == dict.fromkeys(range(12), 5)
@@ -205,7 +205,7 @@ def test_pictures_belong_to_their_texts_when_cached_datasets_are_joined(tmp_path
     prepared(tmp_path / "b", images=6)
     plain = [build(tmp_path / name, name=name) for name in "ab"]
     cached = [build(tmp_path / name, name=name, cache_images=True) for name in "ab"]
-    left, right = (next(iter(train_loader(sets, run(batch_size_train=60)))) for sets in (plain, cached))
+    left, right = (next(iter(TrainLoader(sets, run(batch_size_train=60)))) for sets in (plain, cached))
     assert left["text"] == right["text"]
     assert (left["image"] - right["image"]).abs().mean((1, 2, 3)).max() < 0.4
 
@@ -218,14 +218,14 @@ def test_images_of_several_datasets_are_told_apart(tmp_path: Path, cached: bool)
         build(prepared(tmp_path / name), name=name, captions_per_image=5, cache_images=cached)
         for name in names
     ]
-    batch = next(iter(train_loader(datasets, run(batch_size_train=24))))
+    batch = next(iter(TrainLoader(datasets, run(batch_size_train=24))))
     assert Counter(batch["image_id"]) == dict.fromkeys([*range(12), *range(10**12, 10**12 + 12)], 5)
 
 
 def test_ratios_are_met_and_no_record_repeats_before_its_dataset_is_through(tmp_path: Path) -> None:
     datasets = [build(prepared(tmp_path / "a", images=400, captions=5), name="a")]
     datasets.append(build(prepared(tmp_path / "b", images=40), name="b"))
-    loader = train_loader(datasets, run(train_dataset_ratios={"a": 1.0, "b": 3.0}))
+    loader = TrainLoader(datasets, run(train_dataset_ratios={"a": 1.0, "b": 3.0}))
     order = loader.sampler.order()
     share = float((order >= 2000).float().mean())
     assert len(order) == 2200
@@ -246,12 +246,12 @@ def test_ratios_are_met_and_no_record_repeats_before_its_dataset_is_through(tmp_
 )
 def test_ratios_that_do_not_fit_are_refused(tmp_path: Path, ratios: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train_loader([build(prepared(tmp_path))], run(train_dataset_ratios=ratios))
+        TrainLoader([build(prepared(tmp_path))], run(train_dataset_ratios=ratios))
 
 
 def test_fewer_records_than_a_batch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"60 records are less than one batch of 40 on each of 2 processes"):
-        train_loader([build(prepared(tmp_path))], run(batch_size_train=40), world_size=2)
+        TrainLoader([build(prepared(tmp_path))], run(batch_size_train=40), world_size=2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 13])
@@ -259,7 +259,7 @@ def test_evaluation_sees_every_image_once_over_all_ranks(tmp_path: Path, world_s
     dataset = build(prepared(tmp_path), "test")
     seen: list[int] = []
     for rank in range(world_size):
-        loader = eval_loader(dataset, run(), rank=rank, world_size=world_size)
+        loader = EvalLoader(dataset, run(), rank=rank, world_size=world_size)
         batches = list(loader)
         assert len(batches) == len(loader)
         seen += [image_id for batch in batches for image_id in batch["image_id"]]
@@ -267,9 +267,9 @@ def test_evaluation_sees_every_image_once_over_all_ranks(tmp_path: Path, world_s
 
 
 def test_a_training_split_is_evaluated_without_crops(tmp_path: Path) -> None:
-    batch = next(iter(eval_loader(build(prepared(tmp_path)), run())))
+    batch = next(iter(EvalLoader(build(prepared(tmp_path)), run())))
     expected = next(
-        iter(eval_loader(build_dataset("toy", entry(), env(tmp_path), "train", train=False, seed=1), run()))
+        iter(EvalLoader(build_dataset("toy", entry(), env(tmp_path), "train", train=False), run()))
     )
     assert batch["text"] == expected["text"]
     assert batch["image_id"] == [0, 1, 2, 3, 4]
@@ -280,7 +280,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path: Path, workers: int) -> No
     dataset = build(prepared(tmp_path), "test")
     (tmp_path / "images/30.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(UserError, match=r"30\.png: image does not open") as caught:
-        list(eval_loader(dataset, run(num_workers=workers)))
+        list(EvalLoader(dataset, run(num_workers=workers)))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"30\.png: image does not open"):
         build(tmp_path, "test", cache_images=True)

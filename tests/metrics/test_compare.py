@@ -52,7 +52,7 @@ def test_seeds_of_one_configuration_are_one_row(tmp_path: Path) -> None:
 
 
 def chain(folder: Path, seed: int, cider: float, epochs_before: int = 3) -> Path:
-    """Three stages, each in a folder of its seed, as a run of the whole road leaves them."""
+    """Three stages, each in a folder of its seed, as a run of the whole pipeline leaves them."""
     start = None
     for stage in ("stage1", "stage2", "caption"):
         path = run(folder / stage / "run", seed, cider)

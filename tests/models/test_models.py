@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from bita.batch import Batch
 from bita.models.base import BitaModel
-from bita.models.bita_itc import BitaITC, caption_number, share_right
+from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
+from bita.models.contrast import caption_number, top1_accuracy
 from bita.models.language.decoder import IGNORED
 from bita.models.language.generation import GenerationSettings
 from bita.weights.load import load_checkpoint
@@ -249,4 +250,4 @@ def test_word_loss_reaches_the_encoder_and_stays_in_stage_1(tmp_path: Path) -> N
 def test_right_answers_of_grouped_captions_are_those_of_the_image() -> None:
     scores = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [8.0, 1.0, 0.0]])
     right = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
-    assert share_right(scores, right).item() == pytest.approx(2 / 3)
+    assert top1_accuracy(scores, right).item() == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Stage 1's three losses: by hand, on two processes as on one, and down a small road."""
+"""Stage 1's three losses: by hand, on two processes as on one, and down a small pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from bita import distributed
 from bita.batch import Batch
 from bita.config.parts import ModelConfig
 from bita.models.base import BitaModel
-from bita.models.bita_itc import BitaITC, draw_negatives
+from bita.models.bita_itc import BitaITC
+from bita.models.contrast import draw_negatives
 from bita.models.qformer import QFormer
 from tests.models.test_models import TEXTS, batch
 from tests.weights.test_weights import SMALL, stage_1

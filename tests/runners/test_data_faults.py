@@ -16,7 +16,7 @@ from toy_run import toy_config, toy_runner
 
 from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset
-from bita.datasets.loaders import eval_loader, train_loader
+from bita.datasets.loaders import EvalLoader, TrainLoader
 from bita.errors import UserError
 
 
@@ -107,7 +107,7 @@ def test_replacement_depends_on_neither_workers_nor_ranks_nor_the_step_resumed_a
     def load(workers: int = 0, start: int = 0, **place) -> list:
         size = 4 // place.get("world_size", 1)
         cfg = RunConfig(batch_size_train=size, num_workers=workers, on_bad_image="skip")
-        loader = train_loader([dataset], cfg, **place)
+        loader = TrainLoader([dataset], cfg, **place)
         loader.set_epoch(1, start)
         return loaded(loader)
 
@@ -127,7 +127,7 @@ def test_evaluation_sees_every_image_once_a_bad_one_grey(tmp_path):
     runner = run(tmp_path, tmp_path / "images")
     (tmp_path / "images/val_2.png").write_bytes(b"")
     (dataset,) = runner.datasets["val"]
-    loader = eval_loader(dataset, RunConfig(num_workers=0, batch_size_eval=5, on_bad_image="skip"))
+    loader = EvalLoader(dataset, RunConfig(num_workers=0, batch_size_eval=5, on_bad_image="skip"))
     ((ids, _, images),) = loaded(loader)
     assert ids == [100, 101, 102, 103, 104]
     assert images[2].abs().max() < 0.02  # the mean colour

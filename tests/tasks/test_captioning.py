@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model
 
 from bita.datasets.captions import CaptionDataset
-from bita.datasets.loaders import eval_loader
+from bita.datasets.loaders import EvalLoader
 from bita.errors import UserError
 from bita.tasks.captioning import CaptioningTask, merge
 
@@ -22,9 +22,7 @@ def evaluated(tmp_path_factory):
     model = toy_model(cfg).eval()
     saved = {}
     with torch.no_grad():
-        result = CaptioningTask(cfg).evaluate(
-            model, dataset, eval_loader(dataset, cfg.run), saved.__setitem__
-        )
+        result = CaptioningTask(cfg).evaluate(model, dataset, EvalLoader(dataset, cfg.run), saved.__setitem__)
     return result, saved
 
 
@@ -52,7 +50,7 @@ def test_captions_are_saved_though_unscored(tmp_path):
     dataset, saved = toy_dataset(tmp_path, "val", images=2), {}
     with torch.no_grad():
         result = CaptioningTask(cfg).evaluate(
-            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), saved.__setitem__
+            toy_model(cfg).eval(), dataset, EvalLoader(dataset, cfg.run), saved.__setitem__
         )
     assert len(saved[""]) == 2
     assert result.scores == {}
@@ -74,7 +72,7 @@ def test_ids_that_are_text_stay_those_of_the_dataset(evaluated, tmp_path):
     assert sorted(dataset.numbers.values()) == [0, 1, 2, 3, 4]
     with torch.no_grad():
         result = CaptioningTask(cfg).evaluate(
-            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), saved.__setitem__
+            toy_model(cfg).eval(), dataset, EvalLoader(dataset, cfg.run), saved.__setitem__
         )
     captions = {entry["image_id"]: entry["caption"] for entry in numbered[""]}
     assert {e["image_id"]: e["caption"] for e in saved[""]} == {
@@ -91,7 +89,7 @@ def test_image_without_references_is_an_error_that_names_it(tmp_path):
     del dataset.references[101]
     with torch.no_grad(), pytest.raises(UserError, match="101"):
         CaptioningTask(cfg).evaluate(
-            toy_model(cfg).eval(), dataset, eval_loader(dataset, cfg.run), lambda kind, value: None
+            toy_model(cfg).eval(), dataset, EvalLoader(dataset, cfg.run), lambda kind, value: None
         )
 
 
@@ -123,7 +121,7 @@ def test_drawn_captions_do_not_depend_on_batches_and_their_order(tmp_path):
         cfg = toy_config(tmp_path, use_nucleus_sampling=True, num_captions=2, report_metric=False)
         cfg.run.batch_size_eval, dataset, saved = size, toy_dataset(tmp_path, "val", images=5), {}
         model, cfg.run.seed = toy_model(cfg).eval(), seed
-        batches = list(eval_loader(dataset, cfg.run))[::order]
+        batches = list(EvalLoader(dataset, cfg.run))[::order]
         with torch.no_grad():
             CaptioningTask(cfg).evaluate(model, dataset, batches, saved.__setitem__)
         written.append(saved[""])

@@ -10,14 +10,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model
 
 from bita.datasets.captions import CaptionDataset
-from bita.datasets.loaders import eval_loader
+from bita.datasets.loaders import EvalLoader
 from bita.tasks.pretrain import PretrainTask, retrieval
 
 
 def evaluate(cfg, dataset, model):
     with torch.no_grad():
         return PretrainTask(cfg).evaluate(
-            model, dataset, eval_loader(dataset, cfg.run), lambda kind, value: None
+            model, dataset, EvalLoader(dataset, cfg.run), lambda kind, value: None
         )
 
 
@@ -25,7 +25,7 @@ def test_contrastive_loss_and_recall(tmp_path):
     cfg = toy_config(tmp_path, model__arch="bita_former", batch_size_eval=5)
     dataset, model = toy_dataset(tmp_path, "val", images=5), toy_model(cfg).eval()
     result = evaluate(cfg, dataset, model)
-    (batch,) = eval_loader(dataset, cfg.run)
+    (batch,) = EvalLoader(dataset, cfg.run)
     with torch.no_grad():
         expected = model(batch)
     assert result.scores["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
@@ -86,7 +86,7 @@ def test_ranks_and_loss_are_the_same_under_autocast(tmp_path):
 def test_features_and_matches_are_made_in_float32_of_what_the_bridge_gives_under_autocast(tmp_path, bridge):
     cfg = toy_config(tmp_path, model__arch="bita_former", model__bridge=bridge, batch_size_eval=5)
     dataset, model = toy_dataset(tmp_path, "val", images=5), toy_model(cfg).eval()
-    (batch,) = eval_loader(dataset, cfg.run)
+    (batch,) = EvalLoader(dataset, cfg.run)
     ids = model.tokenize(batch["text"])
     with torch.no_grad(), BF16:
         tokens = model.encode_image(batch["image"])

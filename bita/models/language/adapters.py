@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bita.config.parts import LoraSize
-from bita.errors import ConfigError
+from bita.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,8 +40,7 @@ def add_lora(model: PreTrainedModel, size: LoraSize) -> None:
             # peft knows no layers of this family: all linear ones but the head
             inject_adapter_in_model(LoraConfig(**wanted, target_modules="all-linear"), model, ADAPTER)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.lora.target_modules={size.target_modules}: {reason}") from error
+        raise ConfigError(f"model.lora.target_modules={size.target_modules}: {first_line(error)}") from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from bita.config.types import nearest
-from bita.errors import ConfigError
+from bita.errors import ConfigError, first_line
 from bita.models.language.tokenizers import not_there
 from bita.packages import unpacked
+from bita.registry import nearest
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -153,9 +153,7 @@ def fresh_language_model(sizes: dict[str, Any], dtype: torch.dtype | None = None
         config = AutoConfig.for_model(**{"model_type": PUBLISHED_FAMILY} | sizes)
         return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
     except Exception as error:
-        raise ConfigError(
-            f"model.opt_config: transformers cannot build it: {str(error).splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"model.opt_config: transformers cannot build it: {first_line(error)}") from error
 
 
 def check_sizes(sizes: dict[str, Any]) -> None:

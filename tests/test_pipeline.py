@@ -33,9 +33,9 @@ def run(command: list[str], **env: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """Where everything lies, and what each program printed."""
-    out = tmp_path_factory.mktemp("road")
+    out = tmp_path_factory.mktemp("pipeline")
     data, said = out / "data", {}
     scenes = [f"--{key}={value}" for key, value in SCENES.items()]
     run([sys.executable, "scripts/data/make_synthetic.py", str(data / "synthetic"), *scenes])
@@ -59,16 +59,16 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return out, said
 
 
-def test_each_stage_takes_the_weights_of_the_one_before(road: tuple[Path, dict[str, str]]) -> None:
-    _, said = road
+def test_each_stage_takes_the_weights_of_the_one_before(pipeline: tuple[Path, dict[str, str]]) -> None:
+    _, said = pipeline
     assert "weights from" not in said["pretrain_stage1"]
     assert "opt_proj 0/2 (fresh: stage 1 has none)" in said["pretrain_stage2"]
     assert "opt_proj 2/2" in said["caption"]
     assert "language model" in said["eval"]
 
 
-def test_evaluation_repeats_the_test_scores_of_training(road: tuple[Path, dict[str, str]]) -> None:
-    out, _ = road
+def test_evaluation_repeats_the_test_scores_of_training(pipeline: tuple[Path, dict[str, str]]) -> None:
+    out, _ = pipeline
     trained, evaluated = (
         json.loads((out / s / "latest/scores.json").read_text()) for s in ("caption", "eval")
     )
@@ -78,8 +78,8 @@ def test_evaluation_repeats_the_test_scores_of_training(road: tuple[Path, dict[s
     assert len(predictions) == SCENES["test"]
 
 
-def test_report_and_captions_outside_training(road: tuple[Path, dict[str, str]]) -> None:
-    out, _ = road
+def test_report_and_captions_outside_training(pipeline: tuple[Path, dict[str, str]]) -> None:
+    out, _ = pipeline
     run([sys.executable, "-m", "bita.report", str(out / "caption"), str(out), "--seconds", "12"])
     scores = json.loads((out / "scores.json").read_text())
     assert scores["seconds"] == 12
@@ -95,8 +95,8 @@ def test_report_and_captions_outside_training(road: tuple[Path, dict[str, str]])
     assert said.splitlines() == [next(p["caption"] for p in predictions if p["image_id"] == i) for i in paths]
 
 
-def test_captioning_mistakes_are_one_line(road: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    out, _ = road
+def test_captioning_mistakes_are_one_line(pipeline: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    out, _ = pipeline
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"not an image")
     for arguments, words in (
