@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ from bita.metrics.checks import named
 from bita.metrics.metric import Hypotheses, Metric
 from bita.metrics.references import ReferenceSet
 from bita.metrics.scores import Measured
-from bita.models.bita_itc import BitaITC
 
 SCALE = 2.5
 BATCH = 32
@@ -74,9 +74,11 @@ class ClipScorer:
     def __init__(self, run: str | Path) -> None:
         cfg = config_of(run)
         model = build_model(cfg.model)
-        if not isinstance(model, BitaITC):
-            raise UserError(f"{run}: writes captions; CLIPScore needs a run of stage 1, which aligns")
-        self.model = model.place(setup("auto")).eval()
+        if not model.aligns:
+            raise UserError(
+                f"{run}: aligns nothing, or writes captions; CLIPScore needs a run of stage 1 with the loss itc"
+            )
+        self.model: Any = model.place(setup("auto")).eval()
         self.processors = processors_of(cfg)
         self.digests = {
             file: str(entry["sha256"])

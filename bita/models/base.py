@@ -110,6 +110,11 @@ class BitaModel(nn.Module):
         """`num_captions` captions for each of (B, 3, H, W) images, best first; of models that write captions."""
         raise NotImplementedError
 
+    @property
+    def aligns(self) -> bool:
+        """Whether it learns to compare images and texts, and so has what `BitaITC` compares them by."""
+        return False
+
     def loss_weight(self, batch: Batch) -> int:
         """What a batch's loss counts in the mean over a split: its images."""
         return len(batch["image_id"])

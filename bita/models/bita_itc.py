@@ -196,6 +196,11 @@ class BitaITC(BitaModel):
             loss = loss + self.cfg.word_loss_weight * output["word_loss"]
         return {"loss": loss} | {name: value.detach() for name, value in output.items()}
 
+    @property
+    def aligns(self) -> bool:
+        """See `BitaModel.aligns`."""
+        return "itc" in self.losses
+
     def save_parts(self, folder: Path, max_shard: str) -> set[str]:
         """See `BitaModel.save_parts`: the tokenizer."""
         if self.tokenizer is not None:

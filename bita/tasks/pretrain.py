@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from bita import distributed
 from bita.batch import Batch
 from bita.models.base import BitaModel
-from bita.models.bita_itc import BitaITC
 from bita.models.contrast import similarity
 from bita.tasks.base import Evaluation, Save, Task
 
@@ -34,15 +33,13 @@ class PretrainTask(Task):
         Neither depends on the number of processes, except where matching is trained without contrast. Else the
         matching loss is left out, since its hard negatives are those of a batch. There are no predictions to save.
         """
-        if isinstance(model, BitaITC) and "itc" in model.losses:
-            scores = self._contrastive(model, dataset, batches)
-        else:
-            scores = {"loss": _mean_loss(model, batches)}
+        aligned = model.aligns
+        scores = (
+            self._contrastive(model, dataset, batches) if aligned else {"loss": _mean_loss(model, batches)}
+        )
         return Evaluation(scores, self.quality(scores))
 
-    def _contrastive(
-        self, model: BitaITC, dataset: CaptionDataset, batches: Iterable[Batch]
-    ) -> dict[str, float]:
+    def _contrastive(self, model: Any, dataset: CaptionDataset, batches: Iterable[Batch]) -> dict[str, float]:
         """Features are made by all processes; the main one compares them."""
         images: dict[int, Tensor] = {}
         written: list[tuple[float, int]] = []
@@ -81,7 +78,7 @@ class PretrainTask(Task):
         scores |= {"itc_loss": scores["loss"], "itg_loss": _weighted_mean(written)}
         return scores | {"loss": sum(model.losses[name] * scores[f"{name}_loss"] for name in ("itc", "itg"))}
 
-    def _loss(self, model: BitaITC, images: Tensor, ids: Tensor, texts: Tensor, owners: Tensor) -> float:
+    def _loss(self, model: Any, images: Tensor, ids: Tensor, texts: Tensor, owners: Tensor) -> float:
         """Contrastive loss of each image with its first caption, in batches of `run.batch_size_eval` by id."""
         firsts = torch.stack([(owners == image_id).nonzero()[0, 0] for image_id in ids])
         total = 0.0
