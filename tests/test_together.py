@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from bita import distributed
+from bita import distributed, liveness
 from bita.errors import UserError, program
 
 
@@ -64,7 +64,7 @@ def fails_while_main_works(out: Path) -> None:
 
 def is_stopped(out: Path) -> None:
     """Rank 1 hangs for good; the others notice."""
-    distributed.LOOK, distributed.SILENCE, distributed.GRACE = 0.1, 20, 1.0
+    liveness.LOOK, liveness.SILENCE, liveness.GRACE = 0.1, 20, 1.0
     net = wrapped(out)
     if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -73,7 +73,7 @@ def is_stopped(out: Path) -> None:
 
 def hangs_at_the_end(out: Path) -> None:
     """What is taken apart last hangs, and holds Python's lock."""
-    distributed.LEAVING = 2
+    liveness.LEAVING = 2
     distributed.setup("cpu")
     last = type("Last", (), {"__del__": lambda self: ctypes.PyDLL(None).sleep(600)})()
     sys.modules["held until the end"] = last  # type: ignore[assignment]

@@ -32,7 +32,7 @@ FLOORS = (
     "processors",
     "checkpoint packages",
     "distributed",
-    "precision files records registry machine",
+    "precision files records registry machine liveness",
     "batch errors magic",
 )
 """From the roof to the ground; a name is a room, that is a folder of the package, or a file beside the rooms. The front
