@@ -128,7 +128,8 @@ class Registry:
 
     def _known(self, name: str) -> str:
         if name not in self:
-            raise ConfigError(f"{self.kind} {name!r} is unknown; {nearest(name, self._targets)}")
+            hint = f"; {nearest(name, self._targets)}" if self._targets else ""
+            raise ConfigError(f"{self.kind} {name!r} is unknown{hint}")
         return self._entry(name)
 
 

@@ -20,7 +20,6 @@ from rich.progress import (
 )
 
 from bita import distributed
-from bita.errors import one_line
 from bita.registry import loggers
 from bita.runners.loggers import Logger
 
@@ -59,7 +58,9 @@ class RunLog:
             try:
                 act(logger)
             except Exception as error:
-                self.say(f"warning: logger {name}: cannot write ({one_line(error)})")
+                said = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = getattr(error, "strerror", None) or said
+                self.say(f"warning: logger {name}: cannot write ({reason})")
 
     def say(self, text: str) -> None:
         """One line to the user."""

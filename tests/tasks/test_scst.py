@@ -14,6 +14,7 @@ from toy_run import toy_config, toy_dataset, toy_model, toy_runner
 
 from bita.batch import Written
 from bita.config.parts import ScstConfig
+from bita.datasets.readers import TrainReader
 from bita.metrics import CaptionScorer
 from bita.metrics.reward import CaptionReward
 from bita.models.language.decoder import IGNORED
@@ -79,7 +80,7 @@ def test_a_drawn_caption_is_held_against_the_others_of_its_image(tmp_path: Path)
             seen.append(batch["written"])
             return self.module(batch)
 
-    image = torch.stack([data[0]["image"], data[2]["image"]])
+    image = TrainReader([data], 42, torch.device("cpu")).read([(0, 0, 0), (2, 0, 2)])[0]["image"]
     batch = {"image": image, "text": ["a", "b"], "image_id": [100, 101], "draw": [1, 2]}
     outputs = [task.train_step(Spy(), batch) for _ in range(2)]
     assert seen[0].weights.view(2, 4).sum(dim=1).tolist() == pytest.approx([0, 0], abs=1e-5)
