@@ -20,7 +20,7 @@ def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:
 
     Args:
         cfg: sizes and where weights come from.
-        load_weights: False leaves every weight random and reads no file but tokenizers that lie in a local folder
+        load_weights: false leaves every weight random and reads no file but tokenizers that lie in a local folder
             (for tests, benchmarks, the `meta` device).
 
     Raises:

@@ -116,5 +116,5 @@ class Captioner:
 
 
 def _number_of(pixels: Tensor) -> int:
-    """A number that equal images share."""
+    """Return a number that equal images share."""
     return int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest())

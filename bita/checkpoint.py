@@ -135,12 +135,12 @@ def remove_unfinished(parent: Path) -> None:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder of what `resolve_checkpoint` gave: itself, or the one that a file of weights lies in."""
+    """Return the folder of what `resolve_checkpoint` gave: itself, or the one that a file of weights lies in."""
     return checkpoint.parent if checkpoint.is_file() else checkpoint
 
 
 def read_meta(folder: Path) -> Meta:
-    """What a checkpoint's `meta.json` says.
+    """Return what a checkpoint's `meta.json` says.
 
     Raises:
         UserError: it is missing, unreadable, or names files outside the folder.
@@ -197,7 +197,7 @@ def list_checkpoints(parent: Path) -> list[Path]:
 
 
 def newest_complete(parent: Path, warn: Callable[[str], None] = lambda message: None) -> Path | None:
-    """The furthest trained checkpoint whose files are all whole; `warn` is told why others were passed over."""
+    """Return the furthest trained checkpoint whose files are all whole; `warn` is told why others were passed over."""
     for folder in sorted(parent.glob("epoch_*")):
         try:
             read_meta(folder)
@@ -259,7 +259,7 @@ def point(parent: Path, name: str, checkpoint: Path) -> None:
 
 
 def unfinished(path: str | Path) -> str | None:
-    """One line where `path` names a run that has not ended, so that a checkpoint on its way is all there is."""
+    """Return one line where `path` names a run that has not ended, so that a checkpoint on its way is all there is."""
     start = Path(path)
     if start.is_file() or (start / META_FILE).is_file():
         return None
@@ -285,7 +285,7 @@ def split_choice(source: str) -> tuple[str, str | None]:
 
 
 def weights_problem(path: Path) -> str | None:
-    """Why a file or folder cannot be read as weights, as far as its first bytes tell; None where it may be."""
+    """Return why a file or folder cannot be read as weights, as far as its first bytes tell; None where it may be."""
     if not path.exists() and not path.is_symlink():
         return "no such file or folder"
     if path.is_dir():

@@ -78,7 +78,7 @@ def _forget_traceback(error: BaseException | None) -> None:
 
 
 def setup(device: str = "auto") -> torch.device:
-    """Joins the processes that `torchrun` started (if it did) and returns this process's device.
+    """Join the processes that `torchrun` started (if it did) and returns this process's device.
 
     `device` is `auto`, `cpu` or `cuda`; `auto` takes CUDA when there is one.
 
@@ -133,7 +133,7 @@ def _device(device: str) -> torch.device:
 
 
 def _meet() -> tuple[Any, int, int]:
-    """A store that only the processes of this start share, this process's rank, and how many there are.
+    """Return a store that only the processes of this start share, this process's rank, and how many there are.
 
     torchrun keeps one store for all restarts (torch 2.11, issue 135712 of PyTorch), where the addresses of dead
     processes lie under the names that the next ones use: who reads before they are overwritten waits for a process that
@@ -174,7 +174,7 @@ def _end_with_launcher() -> None:
 
 
 def shutdown(wait: bool = True) -> None:
-    """Leaves the process group, if there is one; with `wait` when all have come here."""
+    """Leave the process group, if there is one; with `wait` when all have come here."""
     global _peers
     gc.collect()
     if _peers is not None:
@@ -195,18 +195,18 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Return whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Returns once every process has come here; each is waited for as long as it shows signs of life."""
+    """Return once every process has come here; each is waited for as long as it shows signs of life."""
     if world_size() > 1 and _peers is not None:
         _peers.barrier()
 
 
 def gather_objects(value: T) -> list[T]:
-    """Hands each process's `value` to every process, in the order of ranks."""
+    """Hand each process's `value` to every process, in the order of ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -215,7 +215,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def from_main(value: T) -> T:
-    """Hands the main process's `value` to every process."""
+    """Hand the main process's `value` to every process."""
     if world_size() == 1:
         return value
     box: list[Any] = [value]
@@ -225,7 +225,7 @@ def from_main(value: T) -> T:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Runs `action` on the main process only and hands its result to every process.
+    """Run `action` on the main process only and hands its result to every process.
 
     The others wait as long as the main process shows signs of life, with no collective pending. A UserError or OSError
     that `action` raises is raised on every process.
@@ -248,7 +248,7 @@ def on_main(action: Callable[[], T]) -> T:
 
 
 def highest(value: int) -> int:
-    """The largest of the processes' values, on every process; a host number, no accelerator waits for it."""
+    """Return the largest of the processes' values, on every process; a host number, no accelerator waits for it."""
     if world_size() == 1:
         return value
     box = torch.tensor(value, dtype=torch.int64)

@@ -43,20 +43,20 @@ class TransientError(UserError):
 
 
 class ConfigError(UserError):
-    """A mistake in a configuration file or in ``--options``."""
+    """A mistake in a configuration file or in `--options`."""
 
     exit_code = 2
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code of a program that ends with an error."""
+    """Return the exit code of a program that ends with an error."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return error.exit_code if isinstance(error, UserError) else 1
 
 
 def no_file(path: Path) -> str:
-    """Why `path`, which is no file, is none, for the end of a message."""
+    """Return why `path`, which is no file, is none, for the end of a message."""
     return "is a folder; name a file" if path.is_dir() else "no such file"
 
 
@@ -73,17 +73,17 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """A parser of a program's arguments, whose help shows `description` as it is written."""
+    """Return a parser of a program's arguments, whose help shows `description` as it is written."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def program(main: Callable[P, int]) -> Callable[P, int]:
-    """Make ``main`` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
+    """Make `main` a program's body: what a user can mend ends it with an exit code and one line, no traceback.
 
-    A ``UserError`` gives its own exit code, an ``OSError`` and a failed allocation 1, Ctrl-C 130 without a word, and so
-    does a reader of the output that went away (``| head``) with 1. Anything else is a fault of the program and keeps
+    A `UserError` gives its own exit code, an `OSError` and a failed allocation 1, Ctrl-C 130 without a word, and so
+    does a reader of the output that went away (`| head`) with 1. Anything else is a fault of the program and keeps
     its traceback. What the terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its
     code. Of several processes under torchrun one speaks, and what a restart would meet again ends the restarted ones at
     once.
@@ -152,7 +152,7 @@ def _end_before_restart() -> dict[str, Any] | None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, of the host or, as torch says it, of either."""
+    """Return whether an allocation failed, of the host or, as torch says it, of either."""
     said = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
@@ -163,7 +163,7 @@ def _others_see_it_too() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
+    """Return the first line of what an error says; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -61,7 +61,7 @@ def config_of(run: str | Path) -> Config:
 
 
 def _config_in(checkpoint: Path) -> Config:
-    """The configuration in a file that `export_published` wrote."""
+    """Return the configuration in a file that `export_published` wrote."""
     try:
         content = dict(read_config(checkpoint))
         return recorded_config(content, checkpoint, content.pop("format", 1))
@@ -78,7 +78,7 @@ def _config_in(checkpoint: Path) -> Config:
 
 
 def meta_of(cfg: Config) -> Meta:
-    """What the checkpoint says that a configuration of `config_of` starts from."""
+    """Return what the checkpoint says that a configuration of `config_of` starts from."""
     return read_meta(folder_of(Path(str(cfg.model.init_from))))
 
 
@@ -153,14 +153,14 @@ def export_published(run: str | Path, out: Path) -> None:
 
 
 def _merged(cfg: Config) -> BitaModel:
-    """The model with its weights, LoRA's merged into the language model in its own precision."""
+    """Return the model with its weights, LoRA's merged into the language model in its own precision."""
     model = build_model(cfg.model)
     model.merge_lora()
     return model
 
 
 def _without_lora(model: dict[str, Any]) -> dict[str, Any]:
-    """The recorded keys of a model whose LoRA weights are merged."""
+    """Return the recorded keys of a model whose LoRA weights are merged."""
     return model | {"lora": None} if "lora" in model else model
 
 
@@ -181,7 +181,7 @@ def _write_weights(model: BitaModel, folder: Path, max_shard: str) -> None:
 
 
 def _self_contained(cfg: Config) -> Config:
-    """A copy without paths to weights, in which the image processors say all that they do."""
+    """Return a copy without paths to weights, in which the image processors say all that they do."""
     own = config_from_dict(config_to_dict(cfg))
     images = image_input(cfg.model)
     own.model.for_export(images.size)

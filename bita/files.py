@@ -35,7 +35,7 @@ def in_utf8(text: str) -> bool:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path that a user typed, as `expand` reads it."""
+    """Return a path that a user typed, as `expand` reads it."""
     return Path(expand(str(path)))
 
 

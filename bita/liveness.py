@@ -64,7 +64,7 @@ class Peers:
         self._thread.start()
 
     def _connection(self) -> Any:
-        """The thread's own one there, since the other may wait for an answer."""
+        """Return the thread's own one there, since the other may wait for an answer."""
         return self._own if threading.current_thread() is self._thread else self._store
 
     def end(self, error: BaseException) -> BaseException:
@@ -139,7 +139,7 @@ class Peers:
         self._thread.join(GRACE)
 
     def _missing(self, mark: str, deadline: float) -> set[int]:
-        """The ranks without a mark at the deadline."""
+        """Return the ranks without a mark at the deadline."""
         store, missing = self._connection(), set(range(self.world_size))
         while missing := {other for other in missing if not store.check([f"{mark}/{other}"])}:
             if time.monotonic() > deadline:
@@ -191,7 +191,7 @@ class Peers:
 
 
 def _is_of_others(error: BaseException) -> bool:
-    """Whether a collective failed since another process did not take part to its end."""
+    """Return whether a collective failed since another process did not take part to its end."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 

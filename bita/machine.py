@@ -33,6 +33,6 @@ def keep_memory() -> bool:
 
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """What `work`, which waits for the disk or leaves Python's lock, gives for each item, several at a time."""
+    """Return what `work`, which waits for the disk or leaves Python's lock, gives for each item, several at a time."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, items))

@@ -51,13 +51,13 @@ CONVERT_TF = (
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, then the header."""
+    """Return whether a file begins as safetensors do: the length of a JSON header, then the header."""
     head = _head(path)
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
 def is_shard_index(path: Path) -> bool:
-    """Whether a file is JSON that says in which shard each tensor is."""
+    """Return whether a file is JSON that says in which shard each tensor is."""
     if not _head(path).lstrip().startswith(b"{"):
         return False
     try:
@@ -67,7 +67,7 @@ def is_shard_index(path: Path) -> bool:
 
 
 def why_not_weights(path: Path) -> str | None:
-    """What a file is instead of weights, and what to do, in words; None where reading it may succeed.
+    """Return what a file is instead of weights, and what to do, in words; None where reading it may succeed.
 
     A folder is one with none of the known files in it.
     """
@@ -103,7 +103,7 @@ def why_not_weights(path: Path) -> str | None:
 
 
 def pointer(path: Path) -> str | None:
-    """What stands in the place of a file that was not fetched, as `stand_in` says; else None."""
+    """Return what stands in the place of a file that was not fetched, as `stand_in` says; else None."""
     return stand_in(_head(path))
 
 
@@ -127,7 +127,7 @@ def stand_in(content: bytes) -> str | None:
 
 
 def packed(content: bytes) -> str | None:
-    """What a file with this beginning is packed in, and what to do; None where it is not."""
+    """Return what a file with this beginning is packed in, and what to do; None where it is not."""
     for start, name in PACKED.items():
         if content.startswith(start):
             return f"compressed ({name}); unpack it and name what is in it"
@@ -135,7 +135,7 @@ def packed(content: bytes) -> str | None:
 
 
 def other_kind(content: bytes) -> str | None:
-    """What a file with this beginning is, where it is neither text nor an image that opens; None: not known."""
+    """Return what a file with this beginning is, where it is neither text nor an image that opens; None: not known."""
     if content[:HEAD] and not content[:HEAD].strip(b"\0"):
         return "nothing but zeros; its download broke off, fetch it again"
     if content.startswith(b"PK\x03\x04"):
@@ -173,7 +173,7 @@ def _text(path: Path, head: bytes, size: int) -> str | None:
 
 
 def _title(content: bytes) -> str:
-    """What a page says that it is."""
+    """Return what a page says that it is."""
     text = content[:100_000].decode("utf-8", "replace")
     found = re.search(r"<(title|message|code)[^>]*>(.*?)</", text, re.IGNORECASE | re.DOTALL)
     return " ".join((found[2] if found else text[:60]).split())[:60]

@@ -33,7 +33,7 @@ class WeightPackage:
 
 
 def _file(version: str, path: str, digest: str) -> WeightPackage:
-    """A package of one file."""
+    """Return a package of one file."""
     return WeightPackage(version, path, {path: digest})
 
 
@@ -69,7 +69,7 @@ PACKAGES = {
 
 
 def find(key: str, source: str) -> Path:
-    """The path that `package:NAME` stands for; nothing is read.
+    """Return the path that `package:NAME` stands for; nothing is read.
 
     Args:
         key: the configuration key that says so, for messages.
@@ -97,7 +97,7 @@ def find(key: str, source: str) -> Path:
 
 @cache
 def unpacked(key: str, source: str) -> str:
-    """A source of weights that can be read: of `package:NAME` the path, its files checked; any other as it is.
+    """Return a source of weights that can be read: of `package:NAME` the path, its files checked; any other as it is.
 
     Raises:
         ConfigError: see `find`.

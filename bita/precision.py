@@ -13,7 +13,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def sixteen_bit(device: torch.device) -> str:
-    """The name of a device's 16-bit precision: bf16 where it has it, else fp16; fp32 on a CPU."""
+    """Return the name of a device's 16-bit precision: bf16 where it has it, else fp16; fp32 on a CPU."""
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -46,12 +46,12 @@ _KINDS = {
 
 
 def has_words(caption: str) -> bool:
-    """Whether a caption says anything: RSICD, as published, has three that are only " ."."""
+    """Return whether a caption says anything: RSICD, as published, has three that are only " ."."""
     return any(letter.isalnum() for letter in caption)
 
 
 def kind(value: object) -> str:
-    """What a value of JSON is, in words."""
+    """Return what a value of JSON is, in words."""
     return _KINDS.get(type(value), "null")
 
 
@@ -65,7 +65,7 @@ def half_pair(text: str) -> str | None:
 
 
 def decode(content: bytes, where: str) -> str:
-    """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is taken off.
+    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is taken off.
 
     Raises:
         UserError: it is another encoding, no text at all, or stands in the place of a file that was not fetched;
@@ -96,7 +96,7 @@ def decode(content: bytes, where: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; raises UserError where it is missing, is a folder, or is not text."""
+    """Return the text of a file; raises UserError where it is missing, is a folder, or is not text."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
@@ -107,7 +107,7 @@ def read_text(path: Path) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text, ended by LF, CR LF or CR; other separators are part of a caption."""
+    """Return the lines of a text, ended by LF, CR LF or CR; other separators are part of a caption."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -116,7 +116,7 @@ class _ManyValues(UserError):
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         UserError: it is not JSON, has a key twice in one object, or is nested or has numbers beyond all measure.
@@ -138,7 +138,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """The value of a JSON file; what is wrong with it is said in one line."""
+    """Return the value of a JSON file; what is wrong with it is said in one line."""
     return parse_json(read_text(path), str(path))
 
 
@@ -168,24 +168,24 @@ class Record:
 
     @classmethod
     def of(cls, value: object, file: str, place: str) -> Record:
-        """The record that `value` is; raises UserError where it is no object."""
+        """Return the record that `value` is; raises UserError where it is no object."""
         if not isinstance(value, dict):
             raise cls(file, place, {}).fault(f"wanted an object, found {kind(value)}")
         return cls(file, place, value)
 
     def fault(self, problem: str) -> UserError:
-        """The error that says what is wrong with this record."""
+        """Return the error that says what is wrong with this record."""
         return UserError(": ".join(filter(None, (self.file, self.place, problem))))
 
     def about(self, name: str) -> Record:
-        """This record, called by its image in messages."""
+        """Return this record, called by its image in messages."""
         return replace(self, place=f"{self.place} ({name})".strip())
 
     def __contains__(self, key: str) -> bool:
         return key in self.fields
 
     def get(self, key: str) -> Any:
-        """The value of a field, which must be there."""
+        """Return the value of a field, which must be there."""
         if key not in self.fields:
             raise self.fault(f"field {key!r} is missing{self._others()}")
         return self.fields[key]
@@ -196,14 +196,14 @@ class Record:
         return f"; there are {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}" if names else ""
 
     def text(self, key: str) -> str:
-        """A field that must be text, and could name a file."""
+        """Return a field that must be text, and could name a file."""
         text = self._text(self.get(key), f"field {key!r}")
         if "\0" in text:
             raise self.fault(f"field {key!r} holds a NUL character; take it out")
         return text
 
     def captions(self, *keys: str) -> list[str]:
-        """The captions in that one of the fields which is there: a text, or a list of texts, empty ones too."""
+        """Return the captions in that one of the fields which is there: a text, or a list of texts, empty ones too."""
         there = [key for key in keys if key in self.fields]
         if len(there) > 1:
             raise self.fault(f"has both {there[0]!r} and {there[1]!r}; keep one")
@@ -214,7 +214,7 @@ class Record:
         return [self._text(text, f"field {key!r}, caption {k}") for k, text in enumerate(value, 1)]
 
     def image_id(self, key: str = "image_id") -> Id:
-        """An image's id: a whole number, or text that is not empty."""
+        """Return an image's id: a whole number, or text that is not empty."""
         value = self.get(key)
         if isinstance(value, str) and value:
             return self._text(value, f"field {key!r}")
@@ -225,7 +225,7 @@ class Record:
         raise self.fault(f"field {key!r} must be an id, that is a whole number or text, not {shown}")
 
     def objects(self, key: str) -> list[Record]:
-        """The objects of a field that must be a list of them."""
+        """Return the objects of a field that must be a list of them."""
         value = self.get(key)
         if not isinstance(value, list):
             raise self.fault(f"field {key!r} must be a list, not {kind(value)}")
@@ -244,12 +244,12 @@ class Record:
 
 
 def read_object(path: Path) -> Record:
-    """A JSON file that is one object, such as COCO's."""
+    """Return a JSON file that is one object, such as COCO's."""
     return Record.of(load_json(path), str(path), "")
 
 
 def read_records(path: Path) -> list[Record]:
-    """The objects of a JSON list, of a file with one object a line, or of a file that is one."""
+    """Return the objects of a JSON list, of a file with one object a line, or of a file that is one."""
     text, file = read_text(path), str(path)
     try:
         content = parse_json(text, file)
@@ -318,7 +318,7 @@ class Ids:
         self._first: tuple[Id, str] | None = None
 
     def see(self, record: Record, key: str = "image_id") -> Id:
-        """The id of a record; raises UserError where it is of another kind than those before."""
+        """Return the id of a record; raises UserError where it is of another kind than those before."""
         image_id = record.image_id(key)
         first, where = self._first = self._first or (image_id, record.place)
         if type(image_id) is not type(first):

@@ -60,7 +60,7 @@ class Registry:
                 self._configs[name] = part[1]
 
     def register(self, name: str) -> Callable[[C], C]:
-        """A class decorator that registers under `name`.
+        """Return a class decorator that registers under `name`.
 
         Raises:
             ValueError: the name is taken.
@@ -75,7 +75,7 @@ class Registry:
         return put
 
     def get(self, name: str) -> type[Any]:
-        """The class of a name.
+        """Return the class of a name.
 
         Raises:
             ConfigError: unknown; the message has the nearest known name.
@@ -87,7 +87,7 @@ class Registry:
         return target
 
     def config(self, name: str) -> type[Any]:
-        """The dataclass of a part's own keys; `FREE` where they are another library's.
+        """Return the dataclass of a part's own keys; `FREE` where they are another library's.
 
         Raises:
             ConfigError: the name is unknown, or its `Config` is none.
@@ -109,11 +109,11 @@ class Registry:
         return config
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._targets)
 
     def __iter__(self) -> Iterator[str]:
-        """All names, in the order in which they were registered."""
+        """Return all names, in the order in which they were registered."""
         return iter(self._targets)
 
     def __contains__(self, name: object) -> bool:
@@ -134,7 +134,7 @@ class Registry:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is meant, as a question."""
+    """Return the known name that is meant, as a question."""
     spelled = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.0)
     return f"did you mean {spelled[near[0]]!r}?" if near else "there are none"

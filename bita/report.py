@@ -71,14 +71,14 @@ class TestSplit:
 
 
 def shuffled(captions: Captions) -> Captions:
-    """The same captions, each under another image (a seeded cycle through all of them)."""
+    """Return the same captions, each under another image (a seeded cycle through all of them)."""
     ids = ordered(captions)
     random.Random(0).shuffle(ids)
     return {image: captions[other] for image, other in zip(ids, ids[1:] + ids[:1], strict=True)}
 
 
 def load_run(run: str) -> tuple[Path, Config, Captions]:
-    """A run's folder, its configuration, and its captions of the test split.
+    """Return a run's folder, its configuration, and its captions of the test split.
 
     Raises:
         UserError: the run has no checkpoint, or was not tested.
@@ -117,7 +117,7 @@ def write_page(
 
 
 def thumbnail(image: Image.Image) -> str:
-    """An image as a data URL, so that the page is one file."""
+    """Return an image as a data URL, so that the page is one file."""
     small = image.copy()
     small.thumbnail((256, 256))
     buffer = io.BytesIO()
@@ -157,7 +157,7 @@ def report(run: str, out: Path, seconds: float | None) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The scores in plain text."""
+    """Return the scores in plain text."""
     lines = [f"{'':40}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'distinct':>10}"]
     for row in rows:
         cells = "".join(f"{row['scores'].get(name, float('nan')):9.3f}" for name in COLUMNS)

@@ -63,7 +63,7 @@ class Record:
         self.findings: dict[str, Finding] = {}
 
     def use(self, name: str) -> Any:
-        """An item that others are computed from: wrong, it shows in them."""
+        """Return an item that others are computed from: wrong, it shows in them."""
         if name not in self.items:
             raise UserError(f"{self.folder}: {name} is not in the record")
         self.findings.setdefault(name, Finding(True, "input"))
@@ -183,7 +183,7 @@ def check_schedules(record: Record) -> None:
 
 
 def model_config(record: Record, arch: str) -> ModelConfig:
-    """The configuration that the recorded sizes describe."""
+    """Return the configuration that the recorded sizes describe."""
     size = {key: record.value(f"sizes.{key}") for key in ("queries", "itc_dim")}
     vit = {key: record.value(f"sizes.vit.{key}") for key in VIT_SIZES}
     bert = {key: record.value(f"sizes.bert.{key}") for key in BERT_SIZES}
@@ -386,7 +386,7 @@ def compare(folder: Path) -> Record:
 
 
 def table(record: Record) -> str:
-    """A line a kind of item, then every disagreement, then the count."""
+    """Return a line a kind of item, then every disagreement, then the count."""
     good: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for name, finding in record.findings.items():

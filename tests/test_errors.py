@@ -25,7 +25,7 @@ class TryAgainError(UserError):
 
 
 def fail(error: BaseException) -> int:
-    """Run a program that ends with ``error``."""
+    """Run a program that ends with `error`."""
 
     @program
     def main() -> int:

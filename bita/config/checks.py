@@ -89,7 +89,7 @@ def _check_datasets(cfg: Config, places: Places, declared: Mapping[str, Iterable
 
 
 def splits_in_use(run: RunConfig) -> list[str]:
-    """The splits that a run reads, each once; an evaluation reads its test splits only."""
+    """Return the splits that a run reads, each once; an evaluation reads its test splits only."""
     keys = ("test_splits",) if run.evaluate else ("train_splits", "valid_splits", "test_splits")
     return list(dict.fromkeys(split for key in keys for split in getattr(run, key)))
 
@@ -113,7 +113,7 @@ def _check_splits(cfg: Config, places: Places) -> None:
 
 
 def is_sharded(storage: str | list[str] | None) -> bool:
-    """Whether a split's storage names an index of shards."""
+    """Return whether a split's storage names an index of shards."""
     paths = [storage] if isinstance(storage, str) else storage or []
     return any(str(path).endswith(SHARD_INDEX) for path in paths)
 
@@ -213,7 +213,7 @@ def _missing_files(cfg: Config) -> Iterator[tuple[Keys, str]]:
 
 
 def _other_file(path: Path) -> str | None:
-    """What a file is instead of weights; that it is empty is said when it is read."""
+    """Return what a file is instead of weights; that it is empty is said when it is read."""
     return weights_problem(path) if path.is_file() and path.stat().st_size else None
 
 
@@ -227,12 +227,12 @@ def check_annotations(cfg: Config) -> None:
 
 
 def data_path(env: EnvConfig, path: str) -> Path:
-    """A path of a dataset's entry, which starts at the cache root unless it is absolute."""
+    """Return a path of a dataset's entry, which starts at the cache root unless it is absolute."""
     return Path(env.cache_root) / path
 
 
 def annotation_paths(name: str, entry: DatasetConfig, env: EnvConfig, split: str) -> list[Path]:
-    """The annotation files of a declared split, there or not; raises ConfigError where the entry names none."""
+    """Return the annotation files of a declared split, there or not; raises ConfigError where the entry names none."""
     storage = entry.build_info.annotations[split].storage
     paths = [storage] if isinstance(storage, str) else storage
     if not paths:
@@ -254,14 +254,14 @@ def _storage_key(name: str, split: str) -> str:
 
 
 def _is_local(path: str, cache_root: str) -> bool:
-    """Whether this can only be a path: names of the hub have at most one slash, and none in front."""
+    """Return whether this can only be a path: names of the hub have at most one slash, and none in front."""
     if path.startswith(SCHEME):
         return False
     return path.startswith(("/", ".", f"{cache_root}/")) or path.count("/") > 1 or path.endswith(".gguf")
 
 
 def check_imports(modules: object, places: Places) -> list[str]:
-    """The `imports` of a project file, as a list of module names.
+    """Return the `imports` of a project file, as a list of module names.
 
     Raises:
         ConfigError: they are something else.

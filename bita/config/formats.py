@@ -19,7 +19,7 @@ both, such as a dataset's."""
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration under today's keys; what stands under today's already has the last word."""
+    """Return a saved configuration under today's keys; what stands under today's already has the last word."""
     result = _copied(content)
     for before, after in RETIRED.items():
         for keys in list(_found(result, before.split("."))):
@@ -45,7 +45,7 @@ def _copied(content: Any) -> Any:
 
 
 def _found(content: Any, pattern: list[str], keys: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The places in nested dictionaries that a pattern of keys fits."""
+    """Return the places in nested dictionaries that a pattern of keys fits."""
     if not pattern:
         return [keys]
     if not isinstance(content, dict):

@@ -25,7 +25,7 @@ Arguments = Annotated[dict[str, Any], REPLACED]
 
 
 def key(default: T, **limits: float) -> T:
-    """A key with its default and the range of its numbers, of those in lists and mappings too.
+    """Return a key with its default and the range of its numbers, of those in lists and mappings too.
 
     Args:
         default: of a list or a mapping each gets its own copy.
@@ -35,24 +35,24 @@ def key(default: T, **limits: float) -> T:
 
 
 def name_of(registry: Registry, default: str | None = None) -> Any:
-    """A key that names a part of a registry; without a default it must be given."""
+    """Return a key that names a part of a registry; without a default it must be given."""
     if default is None:
         return dataclasses.field(metadata={"registry": registry})
     return _field(default, {"registry": registry})
 
 
 def names_of(registry: Registry, default: T, **limits: float) -> T:
-    """A list of names of parts, or a mapping from names, with the range of the numbers in it (`key`)."""
+    """Return a list of names of parts, or a mapping from names, with the range of the numbers in it (`key`)."""
     return _field(default, {"registry": registry} | limits)
 
 
 def keys_of(name: str) -> Any:
-    """A key that holds the own keys of the part that the key `name` beside it names."""
+    """Return a key that holds the own keys of the part that the key `name` beside it names."""
     return dataclasses.field(default=cast(Any, None), metadata={"keys_of": name})
 
 
 def own_keys_of(registry: Registry) -> Any:
-    """A mapping from names of parts to their own keys."""
+    """Return a mapping from names of parts to their own keys."""
     return _field({}, {"registry": registry, "own_keys": True})
 
 
@@ -84,11 +84,11 @@ def named(cls: type, keys: str, name: str) -> type[Any]:
 
 
 def registry_of(cls: type, name: str) -> Registry:
-    """The registry whose parts the key `name` of a dataclass may name."""
+    """Return the registry whose parts the key `name` of a dataclass may name."""
     registry: Registry = fields_of(cls)[name].metadata["registry"]
     return registry
 
 
 def fields_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a dataclass by name."""
+    """Return the fields of a dataclass by name."""
     return {f.name: f for f in dataclasses.fields(cls)}

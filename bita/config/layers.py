@@ -37,7 +37,7 @@ class PlainLoader(yaml.SafeLoader):
     """Safe YAML with the numbers of YAML 1.2: 1e-5 is one, 010 is ten, 1:30 and a date are text; keys are text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A dictionary whose keys are what the file says, 007 included."""
+        """Return a dictionary whose keys are what the file says, 007 included."""
         self.flatten_mapping(node)
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -94,7 +94,7 @@ class Layer:
     chosen: list[str] | None = None
 
     def part(self, *keys: str) -> Layer:
-        """The layer below some keys, or an empty one."""
+        """Return the layer below some keys, or an empty one."""
         content: Any = self.content
         for key in keys:
             content = content.get(key) if isinstance(content, dict) else None
@@ -104,11 +104,11 @@ class Layer:
         return Layer({} if content is None else content, places, self.shipped, replaces)
 
     def names(self) -> list[str]:
-        """The keys at its top; none when it is no mapping."""
+        """Return the keys at its top; none when it is no mapping."""
         return list(self.content) if isinstance(self.content, dict) else []
 
     def under(self, *keys: str) -> Layer:
-        """The same layer, put below some keys."""
+        """Return the same layer, put below some keys."""
         content: Any = self.content
         for key in reversed(keys):
             content = {key: content}
@@ -228,7 +228,7 @@ def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def where(keys: Keys, places: Places) -> str:
-    """Where a key was written, or the nearest one above it."""
+    """Return where a key was written, or the nearest one above it."""
     for depth in range(len(keys), 0, -1):
         if keys[:depth] in places:
             return places[keys[:depth]]

@@ -95,7 +95,7 @@ def load_config(path: str | Path, options: Sequence[str] = (), *, need_files: bo
 
 
 def config_to_yaml(cfg: Config) -> str:
-    """The resolved configuration as a project file, which `load_config` reads as the same configuration."""
+    """Return the resolved configuration as a project file, which `load_config` reads as the same configuration."""
     return to_yaml(config_to_dict(cfg))
 
 
@@ -105,7 +105,7 @@ def config_to_dict(cfg: Config) -> dict[str, Any]:
 
 
 def recorded_config(content: dict[str, Any], source: Path, format: int = FORMAT) -> Config:
-    """The configuration of an earlier run, after what registers its parts: plugins, and its own `imports`.
+    """Return the configuration of an earlier run, after what registers its parts: plugins, and its own `imports`.
 
     Args:
         content: what `config_to_dict` gave then.
@@ -165,7 +165,7 @@ def _read_own(path: Path, options: Sequence[str]) -> list[Layer]:
 
 
 def _or_shipped(path: Path, folder: Path = Path()) -> Path:
-    """A path as seen from a folder; `configs/…` is a shipped file where there is none of that name."""
+    """Return a path as seen from a folder; `configs/…` is a shipped file where there is none of that name."""
     shipped = CONFIGS.joinpath(*path.parts[1:])
     taken = path.parts[:1] == ("configs",) and not (folder / path).exists() and shipped.exists()
     return shipped if taken else folder / path
@@ -247,7 +247,7 @@ def _says_all(layer: Layer, *keys: str) -> bool:
 
 
 def _schema_defaults(merged: Layer) -> Layer:
-    """The defaults of every key that is not of a dataset, own keys of the parts that are named included."""
+    """Return the defaults of every key that is not of a dataset, own keys of the parts that are named included."""
     kinds = (("model", ArchConfig), ("run", RunConfig), ("env", EnvConfig))
     return Layer(
         {name: defaults(cls, merged.content.get(name), merged.places, (name,)) for name, cls in kinds}
@@ -255,7 +255,7 @@ def _schema_defaults(merged: Layer) -> Layer:
 
 
 def _model_defaults(given: Layer) -> Layer:
-    """The YAML of the arch and model type that were asked for; archs of the user's own may have none."""
+    """Return the YAML of the arch and model type that were asked for; archs of the user's own may have none."""
     arch, kind = given.content["model"]["arch"], expand(given.content["model"]["model_type"])
     if arch not in registry.models:
         raise unknown(("model", "arch"), registry.models.kind, arch, registry.models.names(), given.places)
@@ -270,7 +270,7 @@ def _model_defaults(given: Layer) -> Layer:
 
 
 def _dataset_defaults(given: Layer) -> dict[str, Layer]:
-    """The entry of each dataset that was asked for, from the folders of dataset files.
+    """Return the entry of each dataset that was asked for, from the folders of dataset files.
 
     A dataset that is in none of them may be described in the project file itself, with its files and images.
     """
@@ -307,6 +307,6 @@ def _read_datasets(folder: Path, known: dict[str, Layer], *, shipped: bool = Fal
 
 
 def _processor_defaults(*preprocess: Layer) -> Layer:
-    """What a dataset's processors take where its own entry says nothing; later ones win."""
+    """Return what a dataset's processors take where its own entry says nothing; later ones win."""
     names = (Layer({"name": name}).under(*keys) for keys, name in DEFAULT_PROCESSORS.items())
     return stack(*(layer.under("preprocess") for layer in (*names, *preprocess))).part("preprocess")

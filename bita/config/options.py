@@ -56,14 +56,14 @@ def read_options(options: Sequence[str], schema: type, below: Layer, *, place: s
 
 
 def _as_typed(option: str) -> Layer:
-    """A pair whose value may name a part."""
+    """Return a pair whose value may name a part."""
     name, _, text = option.partition("=")
     keys = name.split(".")
     return Layer(text).under(*keys) if all(keys) and text[:1] not in ("{", "[", "") else Layer()  # type: ignore[arg-type]
 
 
 def _value(text: str, hint: Any) -> Any:
-    """What was typed, as the type that is declared."""
+    """Return what was typed, as the type that is declared."""
     kinds, _ = kinds_of(hint)
     if not any(map(_is_text, kinds)) or (text.startswith("[") and any(get_origin(k) is list for k in kinds)):
         return _yaml(text, hint)
@@ -84,7 +84,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _yaml(text: str, hint: Any) -> Any:
-    """A value in YAML without comments."""
+    """Return a value in YAML without comments."""
     mark = next(letter for letter in map(chr, range(0xE000, 0xF8FF)) if letter not in text)
     loader = PlainLoader(text.replace("#", mark))
     root = loader.get_single_node()

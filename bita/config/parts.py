@@ -122,7 +122,7 @@ class ModelConfig(ArchConfig):
     """Weights of the frozen language model's own that learn; None: it learns nothing, as published."""
 
     def losses(self) -> dict[str, float]:
-        """The losses of stage 1 that count, and how much, in the registry's order."""
+        """Return the losses of stage 1 that count, and how much, in the registry's order."""
         published = registry.bridges.config(self.bridge).losses
         weights = {
             name: float(name in published) if weight is None else weight
@@ -264,7 +264,7 @@ class PretrainConfig(TaskConfig):
 
 
 def _gives(*scores: str) -> type[MetricConfig]:
-    """The keys of a metric that has none of its own and gives these scores."""
+    """Return the keys of a metric that has none of its own and gives these scores."""
     return make_dataclass("MetricKeys", (), bases=(MetricConfig,), namespace={"scores": scores}, kw_only=True)
 
 

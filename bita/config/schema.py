@@ -104,7 +104,7 @@ class ArchConfig(WithParts):
             yield "vit_layers", f"must be block numbers from 1 in rising order, not {layers}"
 
     def one_positive(self) -> bool:
-        """Whether an image's other captions count as wrong ones for it."""
+        """Return whether an image's other captions count as wrong ones for it."""
         return False
 
     def for_export(self, image_size: int) -> None:
@@ -207,7 +207,7 @@ class DatasetConfig:
 
 
 def unknown_score(name: str, known: Iterable[str]) -> str:
-    """What is wrong with the name of a score that there is not."""
+    """Return what is wrong with the name of a score that there is not."""
     known = sorted(known)
     return f"unknown score {name!r}; {nearest(name, known)}{', of ' * bool(known)}{', '.join(known)}"
 

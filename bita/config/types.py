@@ -76,7 +76,7 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
 
 
 def defaults(cls: type[Any], given: Any, places: Places, keys: Keys = ()) -> dict[str, Any]:
-    """The defaults of a dataclass and of all that stand below it, as plain dictionaries.
+    """Return the defaults of a dataclass and of all that stand below it, as plain dictionaries.
 
     Args:
         cls: as for `build`.
@@ -108,7 +108,7 @@ def defaults(cls: type[Any], given: Any, places: Places, keys: Keys = ()) -> dic
 
 
 def own_keys(cls: type, f: dataclasses.Field[Any], given: dict[str, Any]) -> type[Any]:
-    """The dataclass, or `FREE`, of the keys in field `f`: of the part that the key beside it names."""
+    """Return the dataclass, or `FREE`, of the keys in field `f`: of the part that the key beside it names."""
     name_field = fields_of(cls)[f.metadata["keys_of"]]
     config: type[Any] = name_field.metadata["registry"].config(given.get(name_field.name, name_field.default))
     return config
@@ -145,12 +145,12 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = (), *, names_
 
 
 def _is_chosen(hint: Any) -> bool:
-    """Whether this is what the parts of a registry share, so that a name says which keys there are."""
+    """Return whether this is what the parts of a registry share, so that a name says which keys there are."""
     return getattr(hint, "chosen_by", None) is not None
 
 
 def _chosen(cls: type[T], value: Any, places: Places, keys: Keys) -> type[T]:
-    """The `Config` of the part that a dictionary names; the class itself where there is nothing to choose."""
+    """Return the `Config` of the part that a dictionary names; the class itself where there is nothing to choose."""
     if not _is_chosen(cls) or not isinstance(value, dict):
         return cls
     registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def _without_others(cls: type, value: Any, places: Places, keys: Keys) -> Any:
 
 
 def _own_keys(config: type[Any], value: Any, places: Places, keys: Keys) -> Any:
-    """A part's own keys; those of another library as they are."""
+    """Return a part's own keys; those of another library as they are."""
     if config is FREE:
         return _convert(dict[str, Any], value, places, keys)
     return build(config, {} if value is None else value, places, keys)
@@ -256,7 +256,7 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
 
 
 def is_path(hint: Any) -> bool:
-    """Whether a declared type is a path, or may hold one."""
+    """Return whether a declared type is a path, or may hold one."""
     return (isinstance(hint, str) and hint == PATH) or any(map(is_path, get_args(hint)))
 
 
@@ -290,12 +290,12 @@ def _scalar(hint: type, value: Any, places: Places, keys: Keys) -> Any:
 
 
 def wrong(keys: Keys, places: Places, what: str) -> ConfigError:
-    """The one-line error for a key's value."""
+    """Return the one-line error for a key's value."""
     return ConfigError(f"{'.'.join(keys) or 'configuration'} ({where(keys, places)}): {what}")
 
 
 def unknown(keys: Keys, kind: str, name: object, known: Iterable[str], places: Places) -> ConfigError:
-    """The one-line error for a value that is none of some names, with the nearest of them."""
+    """Return the one-line error for a value that is none of some names, with the nearest of them."""
     known = sorted(known)
     return wrong(
         keys, places, f"unknown {kind} {str(name)!r}; {nearest(str(name), known)}, of {', '.join(known)}"
@@ -303,7 +303,7 @@ def unknown(keys: Keys, kind: str, name: object, known: Iterable[str], places: P
 
 
 def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigError:
-    """The nearest key beside it; or one of that name, or nearly, elsewhere, when none beside it is near."""
+    """Return the nearest key beside it; or one of that name, or nearly, elsewhere, when none beside it is near."""
     *above, key = keys
     everywhere = {".".join(path): path for path in _all_keys()}
     beside = difflib.get_close_matches(key, hints, n=1, cutoff=0.6)
@@ -377,7 +377,7 @@ def _hint_in(cls: Any, name: str, given: dict[str, Any]) -> Any:
 
 
 def kinds_of(hint: Any) -> tuple[list[Any], frozenset[str]]:
-    """What a type may be, None among it, and the marks that it carries."""
+    """Return what a type may be, None among it, and the marks that it carries."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
         kinds, more = kinds_of(inner)
@@ -391,7 +391,7 @@ def kinds_of(hint: Any) -> tuple[list[Any], frozenset[str]]:
 
 
 def _all_keys() -> tuple[Keys, ...]:
-    """Every key of the configuration, those of all parts included, but not those below names of datasets."""
+    """Return every key of the configuration, those of all parts included, but not those below names of datasets."""
     from bita.config.schema import Config
 
     def walk(cls: type, keys: Keys) -> Iterator[Keys]:
@@ -413,7 +413,7 @@ def _all_keys() -> tuple[Keys, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: what it is and, when short, how it is written."""
+    """Return a value in a message: what it is and, when short, how it is written."""
     kind = TYPE_NAMES.get(type(value), type(value).__name__)
     if isinstance(value, dict | list) or value is None:
         return kind
@@ -422,7 +422,7 @@ def shown(value: Any) -> str:
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    """The type of every key of a dataclass."""
+    """Return the type of every key of a dataclass."""
     hints = _all_hints(cls)  # type: ignore[arg-type]  # classes are hashable
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 

@@ -25,7 +25,7 @@ def read_annotations(files: Sequence[Path]) -> list[CaptionRecord]:
     """Read annotation files: JSON lists of {image, caption, image_id}; a caption may be a list of captions.
 
     Raises:
-        UserError: A file is no JSON list, a record lacks a field or has an empty caption, ids are text here and numbers
+        UserError: a file is no JSON list, a record lacks a field or has an empty caption, ids are text here and numbers
             there, or an image id stands for two images or an image has two ids. File and record are named.
     """
     records: list[CaptionRecord] = []
@@ -52,7 +52,7 @@ def read_annotations(files: Sequence[Path]) -> list[CaptionRecord]:
 
 
 def captions_by_image(records: Iterable[CaptionRecord]) -> dict[Id, list[str]]:
-    """The captions of every image, images in the order in which they come."""
+    """Return the captions of every image, images in the order in which they come."""
     captions: dict[Id, list[str]] = {}
     for record in records:
         captions.setdefault(record.image_id, []).append(record.caption)
@@ -69,7 +69,7 @@ def read_ground_truth(path: Path) -> dict[Id, list[str]]:
 
 
 def said(entry: Record, *keys: str) -> list[str]:
-    """The captions of a record, in the one of its fields `keys` that is there; none of them empty."""
+    """Return the captions of a record, in the one of its fields `keys` that is there; none of them empty."""
     captions = entry.captions(*keys)
     if not captions or not all(caption.strip() for caption in captions):
         raise entry.fault("caption is empty")

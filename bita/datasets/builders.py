@@ -1,4 +1,4 @@
-"""Configured datasets: a name and its entry to a ``CaptionDataset``. A new dataset is an entry, never a class."""
+"""Configured datasets: a name and its entry to a `CaptionDataset`. A new dataset is an entry, never a class."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Needs:
     """What a model asks of its data; processors take it where their own keys say nothing.
 
     Attributes:
-        image_size: Side in pixels, with which processors of another size must agree.
-        mean: Of each channel, of the model's encoder; and std, the deviations.
-        prompt: In front of every caption.
-        prompt_joint: What joins them.
+        image_size: side in pixels, with which processors of another size must agree.
+        mean: of each channel, of the model's encoder; and std, the deviations.
+        prompt: in front of every caption.
+        prompt_joint: what joins them.
     """
 
     image_size: int | None = None
@@ -50,7 +50,7 @@ class Needs:
 
     @classmethod
     def of(cls, model: ArchConfig) -> Self:
-        """What the model of a configuration asks for."""
+        """Return what the model of a configuration asks for."""
         from bita.models.vision import image_input
 
         size, mean, std = image_input(model)
@@ -60,12 +60,12 @@ class Needs:
 def build_datasets(cfg: Config) -> dict[str, list[Split]]:
     """Build every split that the run asks for, of every dataset: {split: [one dataset each]}.
 
-    With ``run.evaluate`` these are the test splits only. A split that is trained on as well as validated on is
-    built for training; ``EvalLoader`` uses the eval processors all the same.
+    With `run.evaluate` these are the test splits only. A split that is trained on as well as validated on is
+    built for training; `EvalLoader` uses the eval processors all the same.
 
     Raises:
-        ConfigError: A dataset does not declare a split, or a file that it names is missing.
-        UserError: A file's content is wrong.
+        ConfigError: a dataset does not declare a split, or a file that it names is missing.
+        UserError: a file's content is wrong.
     """
     run, needs = cfg.run, Needs.of(cfg.model)
     built: dict[str, list[Split]] = {}
@@ -99,17 +99,17 @@ def build_dataset(
     """Build one split of one dataset.
 
     Args:
-        name: The dataset's name, for messages.
-        cfg: Its entry.
-        env: Where relative paths start.
-        split: Which split.
-        needs: What the model asks of its data; None: nothing.
-        train: Whether it is trained on.
-        images_may_miss: Leave it to the reader to find that an image is not there.
+        name: the dataset's name, for messages.
+        cfg: its entry.
+        env: where relative paths start.
+        split: which split.
+        needs: what the model asks of its data; None: nothing.
+        train: whether it is trained on.
+        images_may_miss: leave it to the reader to find that an image is not there.
 
     Raises:
-        ConfigError: The split is not declared, or a file that the entry names is missing.
-        UserError: A file's content is wrong; it and the record are named.
+        ConfigError: the split is not declared, or a file that the entry names is missing.
+        UserError: a file's content is wrong; it and the record are named.
     """
     processors = build_processors(name, cfg, needs or Needs())
     entry = _declared_split(name, cfg, split)
@@ -247,7 +247,7 @@ def _annotation_files(name: str, cfg: DatasetConfig, env: EnvConfig, split: str)
 
 
 def generate_synthetic(out: Path, synthetic: dict[str, Any]) -> None:
-    """Generate the synthetic dataset below ``out``; of several processes the first does, the others wait."""
+    """Generate the synthetic dataset below `out`; of several processes the first does, the others wait."""
     from bita.datasets.synthetic import generate
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def generate_synthetic(out: Path, synthetic: dict[str, Any]) -> None:
 
 
 def _check_generated(name: str, out: Path, synthetic: dict[str, Any]) -> None:
-    """Raise ConfigError if ``out`` was generated with other settings than these."""
+    """Raise ConfigError if `out` was generated with other settings than these."""
     stamp = out / GENERATED
     if stamp.is_file() and load_json(stamp) != synthetic:
         made = stamp.read_text()
@@ -305,7 +305,7 @@ def _with_files(
 
 
 def _references(name: str, split: str, path: Path, records: Sequence[CaptionRecord]) -> dict[Id, list[str]]:
-    """Return the references of the images in ``records``; every image must have some."""
+    """Return the references of the images in `records`; every image must have some."""
     if not path.is_file():
         key = f"datasets.{name}.build_info.annotations.{split}.ground_truth"
         raise ConfigError(f"{key}: {path}: {no_file(path)}")
@@ -321,7 +321,7 @@ def _references(name: str, split: str, path: Path, records: Sequence[CaptionReco
 
 
 def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
-    """Open the pixel cache in the dataset's folder (beside its images), or under ``root`` if that is read-only."""
+    """Open the pixel cache in the dataset's folder (beside its images), or under `root` if that is read-only."""
     opener, processors = dataset.opener, dataset.processors
     size = _size(processors.train_image if dataset.train else processors.eval_image)
     size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size

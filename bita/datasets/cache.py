@@ -28,7 +28,7 @@ TRAIN_MARGIN = 8 / 7
 
 
 class PixelCache:
-    """A cache file, memory-mapped: ``pixels`` is (images, size, size, 3) uint8."""
+    """A cache file, memory-mapped: `pixels` is (images, size, size, 3) uint8."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class FeatureCache:
 
 
 def cache_folder(images: Path, root: str | Path, name: str) -> Path:
-    """The folder for what is kept of a dataset: beside its images, or below `root` where that is read-only."""
+    """Return the folder for what is kept of a dataset: beside its images, or below `root` where that is read-only."""
     for folder in (images.parent / "cache", Path(root) / "cache" / name):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,17 +83,17 @@ def open_cache(
     size: int,
     where: Path,
 ) -> PixelCache:
-    """Open the cache of the images ``names`` at ``size`` × ``size``, and make it first if it is not there.
+    """Open the cache of the images `names` at `size` × `size`, and make it first if it is not there.
 
     The file's name holds a hash of the images' names, sizes and times and of the opener's rule, so that a changed image
     or another way of opening it makes a new file. Processes that want the same file wait for the one that makes it.
 
     Args:
-        names: Images below ``folder``, one row each.
-        folder: The image folder.
-        opener: Opens them.
-        size: Side of a cached image; the resize is the eval processor's bicubic one.
-        where: Folder of the cache file; made if need be.
+        names: images below `folder`, one row each.
+        folder: the image folder.
+        opener: opens them.
+        size: side of a cached image; the resize is the eval processor's bicubic one.
+        where: folder of the cache file; made if need be.
     """
     key = hashlib.sha256(f"{size} {opener.rule}".encode())
     for name in names:

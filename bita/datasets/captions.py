@@ -51,7 +51,7 @@ class Processors:
         )
 
     def training_text(self, caption: str, generator: torch.Generator) -> str:
-        """Process a caption for training; a processor that draws (has ``draw``) does so from ``generator``."""
+        """Process a caption for training; a processor that draws (has `draw`) does so from `generator`."""
         draw: Callable[[str, torch.Generator], str] | None = getattr(self.train_text, "draw", None)
         return self.train_text(caption) if draw is None else draw(caption, generator)
 
@@ -70,10 +70,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
-        """Return the image of item ``index``, 8-bit RGB, its drawn captions, and its number."""
+        """Return the image of item `index`, 8-bit RGB, its drawn captions, and its number."""
 
     def where(self, index: int) -> str:
-        """Return where item ``index`` is stored, for messages."""
+        """Return where item `index` is stored, for messages."""
 
     def image_name(self, number: int) -> str:
         """Return how the image with this number is called in the dataset's files, for messages."""
@@ -89,21 +89,21 @@ class Split(Protocol):
 class CaptionDataset:
     """Records of one split.
 
-    An item is a caption with its image; with ``captions_per_image`` = n it is an image with n of its captions drawn.
+    An item is a caption with its image; with `captions_per_image` = n it is an image with n of its captions drawn.
 
     Args:
-        name: The dataset's name in the configuration.
-        split: The split's name.
-        records: One record a caption, images in any order.
-        folder: Where the images are.
-        processors: Image and text processors of both modes.
-        references: References by the dataset's own image ids, for scoring; None takes the records' captions.
-        train: Whether it is trained on, so that images are opened as for training.
-        captions_per_image: None, or n.
-        cache: The images, decoded and resized; row k is the k-th of ``image_names``.
+        name: the dataset's name in the configuration.
+        split: the split's name.
+        records: one record a caption, images in any order.
+        folder: where the images are.
+        processors: image and text processors of both modes.
+        references: references by the dataset's own image ids, for scoring; None takes the records' captions.
+        train: whether it is trained on, so that images are opened as for training.
+        captions_per_image: none, or n.
+        cache: the images, decoded and resized; row k is the k-th of `image_names`.
 
     Attributes:
-        numbers: Image id → the number that stands for it in batches; see ``number_images``.
+        numbers: image id → the number that stands for it in batches; see `number_images`.
     """
 
     sharded = False
@@ -146,7 +146,7 @@ class CaptionDataset:
         return self
 
     def draw(self, index: int, generator: torch.Generator) -> list[int]:
-        """Return the records of item ``index``: itself, or n of an image's (repeated where it has fewer)."""
+        """Return the records of item `index`: itself, or n of an image's (repeated where it has fewer)."""
         if self.captions_per_image is None:
             return [index]
         group = self.groups[index]
@@ -154,7 +154,7 @@ class CaptionDataset:
         return [group[order[k % len(order)]] for k in range(self.captions_per_image)]
 
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
-        """Return the image of item ``index``, its drawn captions, and its number."""
+        """Return the image of item `index`, its drawn captions, and its number."""
         drawn = self.draw(index, generator)
         records = [self.records[record] for record in drawn]
         return self.open(drawn[0]), [record.caption for record in records], self.numbers[records[0].image_id]
@@ -175,7 +175,7 @@ class CaptionDataset:
         return len(self.groups)
 
     def where(self, index: int) -> str:
-        """Return the image file of item ``index``, for messages."""
+        """Return the image file of item `index`, for messages."""
         record = index if self.captions_per_image is None else self.groups[index][0]
         return str(self.folder / self.records[record].image)
 
@@ -191,7 +191,7 @@ class CaptionDataset:
         return self.processors.train_open if self.train else self.processors.eval_open
 
     def cached_pixels(self, records: Sequence[int]) -> Tensor:
-        """Return the cached images of ``records``, (B, H, W, 3) uint8."""
+        """Return the cached images of `records`, (B, H, W, 3) uint8."""
         if self.cache is None:
             raise ValueError(f"dataset {self.name} has no cache")
         return torch.from_numpy(self.cache.pixels[[self._row[record] for record in records]])
@@ -204,7 +204,7 @@ class CaptionDataset:
 
 
 def seeded(*key: int) -> torch.Generator:
-    """Return a generator that depends on the whole ``key`` (seed, epoch, position)."""
+    """Return a generator that depends on the whole `key` (seed, epoch, position)."""
     state = np.random.SeedSequence([abs(part) for part in key]).generate_state(1, np.uint32)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -218,7 +218,7 @@ def group_by_image(records: Sequence[CaptionRecord]) -> list[list[int]]:
 
 
 def number_images(ids: Sequence[Id]) -> dict[Id, int]:
-    """Return image id → number: the id itself, or its place in ``ids`` where one is text, negative or very large."""
+    """Return image id → number: the id itself, or its place in `ids` where one is text, negative or very large."""
     if all(isinstance(image_id, int) and 0 <= image_id < IDS_OF_A_DATASET for image_id in ids):
         return {image_id: int(image_id) for image_id in ids}
     return {image_id: place for place, image_id in enumerate(ids)}

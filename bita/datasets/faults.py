@@ -73,7 +73,7 @@ class Whereabouts:
         return watch_workers(self._where)
 
     def _where(self, reason: str) -> str:
-        """What the worker that `reason` names was reading; where it names none, what each of them was."""
+        """Return what the worker that `reason` names was reading; where it names none, what each of them was."""
         found = [] if self._reading is None else self._reading.tolist()
         started = [(pid, record) for pid, record in found if record >= 0]
         numbers = re.findall(r"\d+", reason)
@@ -135,5 +135,5 @@ def _into_shared(tensor: Tensor) -> Tensor:
 
 
 def no_room() -> UserError:
-    """The error of shared memory that is full."""
+    """Return the error of shared memory that is full."""
     return TransientError(f"shared memory, which loader workers hand images over in, is full: {ROOM}")

@@ -45,11 +45,11 @@ class Views:
     seed: int
 
     def of(self, rows: Sequence[int], view: int) -> Dataset[Tensor]:
-        """One view of some images, each (3, S, S)."""
+        """Return one view of some images, each (3, S, S)."""
         return _View(self, rows, view)
 
     def key(self, encoder: str) -> str:
-        """A hash of all that the features depend on; `encoder` is one of the encoder's weights and precision."""
+        """Return a hash of all that the features depend on; `encoder` is one of the encoder's weights and precision."""
         data = self.dataset
         processor = data.processors.eval_image if self.count is None else data.processors.train_image
         rule = {name: str(value) for name, value in sorted(vars(processor).items())}

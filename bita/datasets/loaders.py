@@ -37,15 +37,15 @@ class EpochSampler:
     """What one rank reads in which step of an epoch.
 
     Attributes:
-        sizes: Records of each dataset; they are numbered through.
+        sizes: records of each dataset; they are numbered through.
         weights: (datasets,) share of draws that each dataset gets; None takes every record once.
-        seed: Seed of the order.
-        batch_size: Records a rank and step.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        chunk: Records that stay near each other in the order, because they lie near each other on the disk.
-        epoch: Which is gone through.
-        start_step: The step that it is gone through from.
+        seed: seed of the order.
+        batch_size: records a rank and step.
+        rank: this process, from 0.
+        world_size: number of processes.
+        chunk: records that stay near each other in the order, because they lie near each other on the disk.
+        epoch: which is gone through.
+        start_step: the step that it is gone through from.
     """
 
     sizes: Sequence[int]
@@ -90,7 +90,7 @@ class EpochSampler:
 
 
 def _near_order(total: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """Return an order of ``total`` records, (total,) int64: chunks shuffled, then records within windows."""
+    """Return an order of `total` records, (total,) int64: chunks shuffled, then records within windows."""
     if chunk == 1:
         return torch.randperm(total, generator=generator)
     starts = torch.randperm(-(-total // chunk), generator=generator) * chunk
@@ -104,9 +104,9 @@ class Loader:
     """Batches of one rank, and what went wrong while they were read.
 
     Args:
-        reader: Reads them, in workers where there are any.
-        sampler: Yields what each batch is read from.
-        run: Reads num_workers, device.
+        reader: reads them, in workers where there are any.
+        sampler: yields what each batch is read from.
+        run: reads num_workers, device.
     """
 
     def __init__(self, reader: Reader[Any], sampler: Any, run: RunConfig) -> None:
@@ -152,15 +152,15 @@ class TrainLoader(Loader):
     """Shuffled training batches of one rank; the last incomplete batch is dropped.
 
     Args:
-        datasets: They are concatenated; with ratios, drawn from.
-        run: Reads seed, batch_size_train (images a rank, where an image has several captions), num_workers,
+        datasets: they are concatenated; with ratios, drawn from.
+        run: reads seed, batch_size_train (images a rank, where an image has several captions), num_workers,
             train_dataset_ratios, device, on_bad_image.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        device: Where cached images are augmented, and batches of them lie; None is the CPU.
+        rank: this process, from 0.
+        world_size: number of processes.
+        device: where cached images are augmented, and batches of them lie; None is the CPU.
 
     Raises:
-        UserError: There are fewer records than a batch on every rank needs.
+        UserError: there are fewer records than a batch on every rank needs.
         ConfigError: train_dataset_ratios does not fit the datasets.
     """
 
@@ -196,7 +196,7 @@ class TrainLoader(Loader):
         return len(self.sampler)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose what the next iteration goes through: ``epoch``, from ``start_step`` on; the rest is not read."""
+        """Choose what the next iteration goes through: `epoch`, from `start_step` on; the rest is not read."""
         self.sampler.epoch = epoch
         self.sampler.start_step = start_step
 
@@ -210,7 +210,7 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Batches of one rank's share of a dataset's images: one record an image, every image on exactly one rank.
 
-    ``batch["text"]`` holds each image's first caption. The processors are the eval ones, whatever the split.
+    `batch["text"]` holds each image's first caption. The processors are the eval ones, whatever the split.
     """
 
     def __init__(

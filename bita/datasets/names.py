@@ -26,12 +26,12 @@ _SYSTEM = {
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a path is, or lies in, what a file system of macOS, Windows or a NAS keeps for itself."""
+    """Return whether a path is, or lies in, what a file system of macOS, Windows or a NAS keeps for itself."""
     return any(part.startswith("._") or part.lower() in _SYSTEM for part in re.split(r"[/\\]", name))
 
 
 def plain(name: str) -> str:
-    """A name without what systems change about it: case, Unicode normal form, blanks at its ends."""
+    """Return a name without what systems change about it: case, Unicode normal form, blanks at its ends."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
@@ -84,7 +84,7 @@ class ImageFolder:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a file; a link that leads to itself is none."""
+    """Return whether an entry of a folder is a file; a link that leads to itself is none."""
     try:
         return entry.is_file()
     except OSError:
@@ -92,6 +92,6 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _fits(name: str, listing: dict[str, list[str]]) -> list[str]:
-    """The names of a listing that `name` can mean: itself, or those that are plainly the same."""
+    """Return the names of a listing that `name` can mean: itself, or those that are plainly the same."""
     fits = listing.get(plain(name), [])
     return [name] if name in fits else fits

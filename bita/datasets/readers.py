@@ -50,15 +50,15 @@ class Reader(Dataset[Read | Failure], Generic[K]):
             return Failure(str(error))
 
     def read(self, keys: Sequence[K]) -> Read:
-        """Read the batch of ``keys``."""
+        """Read the batch of `keys`."""
         raise NotImplementedError
 
 
 class TrainReader(Reader[TrainKey]):
     """Training batches: each record's crop and drawn captions depend on (seed, epoch, position) alone.
 
-    With every dataset cached, images are augmented as one batch on ``device``; otherwise one by one, from files.
-    Where ``skip`` says so, a record that does not open is replaced by another of its dataset, which depends on
+    With every dataset cached, images are augmented as one batch on `device`; otherwise one by one, from files.
+    Where `skip` says so, a record that does not open is replaced by another of its dataset, which depends on
     (seed, epoch, position) too.
     """
 
@@ -84,7 +84,7 @@ class TrainReader(Reader[TrainKey]):
         )
 
     def read(self, keys: Sequence[TrainKey]) -> Read:
-        """Return the batch of ``keys``; an image's drawn captions stand side by side and share its crop."""
+        """Return the batch of `keys`; an image's drawn captions stand side by side and share its crop."""
         if self.cached:
             return self._read_cached(keys), []
         images: list[Tensor] = []
@@ -110,7 +110,7 @@ class TrainReader(Reader[TrainKey]):
         key: TrainKey,
         bad: list[BadRecord],
     ) -> tuple[tuple[Image.Image, list[str], int], torch.Generator]:
-        """Return record ``index``, or where it does not open another one, with the generator of its draws."""
+        """Return record `index`, or where it does not open another one, with the generator of its draws."""
         _, epoch, position = key
         for attempt in range(1, TRIES + 1):
             try:
@@ -141,7 +141,7 @@ class TrainReader(Reader[TrainKey]):
         return self.datasets[number], number, place - self.offsets[number], seeded(self.seed, epoch, position)
 
     def _read_cached(self, keys: Sequence[TrainKey]) -> Batch:
-        """Return the batch of ``keys`` from the caches."""
+        """Return the batch of `keys` from the caches."""
         texts: list[str] = []
         ids: list[int] = []
         picked: list[tuple[int, int, torch.Generator]] = []
@@ -171,7 +171,7 @@ class TrainReader(Reader[TrainKey]):
         return torch.cat(found)
 
     def _augment(self, picked: Sequence[tuple[int, int, torch.Generator]]) -> Tensor:
-        """Augment cached images, dataset by dataset; returns (I, 3, S, S) in the order of ``picked``."""
+        """Augment cached images, dataset by dataset; returns (I, 3, S, S) in the order of `picked`."""
         parts: dict[int, list[int]] = {}
         for place, (number, _, _) in enumerate(picked):
             parts.setdefault(number, []).append(place)
@@ -204,7 +204,7 @@ def _shared(read: Read) -> Read:
 class EvalReader(Reader[int]):
     """Evaluation batches: a list of records to their images and captions, through the eval processors.
 
-    Where ``skip`` says so, an image that does not open is a grey one: every image is still evaluated once.
+    Where `skip` says so, an image that does not open is a grey one: every image is still evaluated once.
     """
 
     def __init__(self, dataset: CaptionDataset, *, skip: bool = False, workers: int = 0) -> None:

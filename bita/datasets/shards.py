@@ -5,8 +5,8 @@
     FOLDER/train.shards.npy        (records, 6) int64: shard, offset and size of the image, offset and size of the text,
                                    1 where the text is JSON
 
-``KEY.json`` holds {"image_id", "captions"} (or {"caption"}), a list of captions or one; ``KEY.txt`` (``.caption``,
-``.cap``) one caption a line. Every text is read when the index is made, so that a wrong one is found then. The index is
+`KEY.json` holds {"image_id", "captions"} (or {"caption"}), a list of captions or one; `KEY.txt` (`.caption`,
+`.cap`) one caption a line. Every text is read when the index is made, so that a wrong one is found then. The index is
 memory-mapped and records are read at their offset, so memory does not grow with the corpus, any step can be resumed
 without reading what is skipped, and ranks and workers share the records as they share those of any other dataset.
 """
@@ -59,17 +59,17 @@ class ShardRecord:
 
 
 class ShardDataset:
-    """Training records of shards: like a ``CaptionDataset``, an item is an image with one or n captions drawn.
+    """Training records of shards: like a `CaptionDataset`, an item is an image with one or n captions drawn.
 
     Args:
-        name: The dataset's name in the configuration.
-        split: The split's name.
-        index: The ``.shards.json`` file.
-        processors: Image and text processors; the training ones are used. Without any, images can be opened.
-        captions_per_image: Captions drawn an image; None draws one.
+        name: the dataset's name in the configuration.
+        split: the split's name.
+        index: the `.shards.json` file.
+        processors: image and text processors; the training ones are used. Without any, images can be opened.
+        captions_per_image: captions drawn an image; None draws one.
 
     Raises:
-        UserError: The index or a shard is missing, or the index does not fit the shards.
+        UserError: the index or a shard is missing, or the index does not fit the shards.
     """
 
     cache: PixelCache | None = None
@@ -99,7 +99,7 @@ class ShardDataset:
         return len(self.offsets)
 
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
-        """Return image ``index`` (8-bit RGB), its drawn captions, and its id; errors name shard and record."""
+        """Return image `index` (8-bit RGB), its drawn captions, and its id; errors name shard and record."""
         shard, image_start, image_size, text_start, text_size, is_json = self.offsets[index].tolist()
         where = self.where(index)
         text = self._handles.read(shard, text_start, text_size)
@@ -126,7 +126,7 @@ class ShardDataset:
         return f"{self.name} {self.split} {number} ({self.index})"
 
     def where(self, index: int) -> str:
-        """Return the shard of item ``index`` and its number, for messages."""
+        """Return the shard of item `index` and its number, for messages."""
         return f"{self.files[self.offsets[index, 0]]}: record {index}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,10 +175,10 @@ class Handles:
 
 
 def parse_text(content: bytes, index: int, where: str, *, is_json: bool) -> tuple[list[str], int]:
-    """Return captions and image number of a record's text member: its id where that is a number, else ``index``.
+    """Return captions and image number of a record's text member: its id where that is a number, else `index`.
 
     Raises:
-        UserError: It is no text or not JSON, a caption is empty or is not text; ``where`` is named.
+        UserError: it is no text or not JSON, a caption is empty or is not text; `where` is named.
     """
     text = decode(content, where)
     value = parse_json(text, where) if is_json else [line for line in lines(text) if line.strip()]
@@ -210,7 +210,7 @@ def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
 
 
 def _offsets(table: Path) -> npt.NDArray[np.int64]:
-    """The memory-mapped (records, 6) array of an index."""
+    """Return the memory-mapped (records, 6) array of an index."""
     with table.open("rb") as file:
         instead = stand_in(file.read(HEAD))
     if instead is not None:
@@ -263,15 +263,15 @@ def _finish(file: tarfile.TarFile | None, folder: Path, names: Sequence[str]) ->
 
 
 def index_shards(files: Sequence[Path], index: Path, left_out: list[str] | None = None) -> Path:
-    """Index tar files (written here or elsewhere) that lie beside ``index``; returns it.
+    """Index tar files (written here or elsewhere) that lie beside `index`; returns it.
 
     Args:
-        files: The shards.
-        index: Where the index goes.
-        left_out: Gets what is wrong with captions that cannot be read; their records are left out. None: an error.
+        files: the shards.
+        index: where the index goes.
+        left_out: gets what is wrong with captions that cannot be read; their records are left out. None: an error.
 
     Raises:
-        UserError: A file is no plain tar file, an image in it has no text beside it, or a text has no captions.
+        UserError: a file is no plain tar file, an image in it has no text beside it, or a text has no captions.
     """
     rows: list[npt.NDArray[np.int64]] = []
     for number, file in enumerate(files):
@@ -301,7 +301,7 @@ def _members(file: Path, number: int, left_out: list[str] | None) -> Iterator[tu
         with tarfile.open(file, "r:") as archive, file.open("rb") as raw:
 
             def rows(key: str) -> list[tuple[int, ...]]:
-                """The row of a record that has all it needs; none where it is not whole or is left out."""
+                """Return the row of a record that has all it needs; none where it is not whole or is left out."""
                 parts = open_records.get(key, {})
                 if "image" not in parts or len(parts) < 2:
                     return []
@@ -341,7 +341,7 @@ def _members(file: Path, number: int, left_out: list[str] | None) -> Iterator[tu
 
 
 def _no_tar(file: Path, error: Exception) -> str:
-    """Why a file cannot be read as a tar file."""
+    """Return why a file cannot be read as a tar file."""
     if not file.is_file():
         return no_file(file)
     with file.open("rb") as content:

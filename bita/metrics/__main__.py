@@ -129,7 +129,7 @@ def _classes(args: argparse.Namespace, references: Mapping[Id, list[str]]) -> di
 
 
 def _label(record: Record, key: str) -> str:
-    """A class, which may be a number."""
+    """Return a class, which may be a number."""
     return str(record.get(key)) if type(record.get(key)) is int else record.text(key)
 
 

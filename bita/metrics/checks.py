@@ -48,7 +48,7 @@ def check_ids(references: Mapping[Any, Sequence[str]], hypotheses: Mapping[Any, 
 
 
 def named(ids: Iterable[Id], total: int, noun: str) -> str:
-    """Such as ``3 of 210 images (ids 4, 17, 99)``; at most five ids are named."""
+    """Such as `3 of 210 images (ids 4, 17, 99)`; at most five ids are named."""
     chosen = ordered(ids)
     plural = {"hypothesis": "hypotheses"}.get(noun, f"{noun}s")
     shown = ", ".join(str(image_id)[:WIDE] for image_id in chosen[:SHOWN]) + (

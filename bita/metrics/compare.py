@@ -60,7 +60,7 @@ class Row:
 
 
 def find_results(path: Path) -> list[Result]:
-    """The results of a run folder (or of the `latest` in an output folder), or one result file.
+    """Return the results of a run folder (or of the `latest` in an output folder), or one result file.
 
     Raises:
         UserError: nothing there, or not a result file.
@@ -97,7 +97,7 @@ def check_comparable(results: Sequence[Result]) -> None:
 
 
 def rows(results: Iterable[Result]) -> list[Row]:
-    """One row for each group and dataset, in order of appearance."""
+    """Return one row for each group and dataset, in order of appearance."""
     found: dict[tuple[str, str], Row] = {}
     for result in results:
         row = found.setdefault((result.group, result.dataset), Row(result.label, result.dataset, {}))
@@ -150,7 +150,7 @@ def _configuration(run: Path) -> str | None:
 
 
 def _chain(config: dict[str, Any], above: frozenset[Path] = frozenset()) -> list[Any]:
-    """A configuration, then that of the run that it started from, and so on; where that is gone, its path."""
+    """Return a configuration, then that of the run that it started from, and so on; where that is gone, its path."""
     own = _of_all_seeds(config)
     start = own.get("model", {}).pop("init_from", None)
     if start is None:
@@ -164,7 +164,7 @@ def _chain(config: dict[str, Any], above: frozenset[Path] = frozenset()) -> list
 
 
 def _of_all_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy without the keys of one run, in which paths below the cache root say so."""
+    """Return a copy without the keys of one run, in which paths below the cache root say so."""
     root = str((config.get("env") or {}).get("cache_root") or "")
 
     def copied(value: Any) -> Any:

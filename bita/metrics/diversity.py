@@ -13,9 +13,9 @@ def diversity(captions: Sequence[str]) -> dict[str, float]:
         captions: one for each image, tokens joined by spaces.
 
     Returns:
-        ``distinct_1`` to ``distinct_4``: distinct n-grams over all n-grams (Li et al., 2016); ``vocabulary``: distinct
-        words; ``words``: words a caption; ``captions``: distinct captions; ``identical``: share of images whose
-        caption another image has too; ``most_frequent``: share of images with the most frequent caption.
+        `distinct_1` to `distinct_4`: distinct n-grams over all n-grams (Li et al., 2016); `vocabulary`: distinct
+        words; `words`: words a caption; `captions`: distinct captions; `identical`: share of images whose
+        caption another image has too; `most_frequent`: share of images with the most frequent caption.
     """
     words = [caption.split() for caption in captions]
     counts = Counter(captions)

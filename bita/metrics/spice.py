@@ -27,7 +27,7 @@ TIMEOUT = 3600.0
 
 
 def missing_note(folder: Path | None) -> str | None:
-    """Why SPICE cannot run, and what would let it; None when both files are in the folder."""
+    """Return why SPICE cannot run, and what would let it; None when both files are in the folder."""
     if folder is None:
         return f"SPICE: not computed; it needs {' and '.join(JARS)} (from {SOURCE}) in the folder given as spice_dir"
     missing = [name for name in JARS if not (folder / name).is_file()]
@@ -42,7 +42,7 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[Id, str]) -> Measured:
     Args:
         folder: has the two jars.
         refs: the references.
-        hyps: image id → tokenized caption, in the order of ``refs.ids``.
+        hyps: image id → tokenized caption, in the order of `refs.ids`.
 
     Raises:
         RuntimeError: Java failed or took over `TIMEOUT` seconds, or its answer lacks an image.

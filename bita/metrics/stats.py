@@ -96,7 +96,7 @@ def paired_test(
 
 
 def by_class(scores: Scores, classes: Mapping[Id, str]) -> dict[str, dict[str, float]]:
-    """Class → scores of its images alone, and their number as ``images``; classes in alphabetical order.
+    """Class → scores of its images alone, and their number as `images`; classes in alphabetical order.
 
     Args:
         scores: of one set of hypotheses.
@@ -118,7 +118,7 @@ def by_class(scores: Scores, classes: Mapping[Id, str]) -> dict[str, dict[str, f
 
 
 def draws(images: int, samples: int, seed: int) -> Array:
-    """How often each image is in each drawn set: (samples, images), every row adding up to `images`."""
+    """Return how often each image is in each drawn set: (samples, images), every row adding up to `images`."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
 

@@ -26,7 +26,7 @@ others of an English dictionary."""
 
 
 def clean(caption: str) -> str:
-    """One line: every run of white space, line ends of any kind included, becomes one space; ends are stripped.
+    """Return one line: every run of white space, line ends of any kind included, becomes one space; ends are stripped.
 
     Half of a surrogate pair, which no encoding can hold, becomes a question mark.
     """

@@ -89,16 +89,16 @@ class BitaModel(nn.Module):
         return batch["tokens"] if "tokens" in batch else self.raw_tokens(batch["image"])
 
     def query_image(self, image_tokens: Tensor) -> Tensor:
-        """What the query tokens read in (B, N, C): (B, Q, D)."""
+        """Return what the query tokens read in (B, N, C): (B, Q, D)."""
         output: Tensor = self.bridge(self._queries(len(image_tokens)), image_tokens)
         return output
 
     def _queries(self, count: int) -> Tensor:
-        """The query tokens, once for each of `count` images: (count, Q, D)."""
+        """Return the query tokens, once for each of `count` images: (count, Q, D)."""
         return self.query_tokens.expand(count, -1, -1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch's `loss` (with gradient) and other scalars (without)."""
+        """Return a batch's `loss` (with gradient) and other scalars (without)."""
         raise NotImplementedError
 
     def generate(
@@ -116,11 +116,11 @@ class BitaModel(nn.Module):
         return False
 
     def loss_weight(self, batch: Batch) -> int:
-        """What a batch's loss counts in the mean over a split: its images."""
+        """Return what a batch's loss counts in the mean over a split: its images."""
         return len(batch["image_id"])
 
     def language_model(self) -> nn.Module | None:
-        """The part that several processes can hold in shares."""
+        """Return the part that several processes can hold in shares."""
         return None
 
     def merge_lora(self) -> None:
@@ -151,7 +151,7 @@ class BitaModel(nn.Module):
         return set()
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Every tensor that no external file holds, by our names; tied copies once."""
+        """Return every tensor that no external file holds, by our names; tied copies once."""
         tied = self.tied_names()
         return {
             name: tensor.detach()
@@ -187,5 +187,5 @@ def for_captions(rows: Tensor, captions: int) -> Tensor:
 
 
 def part_of(name: str) -> str:
-    """The part a tensor belongs to: the first piece of its name; but LoRA's weights are a part of their own."""
+    """Return the part a tensor belongs to: the first piece of its name; but LoRA's weights are a part of their own."""
     return "lora" if ".lora_" in name else name.split(".", 1)[0]

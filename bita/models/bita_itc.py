@@ -66,7 +66,7 @@ class Reading:
             self.queries = model.query_image(self.tokens)
 
     def for_captions(self, rows: Tensor) -> Tensor:
-        """A row an image → a row a caption."""
+        """Return a row an image → a row a caption."""
         return for_captions(rows, len(self.ids))
 
     @cached_property
@@ -100,7 +100,7 @@ class Stage1Loss:
         self.args = args
 
     def __call__(self, model: BitaITC, seen: Reading) -> Tensor | dict[str, Tensor]:
-        """A batch's loss; or the loss as `NAME_loss` and other scalars to log."""
+        """Return a batch's loss; or the loss as `NAME_loss` and other scalars to log."""
         raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ class BitaITC(BitaModel):
         return cls(cfg, load_tokenizer("model.text_tokenizer", cfg.text_tokenizer, load_weights, dec=True))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted sum of a batch's losses, each of them, and the shares that came right."""
+        """Return the weighted sum of a batch's losses, each of them, and the shares that came right."""
         seen = Reading(self, batch)
         output: dict[str, Tensor] = {}
         for name, compute in self.loss_functions:
@@ -245,7 +245,7 @@ class BitaITC(BitaModel):
         return {"loss": output.pop("itc_loss")} | output
 
     def compare(self, images: Tensor, texts: Tensor, groups: Tensor | None = None) -> Comparison:
-        """This process's features (B, Q, E) and (B, E) against those of all processes."""
+        """Return this process's features (B, Q, E) and (B, E) against those of all processes."""
         all_images = gather_features(images, with_grad=self.cfg.itc_gather_grad)
         all_texts = gather_features(texts, with_grad=self.cfg.itc_gather_grad)
         pairs = self._partners(len(texts), groups)
@@ -306,7 +306,7 @@ class BitaITC(BitaModel):
         return self._match_logits(joint)[:, 1]
 
     def joint_features(self, image_tokens: Tensor, text_ids: Tensor) -> Tensor:
-        """The queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
+        """Return the queries' rows (B, Q, D) of a pass in which queries and text (B, T) meet."""
         queries = self._queries(len(text_ids))
         output: Tensor = self.bridge(queries, image_tokens, text_ids)
         return output[:, : queries.shape[1]]

@@ -66,7 +66,7 @@ class BitaLM(BitaModel):
         return CaptionTokens.of(self.tokenizer, self.decoder.family, self.decoder.vocabulary)
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The vision encoder and, without `frozen_lm_dropout`, the language model, as configured."""
+        """Return the vision encoder and, without `frozen_lm_dropout`, the language model, as configured."""
         silent = self.cfg.freeze_lm and not self.cfg.frozen_lm_dropout
         return super().frozen_parts() + ([self.opt_model] if silent else [])
 
@@ -95,7 +95,7 @@ class BitaLM(BitaModel):
             self.external.pop("opt_model", None)  # it is no longer what its owner published
 
     def loss_weight(self, batch: Batch) -> int:
-        """What a batch's loss counts in the mean over a split: its captions' tokens."""
+        """Return what a batch's loss counts in the mean over a split: its captions' tokens."""
         return int((self.tokenize(batch["text"])[1] != IGNORED).sum())
 
     def language_model(self) -> nn.Module | None:
@@ -122,7 +122,7 @@ class BitaLM(BitaModel):
         return {"opt_model"} if self.decoder.save(folder, max_shard) else set()
 
     def tied_names(self) -> set[str]:
-        """What the decoder ties, such as an output head to the input embedding."""
+        """Return what the decoder ties, such as an output head to the input embedding."""
         return {f"opt_model.{name}" for name in self.decoder.tied_names()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

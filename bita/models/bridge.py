@@ -158,7 +158,7 @@ class BertBridge(Bridge):
         self.apply(init_bert)
 
     def embed(self, queries: Tensor | None = None, text_ids: Tensor | None = None) -> Tensor:
-        """What the first layer reads (B, Q + T, D): queries, without positions, in front of the text."""
+        """Return what the first layer reads (B, Q + T, D): queries, without positions, in front of the text."""
         inputs = [] if queries is None else [queries]
         if text_ids is not None:
             positions = torch.arange(text_ids.shape[1], device=text_ids.device)

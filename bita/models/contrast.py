@@ -33,7 +33,7 @@ class Comparison:
 
 
 def caption_number(text: str) -> int:
-    """A 63-bit number that equal captions share, on every process."""
+    """Return a 63-bit number that equal captions share, on every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
@@ -57,12 +57,12 @@ def similarity(images: Tensor, texts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_negatives(scores: Tensor, positives: Tensor, *, sample: bool) -> tuple[Tensor, Tensor]:
-    """A negative for each row, drawn by its softmax over all columns, plus a little for every column.
+    """Return a negative for each row, drawn by its softmax over all columns, plus a little for every column.
 
     Args:
         scores: (B, M) similarities over the temperature.
         positives: (B, M) True where a column must not be drawn.
-        sample: False takes the likeliest.
+        sample: false takes the likeliest.
 
     Returns:
         (B,) columns, and (B,) whether the row had any to draw from; the column means nothing where it had none.

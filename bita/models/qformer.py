@@ -31,14 +31,14 @@ class QFormerLayer(BridgeLayer):
         before: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """One layer.
+        """Run one layer.
 
         Args:
             hidden: (B, S, D), of which the first `queries` rows are query tokens.
             queries: how many those are.
             image: (B, N, C).
             before: (B, M, D), hidden states in front of `hidden` that are looked at and do not change.
-            mask: True where a row of `hidden` may look, over (B, heads, S, M + S).
+            mask: true where a row of `hidden` may look, over (B, heads, S, M + S).
 
         Returns:
             (B, S, D).
@@ -69,7 +69,7 @@ class QFormer(BertBridge):
         return hidden
 
     def read(self, queries: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The queries' output (B, Q, D), and what each layer was given, for `write`."""
+        """Return the queries' output (B, Q, D), and what each layer was given, for `write`."""
         hidden = self.embed(queries)
         seen = []
         for layer in self.layers:

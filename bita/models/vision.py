@@ -56,7 +56,7 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def image_input(cls, cfg: ArchConfig) -> ImageInput:
-        """What the encoder of a configuration reads: CLIP's normalisation, unless overridden."""
+        """Return what the encoder of a configuration reads: CLIP's normalisation, unless overridden."""
         return ImageInput(cfg.image_size or KNOWN_SIZE, CLIP_MEAN, CLIP_STD)
 
     @classmethod
@@ -106,7 +106,7 @@ class TimmEncoder(VisionEncoder):
 
     @classmethod
     def image_input(cls, cfg: ArchConfig) -> ImageInput:
-        """What the encoder was pretrained to read; `model.image_size` has the last word on the size.
+        """Return what the encoder was pretrained to read; `model.image_size` has the last word on the size.
 
         Raises:
             ConfigError: timm does not know the name.
@@ -183,13 +183,13 @@ class TimmEncoder(VisionEncoder):
 
 
 def image_input(cfg: ArchConfig) -> ImageInput:
-    """What the encoder that a configuration names reads."""
+    """Return what the encoder that a configuration names reads."""
     found: ImageInput = encoders.get(cfg.vit_model).image_input(cfg)
     return found
 
 
 def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
-    """The timm model that a configuration names, for images of its size."""
+    """Return the timm model that a configuration names, for images of its size."""
     if "img_size" in cfg.vit_args:
         raise ConfigError("model.vit_args.img_size: the size of images is model.image_size; set that")
     size = image_input(cfg).size

@@ -17,12 +17,12 @@ _STAMP = ".unpacked"
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name says that it is a zip or tar archive."""
+    """Return whether a file's name says that it is a zip or tar archive."""
     return path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack ``archive`` into the folder ``target`` unless that was done before; returns ``target``."""
+    """Unpack `archive` into the folder `target` unless that was done before; returns `target`."""
     status = archive.stat()
     stamp = f"{archive.name} {status.st_size} {status.st_mtime_ns}\n"
     if (target / _STAMP).is_file() and (target / _STAMP).read_text() == stamp:
@@ -56,7 +56,7 @@ def _head(archive: Path) -> bytes:
 
 
 def _reason(archive: Path, error: Exception) -> str:
-    """Why an archive does not unpack: what it is instead, or what went wrong."""
+    """Return why an archive does not unpack: what it is instead, or what went wrong."""
     head = _head(archive)
     if head.startswith(b"PK") and not zipfile.is_zipfile(archive):
         return "the zip archive is cut off; fetch it again"
@@ -73,12 +73,12 @@ def _open_zip(archive: Path) -> zipfile.ZipFile:
 
 
 def _wanted(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """The member as it may be unpacked, or None for what other systems keep for themselves."""
+    """Return the member as it may be unpacked, or None for what other systems keep for themselves."""
     return None if is_system_file(member.name) else tarfile.data_filter(member, folder)
 
 
 def open_source(source: Path, out: Path) -> Path:
-    """Return the folder with the published files: ``source`` itself, or ``out/source`` unpacked from it."""
+    """Return the folder with the published files: `source` itself, or `out/source` unpacked from it."""
     if source.is_dir():
         return source
     if is_archive(source):
@@ -89,7 +89,7 @@ def open_source(source: Path, out: Path) -> Path:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Find the one file ``name`` in ``folder`` or up to two folders below."""
+    """Find the one file `name` in `folder` or up to two folders below."""
     found = _below(folder, name, directories=False)
     if not found:
         raise UserError(f"{folder}: {name} is missing")
@@ -101,7 +101,7 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def find_images(folder: Path, name: str, out: Path) -> Path:
-    """Find the folder ``name`` in ``folder`` or up to two below; an archive of that name is unpacked."""
+    """Find the folder `name` in `folder` or up to two below; an archive of that name is unpacked."""
     found = _below(folder, name, directories=True)
     if len(found) > 1:
         raise UserError(
@@ -122,7 +122,7 @@ def find_images(folder: Path, name: str, out: Path) -> Path:
 
 
 def _below(folder: Path, name: str, *, directories: bool) -> list[Path]:
-    """Matches of ``name`` at the first level, 0 to 2 folders down, that has any."""
+    """Matches of `name` at the first level, 0 to 2 folders down, that has any."""
     for prefix in ("", "*/", "*/*/"):
         found = [
             path

@@ -19,10 +19,10 @@ THUMBNAIL = 8
 
 
 def constant_captions(train: Path, test: Path) -> dict[Id, str]:
-    """The most frequent training caption for every test image.
+    """Return the most frequent training caption for every test image.
 
     Args:
-        train: annotation file, a JSON list of ``{image, caption, image_id}``.
+        train: annotation file, a JSON list of `{image, caption, image_id}`.
         test: likewise; its captions are not looked at.
     """
     counts = Counter(record.caption for record in read_annotations([train]))
@@ -31,12 +31,12 @@ def constant_captions(train: Path, test: Path) -> dict[Id, str]:
 
 
 def nearest_captions(train: Path, test: Path, images: Path) -> dict[Id, str]:
-    """The first caption of the training image that looks most alike, for every test image.
+    """Return the first caption of the training image that looks most alike, for every test image.
 
     Alike: least squared distance of thumbnails (8×8 pixels, RGB), the mean colour counted once more.
 
     Args:
-        train: annotation file, a JSON list of ``{image, caption, image_id}``.
+        train: annotation file, a JSON list of `{image, caption, image_id}`.
         test: likewise; its captions are not looked at.
         images: folder of the pictures of both.
     """

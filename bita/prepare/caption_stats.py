@@ -16,7 +16,7 @@ RARE, COMMON = 3, 50
 
 
 def caption_statistics(captions: Mapping[Id, Sequence[str]]) -> dict[str, Any]:
-    """Return the statistics of ``captions`` (by image id) as a JSON-ready dictionary."""
+    """Return the statistics of `captions` (by image id) as a JSON-ready dictionary."""
     texts = [caption for group in captions.values() for caption in group]
     words = Counter(word for text in texts for word in _WORD.findall(text.lower()))
     lengths = sorted(len(_WORD.findall(text)) for text in texts)
@@ -55,12 +55,12 @@ def typing_errors(words: Mapping[str, int]) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """A caption as far as repeats are concerned: case, spaces and the full stop at the end do not count."""
+    """Return a caption as far as repeats are concerned: case, spaces and the full stop at the end do not count."""
     return " ".join(text.lower().split()).rstrip(" .")
 
 
 def _one_edit(word: str) -> list[str]:
-    """All strings one deletion, swap of neighbours, replacement or insertion away."""
+    """Return all strings one deletion, swap of neighbours, replacement or insertion away."""
     splits = [(word[:place], word[place:]) for place in range(len(word) + 1)]
     letters = string.ascii_lowercase
     edits = [left + right[1:] for left, right in splits if right]
@@ -71,5 +71,5 @@ def _one_edit(word: str) -> list[str]:
 
 
 def _inflected(word: str, other: str) -> bool:
-    """Whether the two differ in a letter at the end only (plural, tense)."""
+    """Return whether the two differ in a letter at the end only (plural, tense)."""
     return word[:-1] == other or other[:-1] == word or word[:-1] == other[:-1]

@@ -31,7 +31,7 @@ class PreparedImage:
 
 @dataclass
 class Report:
-    """What one run of ``prepare`` kept, left out, and wrote."""
+    """What one run of `prepare` kept, left out, and wrote."""
 
     kept: list[PreparedImage]
     left_out: list[tuple[str, str]]
@@ -57,7 +57,7 @@ def dataset_card(name: str, title: str, report: Report, checksums: Mapping[str, 
 
 
 def yaml_entry(name: str, report: Report) -> str:
-    """Return the part of a configuration that names the prepared files, for ``OUT`` = ``data/<name>``."""
+    """Return the part of a configuration that names the prepared files, for `OUT` = `data/<name>`."""
     folder = name.removesuffix("_caption")
     splits = []
     for split in SPLITS:

@@ -1,6 +1,6 @@
 """Generic forms of caption data: COCO JSON, Karpathy JSON, CSV and JSON-lines tables, image folders with text files.
 
-Splits are always declared: by the file (``train=FILE``), by the record, or by the folder; none is ever drawn.
+Splits are always declared: by the file (`train=FILE`), by the record, or by the folder; none is ever drawn.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def generic_source(
     images: str = "",
     columns: Mapping[str, str] | None = None,
 ) -> Source:
-    """Open data of one of the ``FORMS``.
+    """Open data of one of the `FORMS`.
 
     Args:
-        name: The dataset's name.
-        form: ``coco``: files as ``SPLIT=FILE``. ``karpathy``: one file, with the split in every record. ``csv``,
-            ``jsonl``: a table with a row a caption (or a list of captions, in JSON lines), with the split in a column
-            or as ``SPLIT=FILE``. ``text``: folders train/, val/, test/ with a text file beside every image, one
+        name: the dataset's name.
+        form: `coco`: files as `SPLIT=FILE`. `karpathy`: one file, with the split in every record. `csv`,
+            `jsonl`: a table with a row a caption (or a list of captions, in JSON lines), with the split in a column
+            or as `SPLIT=FILE`. `text`: folders train/, val/, test/ with a text file beside every image, one
             caption a line.
-        source: Folder or archive.
-        out: Folder of the prepared dataset (archives are unpacked there).
-        annotations: Files below ``source``, each maybe with ``SPLIT=`` in front.
-        images: Image folder below ``source``.
-        columns: Names of the table's columns for ``image``, ``caption`` and ``split``.
+        source: folder or archive.
+        out: folder of the prepared dataset (archives are unpacked there).
+        annotations: files below `source`, each maybe with `SPLIT=` in front.
+        images: image folder below `source`.
+        columns: names of the table's columns for `image`, `caption` and `split`.
 
     Raises:
-        UserError: A file is missing or is not what the form says, or no split is declared.
+        UserError: a file is missing or is not what the form says, or no split is declared.
     """
     folder = open_source(source, out)
     root = folder / images
@@ -81,7 +81,7 @@ def _split_and_file(entry: str, folder: Path) -> tuple[str | None, Path]:
 
 
 def _read_coco(path: Path, split: str | None) -> list[SourceImage]:
-    """Read ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``."""
+    """Read `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`."""
     if split is None:
         raise UserError(f"{path}: a COCO file has no splits; declare its split as train={path.name}")
     content = read_object(path)

@@ -50,7 +50,7 @@ class Pair:
     first: ImageFacts
     second: ImageFacts
     distance: int
-    """Differing bits of the perceptual hash; 0 with ``exact``."""
+    """Differing bits of the perceptual hash; 0 with `exact`."""
     exact: bool
     """Whether the files are equal byte by byte."""
 
@@ -61,7 +61,7 @@ class Pair:
 
 
 def examine(dataset: str, folder: ImageFolder, images: Sequence[tuple[str, str]]) -> list[ImageFacts]:
-    """Open every image of ``images`` ((split, path below ``folder``) pairs) and say what it is."""
+    """Open every image of `images` ((split, path below `folder`) pairs) and say what it is."""
 
     def facts(entry: tuple[str, str]) -> ImageFacts:
         split, name = entry
@@ -98,7 +98,7 @@ def equal_files(images: Sequence[ImageFacts]) -> list[Pair]:
 
 
 def near_copies(images: Sequence[ImageFacts], distance: int) -> list[Pair]:
-    """Return the pairs whose perceptual hashes differ in at most ``distance`` of 256 bits; equal files are not named.
+    """Return the pairs whose perceptual hashes differ in at most `distance` of 256 bits; equal files are not named.
 
     Flat images (water, desert) have hashes of noise or of nothing: those with less than 16 bits set or unset are passed
     over.
@@ -117,7 +117,7 @@ def near_copies(images: Sequence[ImageFacts], distance: int) -> list[Pair]:
 
 
 def _close(bits: npt.NDArray[np.uint64], start: int, distance: int) -> list[tuple[int, int, int]]:
-    """Return (row, column, differing bits) of the close pairs with row < column, rows from ``start`` on."""
+    """Return (row, column, differing bits) of the close pairs with row < column, rows from `start` on."""
     rows, columns = bits[start : start + _ROWS_AT_ONCE], bits[start:]
     differing = np.zeros((len(rows), len(columns)), dtype=np.uint16)
     for word in range(bits.shape[1]):

@@ -43,7 +43,7 @@ class Source:
 
 
 def published_source(name: str, source: Path, out: Path) -> Source:
-    """Open a dataset of the ``PUBLISHED`` table in its published layout, in a folder or an archive."""
+    """Open a dataset of the `PUBLISHED` table in its published layout, in a folder or an archive."""
     layout = PUBLISHED[name]
     folder = open_source(source, out)
     annotation = find_file(folder, layout.annotation)
@@ -54,16 +54,16 @@ def published_source(name: str, source: Path, out: Path) -> Source:
 
 
 def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: bool = False) -> Report:
-    """Write ``source`` in the framework's form below ``out``, or check what an earlier run wrote there.
+    """Write `source` in the framework's form below `out`, or check what an earlier run wrote there.
 
     Args:
-        source: Images, captions and files.
-        out: The folder of the prepared dataset.
-        copy_images: Copy the images into ``out/images`` instead of linking to their folder.
-        overwrite: Replace files that differ from what the source gives; otherwise that is an error.
+        source: images, captions and files.
+        out: the folder of the prepared dataset.
+        copy_images: copy the images into `out/images` instead of linking to their folder.
+        overwrite: replace files that differ from what the source gives; otherwise that is an error.
 
     Raises:
-        UserError: No image is usable, or a file in ``out`` differs.
+        UserError: no image is usable, or a file in `out` differs.
     """
     report = select(source)
     if not report.kept:
@@ -102,7 +102,7 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
 
 
 def select(source: Source) -> Report:
-    """Judge every record of ``source``: what is usable is kept, the rest is named with its reason."""
+    """Judge every record of `source`: what is usable is kept, the rest is named with its reason."""
     folder = ImageFolder(source.images)
     found = [folder.find(record.image) if _is_inside(record.image) else [] for record in source.records]
     broken = in_threads(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
@@ -125,7 +125,7 @@ def select(source: Source) -> Report:
 
 
 def _printable(name: str) -> str:
-    """A name as one line, with bytes that are no UTF-8 written out."""
+    """Return a name as one line, with bytes that are no UTF-8 written out."""
     return " ".join(name.encode("utf-8", "backslashreplace").decode().splitlines())
 
 
@@ -166,7 +166,7 @@ def _lines(records: Sequence[dict[str, object]]) -> str:
 def _reason(
     record: SourceImage, names: list[str], fault: str | None, captions: Sequence[str], first: dict[str, str]
 ) -> str | None:
-    """Why a record cannot be used, or None."""
+    """Return why a record cannot be used, or None."""
     if record.split not in SPLITS:
         return f"split {record.split!r} is none of {', '.join(SPLITS)}"
     if not _is_inside(record.image):
@@ -215,14 +215,14 @@ def _caption_notes(images: Sequence[PreparedImage]) -> list[str]:
 
 
 def _images_differ(target: Path, images: Path, copy_images: bool) -> bool:
-    """Whether ``target`` exists and is not what a run would make it."""
+    """Return whether `target` exists and is not what a run would make it."""
     if target.is_symlink():
         return copy_images or target.resolve() != images.resolve()
     return target.exists() and not target.is_dir()
 
 
 def _place_images(images: Path, target: Path, report: Report, copy_images: bool) -> None:
-    """Link ``target`` to the image folder, or copy the kept images; a folder that is there is completed."""
+    """Link `target` to the image folder, or copy the kept images; a folder that is there is completed."""
     if target.is_dir() and not target.is_symlink():
         copy_images = target.resolve() != images.resolve()
     elif not copy_images:

@@ -1,6 +1,6 @@
 """Published datasets and generic forms as they come: one list of images with their captions and splits.
 
-A reader does not judge: which of its images are usable is decided in ``prepare``. What it cannot read at all
+A reader does not judge: which of its images are usable is decided in `prepare`. What it cannot read at all
 (no JSON, a field missing) is a one-line error that names the file and the record.
 """
 
@@ -47,9 +47,9 @@ class Published:
 
 
 def read_karpathy(path: Path) -> list[SourceImage]:
-    """Read ``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}``: UCM, RSICD, Sydney, Karpathy's COCO.
+    """Read `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`: UCM, RSICD, Sydney, Karpathy's COCO.
 
-    A record's ``filepath``, where there is one, stands in front of its file name; split ``restval`` is ``train``.
+    A record's `filepath`, where there is one, stands in front of its file name; split `restval` is `train`.
     """
     images = []
     for record in read_object(path).objects("images"):
@@ -63,7 +63,7 @@ def read_karpathy(path: Path) -> list[SourceImage]:
 
 
 def read_nwpu(path: Path) -> list[SourceImage]:
-    """Read ``{"<class>": [{"filename", "split", "raw", "raw_1", …}]}``; images lie in ``<class>/``."""
+    """Read `{"<class>": [{"filename", "split", "raw", "raw_1", …}]}`; images lie in `<class>/`."""
     images = []
     content = read_object(path)
     for category in content.fields:

@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, str]] = {
 
 
 def read_captions(paths: list[Path]) -> list[str]:
-    """The cleaned captions of annotation files.
+    """Return the cleaned captions of annotation files.
 
     Raises:
         UserError: a file is missing or is not a list of records with a caption.

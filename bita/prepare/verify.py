@@ -38,11 +38,11 @@ def verify(folders: dict[str, Path], near: int | None = None) -> Verification:
     """Verify prepared datasets (folder by name), each alone and all together.
 
     Args:
-        folders: Prepared folders; a name in the ``PUBLISHED`` table is held against its published counts.
-        near: Also look for near copies: perceptual hashes that differ in at most this many of 256 bits.
+        folders: prepared folders; a name in the `PUBLISHED` table is held against its published counts.
+        near: also look for near copies: perceptual hashes that differ in at most this many of 256 bits.
 
     Raises:
-        UserError: A folder holds no annotation files.
+        UserError: a folder holds no annotation files.
     """
     result = Verification()
     images: list[ImageFacts] = []

@@ -1,7 +1,7 @@
 """Image processors: PIL image (or cached uint8 array) to a normalised (3, size, size) tensor.
 
 Random draws come from an explicit generator, one vector of numbers an image, so that what an image becomes
-depends on the generator's seed alone. Letters: B images, H rows, W columns, S = ``image_size``.
+depends on the generator's seed alone. Letters: B images, H rows, W columns, S = `image_size`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Augmentation:
 def random_crop(
     width: int, height: int, scale: tuple[float, float], draws: Sequence[float]
 ) -> tuple[int, ...]:
-    """Return (top, left, height, width) of torchvision's RandomResizedCrop for the uniform numbers ``draws``.
+    """Return (top, left, height, width) of torchvision's RandomResizedCrop for the uniform numbers `draws`.
 
-    An area of ``scale`` of the image and a ratio of 3/4 to 4/3 (uniform in its logarithm), ten attempts of
+    An area of `scale` of the image and a ratio of 3/4 to 4/3 (uniform in its logarithm), ten attempts of
     four numbers each; after those the largest centred crop whose ratio is allowed.
     """
     log_low, log_high = (math.log(ratio) for ratio in ASPECT_RATIOS)
@@ -62,7 +62,7 @@ def random_crop(
 
 
 def draft_size(image_size: int, min_scale: float) -> tuple[int, int]:
-    """Return (width, height) that a JPEG needs so that no random crop has to be enlarged to ``image_size``."""
+    """Return (width, height) that a JPEG needs so that no random crop has to be enlarged to `image_size`."""
     side = math.ceil(image_size / math.sqrt(min_scale * ASPECT_RATIOS[0]))
     return side, side
 
@@ -90,8 +90,8 @@ class EvalImageProcessor(_Normalise):
 
     Args:
         image_size: S.
-        mean: Three channel means; CLIP's by default.
-        std: Three channel deviations; CLIP's by default.
+        mean: three channel means; CLIP's by default.
+        std: three channel deviations; CLIP's by default.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class TrainImageProcessor(_Normalise):
 
     Args:
         image_size: S.
-        min_scale: Smallest share of the image's area that a crop has.
-        max_scale: Largest.
-        mean: Three channel means; CLIP's by default.
-        std: Three channel deviations; CLIP's by default.
-        vertical_flip: Also flip top to bottom, every second time.
-        rotate90: Also turn by 0, 90, 180 or 270 degrees.
+        min_scale: smallest share of the image's area that a crop has.
+        max_scale: largest.
+        mean: three channel means; CLIP's by default.
+        std: three channel deviations; CLIP's by default.
+        vertical_flip: also flip top to bottom, every second time.
+        rotate90: also turn by 0, 90, 180 or 270 degrees.
         color_jitter: c scales brightness, contrast and saturation, each by 1-c to 1+c; 0 is off.
     """
 
@@ -146,7 +146,7 @@ class TrainImageProcessor(_Normalise):
         self.color_jitter = color_jitter
 
     def draw(self, width: int, height: int, generator: torch.Generator) -> Augmentation:
-        """Draw what to do to an image of ``width`` × ``height`` pixels."""
+        """Draw what to do to an image of `width` × `height` pixels."""
         draws = torch.rand(4 * CROP_ATTEMPTS + 6, generator=generator, dtype=torch.float64).tolist()
         flip, upside_down, turn, *jitter = draws[4 * CROP_ATTEMPTS :]
         top, left, crop_height, crop_width = random_crop(width, height, self.scale, draws)
@@ -217,7 +217,7 @@ def _turn(image: Tensor, draw: Augmentation) -> Tensor:
 
 
 def _jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Scale brightness, contrast and saturation of images (B, 3, H, W) in 0..1 by ``factors`` (B, 3)."""
+    """Scale brightness, contrast and saturation of images (B, 3, H, W) in 0..1 by `factors` (B, 3)."""
     brightness, contrast, saturation = factors.to(images.dtype).view(-1, 3, 1, 1, 1).unbind(1)
     luma = torch.tensor(LUMA, device=images.device).view(3, 1, 1)
     images = (images * brightness).clamp(0, 1)

@@ -151,7 +151,7 @@ def stretch_to_uint8(values: npt.NDArray[Any], valid: Mask | None = None) -> npt
 
 
 def _band_to_uint8(samples: Samples, band: int, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """One band of an image, stretched where it is deeper than 8 bits."""
+    """Return one band of an image, stretched where it is deeper than 8 bits."""
     values = samples.values[:, :, band]
     if values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
@@ -166,7 +166,7 @@ def _band_to_uint8(samples: Samples, band: int, bands: tuple[int, ...]) -> npt.N
 
 
 def _colours_of(image: Image.Image) -> Image.Image:
-    """An image of which `convert` drops the transparency without a look at it."""
+    """Return an image of which `convert` drops the transparency without a look at it."""
     return image.convert("RGBA") if image.mode in ("P", "PA") and "transparency" in image.info else image
 
 

@@ -90,7 +90,7 @@ def read_samples(file: BinaryIO) -> Samples | None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation in a PIL image's EXIF or XMP, 1 where there is none or none that can be read."""
+    """Return the orientation in a PIL image's EXIF or XMP, 1 where there is none or none that can be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF is written by cameras and editors of every kind; a broken one turns nothing
@@ -166,7 +166,7 @@ def _read_tiff(file: BinaryIO) -> Samples:
 
 
 def _stack(tiff: Any) -> Any:
-    """The series of pages that a TIFF declares to be one array of bands, rows and columns, or None."""
+    """Return the series of pages that a TIFF declares to be one array of bands, rows and columns, or None."""
     if not (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
         return None
     series = tiff.series[0]
@@ -187,13 +187,13 @@ def _check_whole(page: Any, file: BinaryIO) -> None:
 
 
 def _page_values(page: Any) -> Array:
-    """The samples of a page, (H, W, C)."""
+    """Return the samples of a page, (H, W, C)."""
     values: Array = page.asarray(squeeze=False, maxworkers=1)  # (C, depth, H, W, 1) or (1, depth, H, W, C)
     return values[0, 0] if values.shape[0] == 1 else np.moveaxis(values[:, 0, :, :, 0], 0, -1)
 
 
 def _valid(tiff: Any, page: Any, values: Array) -> Mask | None:
-    """Where a TIFF has data, by GDAL's tag and by its mask page."""
+    """Return where a TIFF has data, by GDAL's tag and by its mask page."""
     valid: Mask | None = None
     tag = page.tags.get(_NODATA)
     nodata = None if tag is None else _number(str(tag.value).strip("\0 "), values.dtype)
@@ -207,7 +207,7 @@ def _valid(tiff: Any, page: Any, values: Array) -> Mask | None:
 
 
 def _number(text: str, kind: np.dtype[Any]) -> np.generic | None:
-    """The value of a tag as a sample; None if it is no number, or none that a sample can be."""
+    """Return the value of a tag as a sample; None if it is no number, or none that a sample can be."""
     try:
         if kind.kind == "f":
             with np.errstate(over="ignore"):

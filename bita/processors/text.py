@@ -14,9 +14,9 @@ SLOT = "{caption}"
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:
-    """Return ``caption`` in lower case, without the published punctuation, cut to ``max_words`` words.
+    """Return `caption` in lower case, without the published punctuation, cut to `max_words` words.
 
-    Each of ``.!"()*#:;~`` becomes a space and a run of two or more white-space characters one space; a lone
+    Each of `.!"()*#:;~` becomes a space and a run of two or more white-space characters one space; a lone
     tab or newline stays. Trailing newlines, then spaces at both ends, go. A word ends at a space.
     """
     text = _PUNCTUATION.sub(" ", caption.lower())
@@ -28,10 +28,10 @@ class CaptionProcessor:
     """Clean a caption and put the prompt in front of it; the prompt does not count as words.
 
     Args:
-        prompt: Text in front of every caption, as it is; "" for none.
-        max_words: Words of the caption that are kept.
-        joint: ``space`` puts one space between prompt and caption, ``glued`` nothing (for old weights).
-        templates: What a cleaned caption is put into, each with ``{caption}`` in it, such as "a satellite photo of
+        prompt: text in front of every caption, as it is; "" for none.
+        max_words: words of the caption that are kept.
+        joint: `space` puts one space between prompt and caption, `glued` nothing (for old weights).
+        templates: what a cleaned caption is put into, each with `{caption}` in it, such as "a satellite photo of
             {caption}"; in training one is drawn for every caption, in evaluation it is the first.
     """
 

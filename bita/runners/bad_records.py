@@ -63,7 +63,7 @@ class BadRecords:
                 )
 
     def _read(self) -> set[tuple[str, str, str]]:
-        """What an earlier part of this run left out; a line that a fault cut off is passed over."""
+        """Return what an earlier part of this run left out; a line that a fault cut off is passed over."""
         seen = set()
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []:
             try:

@@ -147,7 +147,7 @@ class EpochRunner:
             raise self.interrupt.stopped()
 
     def passed(self, every: int | None, size: int) -> bool:
-        """Whether one of the last `size` steps of the epoch was an `every`-th."""
+        """Return whether one of the last `size` steps of the epoch was an `every`-th."""
         return bool(every) and self.step_in_epoch % every < size  # type: ignore[operator]
 
     @property
@@ -225,7 +225,7 @@ class EpochRunner:
         self.log.event("resumed", checkpoint=str(folder), step=self.step)
 
     def last_checkpoint(self) -> str:
-        """The last good checkpoint, in words."""
+        """Return the last good checkpoint, in words."""
         last = self.run_dir.checkpoints / "last"
         return (
             f"the last good checkpoint is {last.resolve()}"
@@ -236,7 +236,7 @@ class EpochRunner:
     # Evaluation
 
     def validation_is_due(self) -> bool:
-        """Whether the epoch that was just trained is to be validated and has not been."""
+        """Return whether the epoch that was just trained is to be validated and has not been."""
         if not self.run.valid_splits or self.epoch in self.validations:
             return False
         return (self.epoch + 1) % self.run.validate_every == 0 or self.epoch + 1 == self.run.max_epoch
@@ -312,7 +312,7 @@ class EpochRunner:
         return result
 
     def watched(self, loader: Iterable[Batch], bar: ProgressBar) -> Iterator[Batch]:
-        """An evaluation's batches, on the device; a signal ends it between two of them."""
+        """Yield an evaluation's batches, on the device; a signal ends it between two of them."""
         for batch in loader:
             yield to_device(batch, self.device)
             bar.advance()

@@ -55,7 +55,7 @@ class Interrupt:
         self.signal_name = signal.Signals(number).name
 
     def wish(self) -> Wish:
-        """What all processes together wish for; every process calls it after the same step."""
+        """Return what all processes together wish for; every process calls it after the same step."""
         own = Wish.NOTHING
         if (
             self._seconds is not None
@@ -68,7 +68,7 @@ class Interrupt:
         return Wish(distributed.highest(own))
 
     def stopped(self) -> Interrupted:
-        """What to raise once everything is saved."""
+        """Return what to raise once everything is saved."""
         return Interrupted(
             f"stopped by {self.signal_name or 'a signal to another process'}; everything is saved, start the same "
             "command with run.resume=auto to go on"

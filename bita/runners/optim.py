@@ -21,7 +21,7 @@ BETA1 = 0.9
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to vectors and scalars, nor to biases and norms."""
+    """Return whether weight decay applies: not to vectors and scalars, nor to biases and norms."""
     return parameter.ndim >= 2 and not any(part in name for part in ("bias", "ln", "bn"))
 
 
@@ -68,7 +68,7 @@ class Schedule:
 
     @classmethod
     def from_run(cls, run: RunConfig, steps_per_epoch: int) -> Self:
-        """The schedule that a run's keys describe."""
+        """Return the schedule that a run's keys describe."""
         return cls(
             peak=run.init_lr,
             floor=run.min_lr,
@@ -81,11 +81,11 @@ class Schedule:
         )
 
     def lr_at(self, epoch: int, step: int) -> float:
-        """The rate of step `step` (from 0, within the epoch) of epoch `epoch` (from 0)."""
+        """Return the rate of step `step` (from 0, within the epoch) of epoch `epoch` (from 0)."""
         raise NotImplementedError
 
     def warmup(self, step: int) -> float:
-        """A straight line from `start` at step 0 to `peak` at `warmup_steps`, then `peak`."""
+        """Return a straight line from `start` at step 0 to `peak` at `warmup_steps`, then `peak`."""
         return min(self.peak, self.start + (self.peak - self.start) * step / max(self.warmup_steps, 1))
 
 

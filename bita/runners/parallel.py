@@ -59,7 +59,7 @@ def take_from_main(module: nn.Module) -> None:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with the gradients of its whole weights averaged over processes, where there are several."""
+    """Return the model with the gradients of its whole weights averaged over processes, where there are several."""
     if distributed.world_size() == 1:
         return model
     named = model.named_parameters(remove_duplicate=False)
@@ -128,7 +128,7 @@ def collect(tree: Any) -> Any:
 
 
 def cut_like(tensor: Tensor, target: Tensor) -> Tensor:
-    """This process's share of a whole tensor, where the target is cut up; all processes hold the same one."""
+    """Return this process's share of a whole tensor, where the target is cut up; all processes hold the same one."""
     if not isinstance(target, DTensor):
         return tensor
     tensor = tensor.to(target.device)

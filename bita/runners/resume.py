@@ -97,7 +97,7 @@ def in_words(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 
 def since_checkpoint(before: Mapping[str, Any], cfg: Config) -> list[str]:
-    """What differs from the configuration that a checkpoint holds, in words."""
+    """Return what differs from the configuration that a checkpoint holds, in words."""
     return in_words(differences(upgraded(before), json.loads(json.dumps(config_to_dict(cfg)))))
 
 

@@ -121,7 +121,7 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
 
 
 def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
-    """The folder of an earlier run and its lock, where this run goes on in one.
+    """Return the folder of an earlier run and its lock, where this run goes on in one.
 
     On request (`run.resume=auto`), or because torchrun restarted this process: then in the folder that this very
     launch had, whatever else was started in the same place since.
@@ -155,13 +155,13 @@ def _has_checkpoint(path: Path) -> bool:
 
 
 def _launch() -> str | None:
-    """What torchrun calls this launch; None where it has no name of its own, or there is no torchrun."""
+    """Return what torchrun calls this launch; None where it has no name of its own, or there is no torchrun."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if launch == "none" else launch
 
 
 def _newest_of_launch(output_dir: Path, launch: str) -> Path | None:
-    """The run folder that this launch opened last."""
+    """Return the run folder that this launch opened last."""
     files = [path for path in output_dir.glob(f"*/{RUN_FILE}") if not path.parent.is_symlink()]
     own = [path for path in files if _read_run_file(path.parent).get("launch") == launch]
     return max(own, key=lambda path: path.stat().st_mtime).parent if own else None
@@ -187,7 +187,7 @@ def _create(cfg: Config, output_dir: Path) -> Path:
 
 
 def _lock(path: Path, wait: float = 0.0) -> IO[str] | None:
-    """The run folder's lock, or None when another process still holds it after `wait` seconds.
+    """Return the run folder's lock, or None when another process still holds it after `wait` seconds.
 
     The system frees it when this process ends, however it ends; loader workers do not inherit it.
     """
@@ -205,7 +205,7 @@ def _lock(path: Path, wait: float = 0.0) -> IO[str] | None:
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What else is needed to repeat a run: command, code, packages, seed, device."""
+    """Return what else is needed to repeat a run: command, code, packages, seed, device."""
     return {
         "started": _now(),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),

@@ -73,7 +73,7 @@ class RunLog:
         self.event("warning", text=text)
 
     def progress(self, title: str, total: int, done: int = 0) -> ProgressBar:
-        """A bar for `total` steps of which `done` are behind; use it in a `with`."""
+        """Return a bar for `total` steps of which `done` are behind; use it in a `with`."""
         return ProgressBar(self.console, title, total, done)
 
     def restart_clock(self, step: int) -> None:

@@ -142,7 +142,7 @@ def read_trainer(path: Path) -> dict[str, Any]:
 
 
 def find_resume(cfg: Config, run_dir: RunDir, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint that this run goes on from, decided on the main process.
+    """Return the checkpoint that this run goes on from, decided on the main process.
 
     The newest whole one of the run's own folder comes first; then the one that `run.resume` names.
     """

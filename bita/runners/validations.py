@@ -71,11 +71,11 @@ class Validations:
         self.entries[epoch] = {"quality": quality, "best_by": list(self.best_by), "scores": scores}
 
     def as_json(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return what the file holds."""
         return {str(epoch + 1): entry for epoch, entry in self.entries.items()}
 
     def best(self) -> int | None:
-        """The epoch of the highest quality, the first of equals, whose checkpoint is there."""
+        """Return the epoch of the highest quality, the first of equals, whose checkpoint is there."""
         candidates = [
             epoch
             for epoch, entry in self.entries.items()
@@ -87,7 +87,7 @@ class Validations:
         return max(candidates, key=lambda epoch: self.entries[epoch]["quality"], default=None)
 
     def best_entry(self) -> dict[str, Any]:
-        """The best epoch and its quality, for a checkpoint's meta."""
+        """Return the best epoch and its quality, for a checkpoint's meta."""
         epoch = self.best()
         return {} if epoch is None else {"epoch": epoch + 1, "quality": self.entries[epoch]["quality"]}
 
@@ -97,7 +97,7 @@ class Validations:
         return set() if epoch is None else {self._checkpoint(epoch).name}
 
     def best_folder(self) -> Path | None:
-        """The best epoch's checkpoint; the main process decides."""
+        """Return the best epoch's checkpoint; the main process decides."""
         epoch = distributed.on_main(self.best)
         return None if epoch is None else self._checkpoint(epoch)
 

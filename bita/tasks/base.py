@@ -54,7 +54,7 @@ class Task(ABC):
         """Look at the training sets, in the order in which batches number them; before the first step."""
 
     def train_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The batch's `loss` (with gradient) and further scalars to log."""
+        """Return the batch's `loss` (with gradient) and further scalars to log."""
         output: dict[str, Tensor] = model(batch)
         return output
 
@@ -83,7 +83,7 @@ class Task(ABC):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its images on `device`; the copy does not wait when they lie in pinned memory."""
+    """Return the batch with its images on `device`; the copy does not wait when they lie in pinned memory."""
     moved = batch.copy()
     if "image" in batch:
         moved["image"] = batch["image"].to(device, non_blocking=True)

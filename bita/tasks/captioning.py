@@ -78,7 +78,7 @@ class CaptioningTask(Task):
 
 
 def merge(parts: list[list[dict[str, Any]]], dataset: CaptionDataset) -> list[dict[str, Any]]:
-    """The predictions of all processes, ordered by image id.
+    """Return the predictions of all processes, ordered by image id.
 
     Raises:
         UserError: an image of the split has no prediction, or two.

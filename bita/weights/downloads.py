@@ -43,7 +43,7 @@ class CutOff(Exception):
 
 
 def local_file(path_or_url: str) -> Path:
-    """A path as it is; what an http(s) address names, fetched into the cache.
+    """Return a path as it is; what an http(s) address names, fetched into the cache.
 
     Every process of a machine may call this: one fetches, the others wait for it.
 
@@ -70,7 +70,7 @@ def local_file(path_or_url: str) -> Path:
 
 
 def split_address(address: str) -> tuple[str, str | None]:
-    """An address without its fragment, and the sha256 that the fragment asks for.
+    """Return an address without its fragment, and the sha256 that the fragment asks for.
 
     Raises:
         UserError: neither http nor https, or the fragment is something else.
@@ -87,7 +87,7 @@ def split_address(address: str) -> tuple[str, str | None]:
 
 
 def _cached(cache: Path, key: str, expected: str | None) -> Path | None:
-    """The file of that content, or the one that this address gave before, where it is there and whole."""
+    """Return the file of that content, or the one that this address gave before, where it is there and whole."""
     try:
         digest = expected or str(json.loads((cache / f"addresses/{key}.json").read_text())["sha256"])
         (path,) = (cache / digest).iterdir()
@@ -130,7 +130,7 @@ def _fetch(url: str, expected: str | None, cache: Path, key: str) -> Path:
 
 
 def _name(url: str) -> str:
-    """The last piece of an address, as a plain file name."""
+    """Return the last piece of an address, as a plain file name."""
     piece = unquote(urlsplit(url).path).replace("\\", "/").rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]", "_", piece).lstrip(".") or "weights"
 

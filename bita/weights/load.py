@@ -79,7 +79,7 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """One line: part, tensors loaded of tensors there are, and why the rest is not."""
+        """Return one line: part, tensors loaded of tensors there are, and why the rest is not."""
         parts = []
         for part, total in self.total.items():
             note = f" ({self.notes[part]})" if part in self.notes else ""
@@ -161,7 +161,7 @@ def _is_trained(model: BitaModel, part: str) -> bool:
 
 
 def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed, bool]:
-    """A file's tensors for the model's bridge, and whether they were made for the other one.
+    """Return a file's tensors for the model's bridge, and whether they were made for the other one.
 
     Raises:
         UserError: they were, and the configuration does not say that this is meant.
@@ -218,7 +218,7 @@ def load_vision(model: BitaModel, path: Path, choice: str | None = None) -> Load
 
 
 def _vision_places(file: WeightFile, own: list[str], known: bool) -> list[str]:
-    """Where a file may hold a vision encoder whose own names these are, in a known layout or in its own."""
+    """Return where a file may hold a vision encoder whose own names these are, in a known layout or in its own."""
     if not known:
         names = [name.removeprefix(VISION) for name in own]
         return places(file, [VISION + names[0], names[0]], [VISION])
@@ -229,7 +229,7 @@ def _vision_places(file: WeightFile, own: list[str], known: bool) -> list[str]:
 
 
 def _covers(renamed: Renamed, own: dict[str, Tensor], expected: set[str]) -> bool:
-    """Whether all that is expected is there, in the model's shapes; positions may be of another image size."""
+    """Return whether all that is expected is there, in the model's shapes; positions may be of another image size."""
     have = {name if name in own or not (fused := third_of(name)) else fused[0] for name in renamed.tensors}
     return expected <= have and all(
         renamed.tensors[name].shape == own[name].shape
@@ -297,7 +297,7 @@ def _rename_bert(tensors: Mapping[str, Tensor]) -> Renamed:
 
 
 def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
-    """A tensor with a row for each word, with our fresh row for [DEC] where it has none."""
+    """Return a tensor with a row for each word, with our fresh row for [DEC] where it has none."""
     if len(theirs) == len(ours) or theirs.shape[1:] != ours.shape[1:]:
         return theirs  # complete, or of another width: refused with both shapes
     if len(theirs) != len(ours) - 1:
@@ -309,7 +309,7 @@ def _with_dec(theirs: Tensor, ours: Tensor, where: str) -> Tensor:
 
 
 def _check(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
-    """What a load would do; every tensor that has a place must fit it and be finite. Nothing is changed."""
+    """Return what a load would do; every tensor that has a place must fit it and be finite. Nothing is changed."""
     own, tied = model.state_dict(), model.tied_names()
     report = LoadReport(source, renamed.layout, renamed.place)
     report.total.update(part_of(name) for name in own if name not in tied)
@@ -355,7 +355,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _target(own: dict[str, Tensor], name: str) -> Tensor | None:
-    """Where a tensor goes: one of the model's, or a third of a fused one; None when it has no place."""
+    """Return where a tensor goes: one of the model's, or a third of a fused one; None when it has no place."""
     if name in own:
         return own[name]
     third = third_of(name)
@@ -393,7 +393,7 @@ def _check_depths(model: BitaModel, renamed: Renamed, where: str) -> None:
 
 
 def _misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Tensor) -> str:
-    """Why a tensor does not fit: vocabulary, width, or something else."""
+    """Return why a tensor does not fit: vocabulary, width, or something else."""
     if not tensor.numel() and target.numel():
         return (
             f"weights {source}: {name} is empty there, as where processes share the weights (ZeRO-3): put the shares "
@@ -427,7 +427,7 @@ def _incomplete(model: BitaModel, path: Path, part: str, name: str) -> str:
 
 
 def _summary(names: Iterable[str]) -> str:
-    """What the unused tensors are, by kind."""
+    """Return what the unused tensors are, by kind."""
     kinds: Counter[str] = Counter()
     for name in names:
         if any(piece in name for piece in TEXT_SIDE) or name.startswith(STAGE_1_ONLY):

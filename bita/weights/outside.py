@@ -59,7 +59,7 @@ def outside(model: BitaModel) -> Outside:
 
 
 def files_of(source: str, *, tokenizer: bool = False) -> list[Path]:
-    """The files that are read of a file, a folder, a package or a name of the hub; none where nothing is there.
+    """Return the files that are read of a file, a folder, a package or a name of the hub; none where nothing is there.
 
     Args:
         source: as in the configuration.
@@ -134,7 +134,7 @@ def _hash_of(file: Path, _size: int, _time: int) -> str:
 
 
 def _kept_of_hub(name: str) -> Path | None:
-    """The folder where a model of the hub lies on this machine, once it was fetched."""
+    """Return the folder where a model of the hub lies on this machine, once it was fetched."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -124,7 +124,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _reconstructed(kind: Any, *_: object) -> StandIn:
-    """What older protocols make objects with."""
+    """Return what older protocols make objects with."""
     if not (isinstance(kind, type) and issubclass(kind, StandIn)):
         raise Refused(f"copyreg._reconstructor of {kind}")
     return kind()
@@ -148,7 +148,7 @@ def _stand_in(module: str, name: str) -> type[StandIn]:
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file that `torch.save` or `pickle.dump` wrote.
+    """Return the content of a file that `torch.save` or `pickle.dump` wrote.
 
     Raises:
         Refused: it holds what could run code, which did not run; its name is the message.
@@ -187,7 +187,7 @@ def _load(file: IO[bytes], path: Path | None = None) -> Any:
 
 
 def as_tensor(value: Any) -> torch.Tensor | None:
-    """A tensor, or an array of numbers as one; None for anything else."""
+    """Return a tensor, or an array of numbers as one; None for anything else."""
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative:

@@ -71,7 +71,7 @@ def _rebuild(
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
+    """Return whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -79,7 +79,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of a TorchScript archive, by their dotted names.
+    """Return the parameters and buffers of a TorchScript archive, by their dotted names.
 
     Raises:
         Refused: it holds something else than modules and tensors.

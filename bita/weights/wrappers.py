@@ -44,7 +44,7 @@ AVERAGES = "shadow_params"
 
 
 def flattened(content: Any, prefix: str = "", above: tuple[int, ...] = ()) -> dict[str, Tensor]:
-    """Every tensor in nested dictionaries and modules, by its dotted name without what is `INSERTED`."""
+    """Return every tensor in nested dictionaries and modules, by its dotted name without what is `INSERTED`."""
     found: dict[str, Tensor] = {}
     if id(content) in above:
         return found
@@ -142,7 +142,7 @@ def choose(
     rename: Callable[[Mapping[str, Tensor]], Renamed],
     fits: Callable[[Renamed], bool],
 ) -> Renamed:
-    """The tensors of the one place that is meant, renamed.
+    """Return the tensors of the one place that is meant, renamed.
 
     Args:
         where: the file, for messages.

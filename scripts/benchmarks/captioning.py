@@ -89,7 +89,7 @@ def language_model(options: argparse.Namespace) -> Any:
 
 
 def measure(decoder: TransformersDecoder, batch: int, options: argparse.Namespace) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     inputs = torch.randn(batch, options.prefix, options.width)
 
     def ours(speed: Any) -> list[list[int]]:
@@ -144,7 +144,7 @@ def products_of(model: nn.Module, run: Callable[[], Any]) -> Callable[[], None]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long it takes: with one thread its CPU time, which waits for nobody; else by the clock on the wall."""
+    """Return how long it takes: with one thread its CPU time, which waits for nobody; else by the clock on the wall."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     run()

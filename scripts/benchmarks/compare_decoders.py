@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(run: Path, images: int) -> str:
-    """The row of one run."""
+    """Return the row of one run."""
     _, cfg, captions = load_run(str(run))
     split = TestSplit(cfg)
     scores = score_captions(split.references, captions).overall

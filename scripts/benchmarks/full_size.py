@@ -153,7 +153,7 @@ def measure_cpu(tokenizers: Path, tiny: bool) -> str:
 
 
 def measure_gpu(tokenizers: Path, device: torch.device, tiny: bool, steps: int) -> str:
-    """Every stage with both bridges, then BLIP-2 of transformers; one model in memory at a time."""
+    """Measure every stage with both bridges, then BLIP-2 of transformers; one model in memory at a time."""
     sizes = (
         {"stage 1": 6, "stage 2": 4, "fine-tuning": 4, "captioning": 2}
         if tiny
@@ -258,7 +258,7 @@ def blip2_rows(
 
 
 def blip2_like(ours: BitaLM, device: torch.device) -> tuple[Any, int]:
-    """A random BLIP-2 of transformers with our sizes, frozen as ours is, and the id of its image token."""
+    """Return a random BLIP-2 of transformers with our sizes, frozen as ours is, and the id of its image token."""
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig
 
     trunk: Any = ours.visual_encoder.trunk

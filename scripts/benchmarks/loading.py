@@ -128,7 +128,7 @@ def measure_loading(options: argparse.Namespace, scratch: Path) -> list[str]:
 
 
 def row(epochs: Sequence[Measurement]) -> str:
-    """A row of the table: medians over the epochs of one way."""
+    """Return a row of the table: medians over the epochs of one way."""
     first = epochs[0]
     rate = statistics.median(epoch.images / epoch.seconds for epoch in epochs)
     cost = statistics.median(1000 * epoch.cpu_seconds / epoch.images for epoch in epochs)
@@ -137,7 +137,7 @@ def row(epochs: Sequence[Measurement]) -> str:
 
 
 def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> list[Way]:
-    """Every way of loading the first images of a prepared training split."""
+    """Return every way of loading the first images of a prepared training split."""
     files = folder / "annotations/train.json"
     records = [(r.image, r.caption, r.image_id) for r in read_annotations([files])]
     chosen = set(list(dict.fromkeys(image for image, _, _ in records))[: options.files])
@@ -186,7 +186,7 @@ def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> li
 
 
 def epoch_of(loader: TrainLoader, epoch: int) -> Iterable[Any]:
-    """The batches of an epoch."""
+    """Return the batches of an epoch."""
     loader.set_epoch(epoch)
     return loader
 
@@ -241,7 +241,7 @@ def decoding_counted() -> Iterator[None]:
 
 
 def reader() -> int:
-    """This process's place in `DECODED`."""
+    """Return this process's place in `DECODED`."""
     worker = get_worker_info()
     return 0 if worker is None else worker.id + 1
 

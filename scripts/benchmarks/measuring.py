@@ -37,7 +37,7 @@ class Row:
     loss: tuple[float, float] | None = None
 
     def cells(self, peak_rate: float | None) -> str:
-        """The line itself."""
+        """Return the line itself."""
         rate = self.operations / self.seconds
         return (
             "| "
@@ -101,7 +101,7 @@ def timed_steps(
 
 
 def timed_captions(name: str, write: Callable[[], Any], batch: int, device: torch.device) -> Row:
-    """One run of a model without gradients that counts operations, then three that are timed."""
+    """Return one run of a model without gradients that counts operations, then three that are timed."""
     with torch.inference_mode(), autocast(device):
         with FlopCounterMode(display=False) as counter:
             write()

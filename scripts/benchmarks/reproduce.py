@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The measurements in a file's head, and the text below it."""
+    """Return the measurements in a file's head, and the text below it."""
     _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(head)["measurements"], body
 
@@ -95,7 +95,7 @@ _Dumper.add_representer(
 
 
 def machine() -> str:
-    """What figures depend on: the cores, their kind, the width of their vectors; the GPU, where there is one."""
+    """Return what figures depend on: the cores, their kind, the width of their vectors; the GPU, where there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -113,7 +113,7 @@ def write(path: Path, head: list[dict[str, Any]], body: str) -> None:
 
 
 def clean_commit() -> str:
-    """The commit of the code as it is.
+    """Return the commit of the code as it is.
 
     Raises:
         UserError: files differ from it.
@@ -140,7 +140,7 @@ def measure(entry: Mapping[str, Any], out: Path) -> str:
 
 
 def figures(text: str) -> Figures:
-    """The figures of a result: JSON by dotted names, Markdown by row and column."""
+    """Return the figures of a result: JSON by dotted names, Markdown by row and column."""
     if not text.lstrip().startswith("{"):
         return rows(lines_of_tables(text))
     found: Figures = {}
@@ -188,13 +188,13 @@ def block(text: str, columns: Sequence[str]) -> tuple[int, int]:
 
 
 def table(body: str, found: str) -> Figures:
-    """The figures that a file records in the table that a result has anew."""
+    """Return the figures that a file records in the table that a result has anew."""
     start, end = block(body, lines_of_tables(found)[0])
     return rows(lines_of_tables("\n".join(body.splitlines()[start:end])))
 
 
 def with_table(body: str, found: str) -> str:
-    """A file's text with a result's table in place of its own."""
+    """Return a file's text with a result's table in place of its own."""
     columns = lines_of_tables(found)[0]
     (start, end), (first, last) = block(body, columns), block(found, columns)
     lines = body.splitlines()

@@ -138,7 +138,7 @@ def one_step(stepper: Stepper, batch: Batch, guarded: bool) -> float:
 
 
 def report(result: Result, device: torch.device, command: str, minutes: float) -> str:
-    """The table, with the machine and the command."""
+    """Return the table, with the machine and the command."""
     machine = (
         torch.cuda.get_device_name()
         if device.type == "cuda"

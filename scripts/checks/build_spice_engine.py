@@ -24,7 +24,7 @@ BEFORE_ALL = (1980, 1, 1, 0, 0, 0)
 
 
 def compiler() -> str:
-    """The compiler's name and version, such as `javac 17.0.15`; raises UserError where there is none."""
+    """Return the compiler's name and version, such as `javac 17.0.15`; raises UserError where there is none."""
     try:
         return subprocess.run(
             ["javac", "-version"], capture_output=True, text=True, check=True

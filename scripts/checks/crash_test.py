@@ -108,7 +108,7 @@ def workers(launcher: int) -> dict[int, int]:
 
 
 def half_written(run: Path) -> bool:
-    """Whether an unfinished checkpoint lies in a run folder."""
+    """Return whether an unfinished checkpoint lies in a run folder."""
     return any((run / "checkpoints").glob(".tmp-epoch_*"))
 
 

@@ -54,7 +54,7 @@ def sources() -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """The room of a module; the front door is `bita`."""
+    """Return the room of a module; the front door is `bita`."""
     return module.split(".")[1] if "." in module else "bita"
 
 
@@ -126,7 +126,7 @@ def ordered(levels: Mapping[int, list[Place]], links: Mapping[Place, list[Place]
 
 
 def places(floor: Mapping[str, int], imported: set[tuple[str, str]]) -> dict[Place, float]:
-    """Where each stands: its middle, from the left."""
+    """Return where each stands: its middle, from the left."""
     levels: dict[int, list[Place]] = {level: [] for level in floor.values()}
     links: dict[Place, list[Place]] = {}
     for room in sorted(floor):
@@ -151,13 +151,13 @@ def places(floor: Mapping[str, int], imported: set[tuple[str, str]]) -> dict[Pla
 
 
 def waypoints(a: str, b: str, floor: Mapping[str, int]) -> list[Place]:
-    """What an arrow passes: its room, itself on each floor between, the room that is imported."""
+    """Return what an arrow passes: its room, itself on each floor between, the room that is imported."""
     between = range(floor[a] - 1, floor[b], -1)
     return [(a, a, floor[a]), *((a, b, level) for level in between), (b, b, floor[b])]
 
 
 def says(room: str) -> str:
-    """What a room says that it is: the first words of its docstring."""
+    """Return what a room says that it is: the first words of its docstring."""
     path = ROOT / "bita" / room
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     first = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
@@ -165,7 +165,7 @@ def says(room: str) -> str:
 
 
 def picture() -> str:
-    """The drawing, as SVG."""
+    """Return the drawing, as SVG."""
     floor, imported = rooms(), room_imports()
     at, top = places(floor, imported), len(FLOORS) - 1
 

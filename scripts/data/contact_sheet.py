@@ -1,6 +1,6 @@
-"""Draw examples of every kind of synthetic scene, a caption under each: ``python scripts/data/contact_sheet.py OUT``.
+"""Draw examples of every kind of synthetic scene, a caption under each: `python scripts/data/contact_sheet.py OUT`.
 
-The sheet in the README is ``python scripts/data/contact_sheet.py docs/synthetic_contact_sheet.png``.
+The sheet in the README is `python scripts/data/contact_sheet.py docs/synthetic_contact_sheet.png`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def examples(kind: str, each: int, seed: int) -> list[str]:
 
 
 def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
-    """A sheet with `each` scenes of every kind, `columns` in a row."""
+    """Return a sheet with `each` scenes of every kind, `columns` in a row."""
     cells = [(kind, key) for kind in SCENES for key in examples(kind, each, seed)]
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * WIDTH + GAP, rows * (SIZE + TEXT + GAP) + GAP), "white")

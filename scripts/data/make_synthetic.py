@@ -1,4 +1,4 @@
-"""Draw the synthetic dataset: ``python scripts/data/make_synthetic.py OUT [--train 2000 …]``.
+"""Draw the synthetic dataset: `python scripts/data/make_synthetic.py OUT [--train 2000 …]`.
 
 What is not said is as in configs/datasets/synthetic/defaults_cap.yaml, which is what a run expects to find.
 """

@@ -70,7 +70,7 @@ def nwpu_source(folder: Path) -> Path:
 
 
 def prepared(root: Path, images: int = 12, captions: int = 5, splits: tuple[str, ...] = SPLITS) -> Path:
-    """A prepared dataset: every split has ``images`` images with ``captions`` captions each."""
+    """A prepared dataset: every split has `images` images with `captions` captions each."""
     (root / "annotations").mkdir(parents=True)
     for number, split in enumerate(splits):
         records = []
@@ -90,7 +90,7 @@ def prepared(root: Path, images: int = 12, captions: int = 5, splits: tuple[str,
 
 
 def entry(**options: Any) -> DatasetConfig:
-    """The configuration entry of a prepared dataset at ``env.cache_root``."""
+    """The configuration entry of a prepared dataset at `env.cache_root`."""
     annotations = {split: SplitConfig(storage=f"annotations/{split}.json") for split in SPLITS}
     return DatasetConfig(**{"build_info": BuildInfo(annotations, StorageConfig("images")), **options})
 

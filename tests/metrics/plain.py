@@ -1,7 +1,7 @@
 """pycocoevalcap called directly, in a process of its own: `python plain.py SETS SCORES`.
 
-SETS: JSON, ``{"references": {id: [caption]}, "hypotheses": {name: {id: caption}}}``; SCORES gets for each name
-``{"overall": {metric: value}, "per_image": {metric: [value, …]}, "seconds": …}``, images in
+SETS: JSON, `{"references": {id: [caption]}, "hypotheses": {name: {id: caption}}}`; SCORES gets for each name
+`{"overall": {metric: value}, "per_image": {metric: [value, …]}, "seconds": …}`, images in
 ascending order of their ids. METEOR is started once, and its start is counted in the first set's seconds.
 """
 

@@ -1,6 +1,6 @@
 """The drawing surface of a synthetic scene: rotation, sun, ground textures, shadows, sensor.
 
-Places are complex numbers ``x + iy`` in scene units: the picture spans about [-1, 1] in both directions, whatever
+Places are complex numbers `x + iy` in scene units: the picture spans about [-1, 1] in both directions, whatever
 its size in pixels, and the whole scene is turned and zoomed at random. Drawing happens at `SUPERSAMPLE` times the
 final size.
 """
@@ -93,7 +93,7 @@ def _textures() -> dict[str, NDArray[np.uint8]]:
 
 
 def _window(name: str, rng: random.Random, size: int) -> NDArray[np.uint8]:
-    """A random window (size, size) of a texture, also flipped and transposed."""
+    """Return a random window (size, size) of a texture, also flipped and transposed."""
     field = _textures()[name]
     if size > TILE:
         field = np.tile(field, (-(-size // TILE) + 1, -(-size // TILE) + 1))
@@ -103,7 +103,7 @@ def _window(name: str, rng: random.Random, size: int) -> NDArray[np.uint8]:
 
 
 def coloured(levels: NDArray[np.uint8], dark: Colour, light: Colour) -> Image.Image:
-    """An RGB picture from levels (H, W): 0 is dark, 255 light."""
+    """Return an RGB picture from levels (H, W): 0 is dark, 255 light."""
     ramp = np.linspace(0, 1, 256)[:, None]
     image = Image.fromarray(levels).convert("P")
     image.putpalette((np.array(dark) * (1 - ramp) + np.array(light) * ramp).astype(np.uint8).tobytes())
@@ -111,7 +111,7 @@ def coloured(levels: NDArray[np.uint8], dark: Colour, light: Colour) -> Image.Im
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """A colour made darker (factor < 1) or lighter."""
+    """Return a colour made darker (factor < 1) or lighter."""
     r, g, b = (max(0, min(255, round(v * factor))) for v in colour)
     return r, g, b
 
@@ -132,18 +132,18 @@ def hull(points: Iterable[complex]) -> list[complex]:
 
 
 def disc(centre: complex, radius: float, corners: int = 20) -> list[complex]:
-    """A circle as a polygon."""
+    """Return a circle as a polygon."""
     return [centre + cmath.rect(radius, 2 * math.pi * k / corners) for k in range(corners)]
 
 
 def rectangle(centre: complex, width: float, height: float, turn: complex = 1) -> list[complex]:
-    """A rectangle, `turn` a complex number of modulus one."""
+    """Return a rectangle, `turn` a complex number of modulus one."""
     w, h = width / 2, height / 2
     return [centre + turn * p for p in (complex(-w, -h), complex(w, -h), complex(w, h), complex(-w, h))]
 
 
 def band(path: Shape, width: float) -> list[complex]:
-    """A polygon of constant width along a path."""
+    """Return a polygon of constant width along a path."""
     left, right = [], []
     for k, p in enumerate(path):
         along = path[min(k + 1, len(path) - 1)] - path[max(k - 1, 0)]
@@ -155,7 +155,7 @@ def band(path: Shape, width: float) -> list[complex]:
 
 @lru_cache(maxsize=128)
 def _forest(px: int, sun: int, variant: int) -> Image.Image:
-    """A tile (px, px) full of tree crowns, lit from one of `SUN_DIRECTIONS`."""
+    """Return a tile (px, px) full of tree crowns, lit from one of `SUN_DIRECTIONS`."""
     rng = random.Random(f"forest {sun} {variant}")
     dark = ((22, 40, 24), (36, 54, 28), (26, 44, 36), (50, 54, 28))[variant]
     image = Image.new("RGB", (px, px), dark)
@@ -209,7 +209,7 @@ class Canvas:
     # Materials.
 
     def material(self, name: str) -> Image.Image:
-        """The scene's own picture of a material, or of ``trees``, (px, px)."""
+        """Return the scene's own picture of a material, or of `trees`, (px, px)."""
         if name not in self._materials:
             if name == "trees":
                 self._materials[name] = _forest(self.px, self._sun, self.rng.randrange(4))
@@ -221,11 +221,11 @@ class Canvas:
         return self._materials[name]
 
     def textured(self, texture: str, dark: Colour, light: Colour) -> Image.Image:
-        """A picture (px, px) of a noise field between two colours."""
+        """Return a picture (px, px) of a noise field between two colours."""
         return coloured(_window(texture, self.rng, self.px), dark, light)
 
     def furrows(self, dark: Colour, light: Colour, angle: float, spacing: float) -> Image.Image:
-        """A picture (px, px) of parallel furrows; angle in the scene's frame, spacing in scene units."""
+        """Return a picture (px, px) of parallel furrows; angle in the scene's frame, spacing in scene units."""
         across = cmath.rect(1, angle) * self._turn / self.unit
         rate = 256 / (spacing * self.unit)
         steps = np.arange(self.px)
@@ -294,7 +294,7 @@ class Canvas:
         self._taken_draw.polygon(self._pixels(shape), fill=255)
 
     def free(self, centre: complex, radius: float) -> bool:
-        """Whether a disc touches nothing that was marked; what is outside the picture is free."""
+        """Return whether a disc touches nothing that was marked; what is outside the picture is free."""
         r = radius * self.unit
         (x, y) = self._pixels([centre])[0]
         for dx, dy in (
@@ -314,7 +314,7 @@ class Canvas:
         return True
 
     def somewhere(self) -> complex:
-        """A random place in the picture."""
+        """Return a random place in the picture."""
         place = complex(self.rng.random(), self.rng.random()) * self.px
         return (place - self._centre) / self._turn
 

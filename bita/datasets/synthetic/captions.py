@@ -1,7 +1,7 @@
 """Five sentences from the facts of a scene, and the facts back out of a sentence.
 
-A template's fields: ``{n}`` number word, ``{c}`` colour, ``{are}`` is/are, ``{arr}`` arrangement, ``{sur}``
-surroundings, and the kind's own nouns ``{a}`` (the usual one) and ``{b}`` (the other), in the right number.
+A template's fields: `{n}` number word, `{c}` colour, `{are}` is/are, `{arr}` arrangement, `{sur}`
+surroundings, and the kind's own nouns `{a}` (the usual one) and `{b}` (the other), in the right number.
 The first template of a kind is the typical one.
 """
 
@@ -279,7 +279,7 @@ WORDS: dict[str, Words] = {
 
 
 def render(template: str, facts: Facts, rng: random.Random | None = None) -> str:
-    """One sentence; without `rng` in the most usual words."""
+    """Return one sentence; without `rng` in the most usual words."""
     words = WORDS[str(facts.kind)]
     many = int(facts.count != 1)
     arrangement = ARRANGEMENTS[facts.arrangement] if facts.arrangement else ("", "")
@@ -298,12 +298,12 @@ def render(template: str, facts: Facts, rng: random.Random | None = None) -> str
 
 
 def typical_caption(facts: Facts) -> str:
-    """The oracle: the true facts in the kind's typical sentence."""
+    """Return the oracle: the true facts in the kind's typical sentence."""
     return render(WORDS[str(facts.kind)].templates[0], facts)
 
 
 def five_captions(facts: Facts, seed: str) -> list[str]:
-    """The references of a scene, all different, the typical sentence nearly always among them."""
+    """Return the references of a scene, all different, the typical sentence nearly always among them."""
     rng = random.Random(f"{seed} captions")
     templates = WORDS[str(facts.kind)].templates
     captions: list[str] = []
@@ -325,7 +325,7 @@ _SURROUNDED = {phrase: name for name, phrase in SURROUNDINGS.items()}
 
 
 def facts_in_caption(text: str) -> Facts:
-    """The facts that a caption states, read off its words; also for captions that a model made up."""
+    """Return the facts that a caption states, read off its words; also for captions that a model made up."""
     text = " ".join(text.lower().split())
     kind = next((kind for kind, words in WORDS.items() if _first(text, words.marks)), None)
     arrangement = _first(text, sorted(_ARRANGED, key=len, reverse=True))

@@ -17,7 +17,7 @@ ROOFS: tuple[Colour, ...] = ((150, 72, 54), (122, 118, 116), (136, 96, 70), (166
 
 
 def meander(c: Canvas, start: complex, end: complex, swing: float, steps: int = 14) -> list[complex]:
-    """A smooth wandering path between two points."""
+    """Return a smooth wandering path between two points."""
     across = 1j * (end - start) / abs(end - start)
     phase, waves = c.rng.uniform(0, 2 * math.pi), c.rng.uniform(1.2, 2.2)
     path = []
@@ -29,7 +29,7 @@ def meander(c: Canvas, start: complex, end: complex, swing: float, steps: int = 
 
 
 def blob(c: Canvas, centre: complex, radius: float, *, rough: float = 0.16) -> list[complex]:
-    """A round shape with a wavy edge."""
+    """Return a round shape with a wavy edge."""
     a, b = c.rng.uniform(0, 6.3), c.rng.uniform(0, 6.3)
     shape = []
     for k in range(28):
@@ -87,7 +87,7 @@ def patches(c: Canvas) -> None:
 
 
 def _soil(c: Canvas) -> tuple[Colour, Colour]:
-    """The palette of some grass or soil."""
+    """Return the palette of some grass or soil."""
     return c.rng.choice(MATERIALS[c.rng.choice(("lawn", "bare ground"))][1])
 
 
@@ -123,12 +123,12 @@ def village(c: Canvas, tries: int) -> None:
 
 
 def pick_count(c: Canvas, most: int = 6) -> int:
-    """A number of main objects: one to four, or two rows of three."""
+    """Return a number of main objects: one to four, or two rows of three."""
     return c.rng.choice([k for k in (1, 2, 3, 4, 6) if k <= most])
 
 
 def pick_arrangement(c: Canvas, count: int, *, loose: bool = True) -> str | None:
-    """How that many objects stand; None for a single one."""
+    """Return how that many objects stand; None for a single one."""
     if count == 1:
         return None
     choices = [ROW] if count < 6 else [ROWS]
@@ -166,5 +166,5 @@ def _scatter(c: Canvas, count: int, pitch: float) -> list[complex]:
 
 
 def spacing(places: list[complex], most: float) -> float:
-    """The least distance between two of the places, at most `most`."""
+    """Return the least distance between two of the places, at most `most`."""
     return min([most, *(abs(a - b) for a, b in itertools.combinations(places, 2))])

@@ -14,7 +14,7 @@ from bita.records import Id, ordered
 
 
 def load_facts(path: Path) -> dict[Id, Facts]:
-    """Read a dataset's ``facts.json``: image id → facts.
+    """Read a dataset's `facts.json`: image id → facts.
 
     Raises:
         UserError: the file is missing or is not what `generate` wrote.
@@ -38,7 +38,7 @@ def score_facts(predictions: Mapping[Id, str], facts: Mapping[Id, Facts]) -> dic
         facts: image id → facts; others than the predicted ones may be there.
 
     Returns:
-        ``kind``, ``count``, ``colour``, ``arrangement``, ``surroundings``: each among the predicted images that have
+        `kind`, `count`, `colour`, `arrangement`, `surroundings`: each among the predicted images that have
         such a fact (0 where none has).
 
     Raises:
@@ -62,5 +62,5 @@ def score_facts(predictions: Mapping[Id, str], facts: Mapping[Id, Facts]) -> dic
 
 
 def oracle_captions(facts: Mapping[Id, Facts], image_ids: Iterable[Id]) -> dict[Id, str]:
-    """The true facts of each image in the typical sentence of its kind."""
+    """Return the true facts of each image in the typical sentence of its kind."""
     return {image_id: typical_caption(facts[image_id]) for image_id in image_ids}

@@ -37,7 +37,7 @@ SCENES: dict[str, Callable[[Canvas], Facts]] = {
 
 
 def draw_scene(kind: str, seed: str, size: int) -> tuple[Image.Image, Facts]:
-    """One picture, RGB (size, size), and what it shows; the same for the same arguments."""
+    """Return one picture, RGB (size, size), and what it shows; the same for the same arguments."""
     canvas = Canvas(random.Random(f"{seed} picture"), size)
     facts = SCENES[kind](canvas)
     return canvas.finish(), facts

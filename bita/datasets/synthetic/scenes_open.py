@@ -47,7 +47,7 @@ def ships(c: Canvas) -> Facts:
 
 
 def stadium(c: Canvas) -> Facts:
-    """A football field, a running track and the stands around them."""
+    """Return a football field, a running track and the stands around them."""
     around = c.rng.choice(("lawn", "trees", "houses", "road"))
     colour = c.rng.choice(("red", "blue", "gray"))
     ground.lay(c, around)
@@ -162,7 +162,7 @@ def _stream(c: Canvas, around: str, colour: str, swing: float, width: float) -> 
 
 
 def river(c: Canvas) -> Facts:
-    """A river, winding or straight."""
+    """Return a river, winding or straight."""
     around = c.rng.choice(("forest", "bare ground", "lawn", "houses"))
     colour = c.rng.choice(("blue", "green", "brown"))
     arrangement = c.rng.choice(("winding", "winding", "straight"))
@@ -247,7 +247,7 @@ def roundabout(c: Canvas) -> Facts:
 
 
 def forest(c: Canvas) -> Facts:
-    """A forest with clearings."""
+    """Return a forest with clearings."""
     count = c.rng.choice((1, 2, 3))
     colour = c.rng.choice(("green", "yellow", "brown"))
     arrangement = None if count == 1 else ROW if count == 2 else c.rng.choice((ROW, SCATTERED))

@@ -33,17 +33,17 @@ CARS: tuple[Colour, ...] = (
 
 
 def paint(c: Canvas, colour: str) -> Colour:
-    """A shade of a colour word."""
+    """Return a shade of a colour word."""
     return shade(c.rng.choice(PAINT[colour]), c.rng.uniform(0.93, 1.07))
 
 
 def placed(shape: Shape, place: complex, turn: complex) -> list[complex]:
-    """A shape drawn at the origin, moved and turned."""
+    """Return a shape drawn at the origin, moved and turned."""
     return [place + turn * p for p in shape]
 
 
 def mirrored(half: Shape) -> list[complex]:
-    """The whole outline from its half above the x axis, listed nose to tail."""
+    """Return the whole outline from its half above the x axis, listed nose to tail."""
     return [*half, *(p.conjugate() for p in reversed(half))]
 
 

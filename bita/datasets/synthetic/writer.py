@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 64, 256
 
 
 def generate(out: Path, *, train: int, val: int, test: int, size: int = 128, seed: int = 42) -> None:
-    """Draw a dataset: ``out/annotations``, ``out/images``, ``out/facts.json``; the same bytes for the same arguments.
+    """Draw a dataset: `out/annotations`, `out/images`, `out/facts.json`; the same bytes for the same arguments.
 
     It is written beside `out` and renamed when complete, so that `out` is whole or absent.
 

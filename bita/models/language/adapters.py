@@ -67,7 +67,7 @@ def layers_to_replace(
 
 
 def lora_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers that have LoRA weights."""
+    """Return the layers that have LoRA weights."""
     return filter(_has_lora, model.modules())
 
 
@@ -76,7 +76,7 @@ def _has_lora(module: nn.Module) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what peft puts into it."""
+    """Return a parameter's name without what peft puts into it."""
     return name.replace(".base_layer.", ".").replace(f".{ADAPTER}.", ".")
 
 

@@ -51,7 +51,7 @@ class CaptionTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, family: str, rows: int) -> Self:
-        """The rules for a tokenizer and a model type of transformers whose input embedding has `rows` rows.
+        """Return the rules for a tokenizer and a model type of transformers whose input embedding has `rows` rows.
 
         Raises:
             ConfigError: the tokenizer has more entries than the model, or neither begin nor end token.
@@ -134,7 +134,7 @@ def load_language_model(source: str, dtype: torch.dtype | None = None) -> PreTra
 
 
 def fresh_language_model(sizes: dict[str, Any], dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model with random weights, created in `dtype` (None: float32).
+    """Return a causal language model with random weights, created in `dtype` (None: float32).
 
     Args:
         sizes: keys of its configuration, `model_type` among them.
@@ -173,7 +173,7 @@ def check_sizes(sizes: dict[str, Any]) -> None:
 
 
 def head_is_plain(model: PreTrainedModel) -> bool:
-    """Whether the output head's values are the logits, with nothing done to them."""
+    """Return whether the output head's values are the logits, with nothing done to them."""
     extras = (getattr(model.config.get_text_config(), name, None) for name in LOGITS_CHANGED_BY)
     return all(extra in (None, 1, 1.0) for extra in extras)
 
@@ -223,7 +223,7 @@ class CachedDecoder:
 
 
 def can_be_reordered(cache: Any) -> bool:
-    """Whether rows of a cache can be repeated and chosen: keys and values can, recurrent states cannot."""
+    """Return whether rows of a cache can be repeated and chosen: keys and values can, recurrent states cannot."""
     from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
     layers = getattr(cache, "layers", None) or []

@@ -63,7 +63,7 @@ class GenerationSettings:
 
     @classmethod
     def from_run(cls, run: RunConfig) -> Self:
-        """The fields of the same names in the run's configuration."""
+        """Return the fields of the same names in the run's configuration."""
         return cls(**{f.name: getattr(run, f.name) for f in fields(cls)})
 
     @property

@@ -40,7 +40,7 @@ class LanguageModel:
 
     Attributes:
         network: all weights; the captioning model's part `opt_model`.
-        tokenizer: None when only token ids will be given.
+        tokenizer: none when only token ids will be given.
         width: H, of an input embedding.
         vocabulary: V.
         family: decides how captions are written in ids (`CaptionTokens.of`).
@@ -74,11 +74,11 @@ class LanguageModel:
         raise NotImplementedError
 
     def search(self, inputs: Tensor, settings: GenerationSettings) -> Decoder:
-        """What reads on, token by token, after inputs (B, S, H)."""
+        """Return what reads on, token by token, after inputs (B, S, H)."""
         raise NotImplementedError
 
     def packs(self) -> bool:
-        """Whether `logits_at` takes the mask and the positions of packed captions (`packing`)."""
+        """Return whether `logits_at` takes the mask and the positions of packed captions (`packing`)."""
         return False
 
     def tied_names(self) -> set[str]:
@@ -186,7 +186,7 @@ class TransformersDecoder(LanguageModel):
         return self.shares
 
     def tied_names(self) -> set[str]:
-        """The output head, where it shares the input embedding's weights."""
+        """Return the output head, where it shares the input embedding's weights."""
         head, embedding = self.network.get_output_embeddings(), self.network.get_input_embeddings()
         if head.weight is not embedding.weight:
             return set()

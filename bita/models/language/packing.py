@@ -46,7 +46,7 @@ class Packed:
     places: Tensor
 
     def reading(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model of transformers must be told beside its inputs; the mask holds 0 or the lowest number."""
+        """Return what a model of transformers must be told beside its inputs; the mask holds 0 or the lowest number."""
         mask = torch.zeros(self.visible.shape, dtype=dtype, device=device)
         mask.masked_fill_(~self.visible.to(device, non_blocking=True), torch.finfo(dtype).min)
         return {"attention_mask": mask, "position_ids": self.positions.to(device, non_blocking=True)}
@@ -99,7 +99,7 @@ def pack(ids: Tensor, labels: Tensor, images: int, queries: int) -> Packed:
 
 @torch.no_grad()
 def can_be_packed(model: PreTrainedModel) -> bool:
-    """Whether a language model reads packed captions as it reads separate ones; found out on two short ones.
+    """Return whether a language model reads packed captions as it reads separate ones; found out on two short ones.
 
     Not so where it takes no positions (ALiBi), or keeps a state instead of attending (Mamba, RWKV).
     """

@@ -82,7 +82,7 @@ def size_in_bytes(model: nn.Module) -> int:
 
 
 def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a weight consists of: itself; or values and scales of torchao or bitsandbytes."""
+    """Return the tensors that a weight consists of: itself; or values and scales of torchao or bitsandbytes."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return [getattr(tensor, name) for name in names]

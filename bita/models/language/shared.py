@@ -114,6 +114,6 @@ class SharedDecoder:
 
 
 def fits(model: PreTrainedModel, length: int) -> bool:
-    """Whether every layer sees all of `length` positions: sliding windows are not narrower."""
+    """Return whether every layer sees all of `length` positions: sliding windows are not narrower."""
     layers = DynamicCache(config=model.config).layers
     return all(not layer.is_sliding or layer.sliding_window >= length for layer in layers)

@@ -30,7 +30,7 @@ def load_tokenizer(
     Args:
         key: the configuration key that names it, for messages.
         source: a local folder, a .gguf file, or a name on the hub.
-        required: False gives None unless `source` is a local folder or file.
+        required: false gives None unless `source` is a local folder or file.
         dec: add the [DEC] token that stage 1's vocabulary ends with.
 
     Raises:
@@ -68,7 +68,7 @@ def load_tokenizer(
 
 
 def not_there(key: str, source: str, error: Exception) -> ConfigError:
-    """The one-line error for something that transformers could not load."""
+    """Return the one-line error for something that transformers could not load."""
     wrong = _not_fetched(Path(source)) or next(
         (
             f"{file.name} is {instead}"
@@ -84,7 +84,7 @@ def not_there(key: str, source: str, error: Exception) -> ConfigError:
 
 
 def _files(source: Path) -> list[Path]:
-    """The files in a folder, or the one that is named; none of a name on the hub."""
+    """Return the files in a folder, or the one that is named; none of a name on the hub."""
     return [file for file in (sorted(source.iterdir()) if source.is_dir() else [source]) if file.is_file()]
 
 
