@@ -328,10 +328,11 @@ def test_json_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "is a Git LFS pointer"),
         (b"../.git/annex/objects/zk/SHA256E-s1--00.json", "is a git-annex pointer"),
         (b"\xef\xbb\xbf\n<!doctype HTML><title>Sign in</title>", "is an HTML page (Sign in)"),
-        (gzip.compress(b"[]"), "is compressed (gzip); unpack it"),
+        (gzip.compress(b"[]", mtime=0), "is compressed (gzip); unpack it"),
         (b"PK\x03\x04\x14\0\xff", "is a zip archive, or a table of Excel"),
         (bytes(100), "is nothing but zeros"),
     ],
+    ids=["pointer", "annex", "page", "gzip", "zip", "zeros"],
 )
 def test_what_stands_in_the_place_of_a_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "all"
