@@ -83,10 +83,13 @@ def open_run_dir(cfg: Config) -> RunDir:
         UserError: the name is taken, is in use by another process, or the folder cannot be written.
     """
     locks: list[IO[str]] = []
+    # Only the machine whose process failed counts a restart: of two, the other's processes start anew with 0.
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restarted = distributed.highest(count) > 0
 
     def act() -> Path:
         try:
-            path, lock = _open(cfg)
+            path, lock = _open(cfg, restarted)
         except OSError as error:
             raise UserError(
                 f"run.output_dir {cfg.run.output_dir}: cannot be written ({error.strerror})"
@@ -98,12 +101,12 @@ def open_run_dir(cfg: Config) -> RunDir:
     return RunDir(path, locks[0] if locks else None)
 
 
-def _open(cfg: Config) -> tuple[Path, IO[str]]:
+def _open(cfg: Config, restarted: bool) -> tuple[Path, IO[str]]:
     output_dir = Path(cfg.run.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"run.output_dir {output_dir}: is a file; name a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
-    taken_up = _to_take_up(cfg, output_dir)
+    taken_up = _to_take_up(cfg, output_dir, restarted)
     if taken_up is not None:
         path, lock = taken_up
         before = (_read_run_file(path) if _has_checkpoint(path) else {}) or describe(cfg)
@@ -120,13 +123,13 @@ def _open(cfg: Config) -> tuple[Path, IO[str]]:
     return path, lock
 
 
-def _to_take_up(cfg: Config, output_dir: Path) -> tuple[Path, IO[str]] | None:
+def _to_take_up(cfg: Config, output_dir: Path, restarted: bool) -> tuple[Path, IO[str]] | None:
     """Return the folder of an earlier run and its lock, where this run goes on in one.
 
     On request (`run.resume=auto`), or because torchrun restarted this process: then in the folder that this very
     launch had, whatever else was started in the same place since.
     """
-    launch, restarted = _launch(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    launch = _launch()
     own = _newest_of_launch(output_dir, launch) if restarted and launch is not None else None
     asked = cfg.run.resume == AUTO or (restarted and launch is None)
     if own is None and not asked:
