@@ -11,8 +11,9 @@ from bita.machine import keep_memory
 from bita.models.base import BitaModel
 from bita.registry import bridges, models
 from bita.weights.downloads import local_file
-from bita.weights.load import LoadReport, load_bert, load_checkpoint, load_vision
+from bita.weights.load import load_bert, load_checkpoint, load_vision
 from bita.weights.outside import warn_of_others
+from bita.weights.report import LoadReport
 
 
 def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:

@@ -19,6 +19,7 @@ from bita import registry
 from bita.checkpoint import FORMAT
 from bita.config.checks import check, check_files, check_imports
 from bita.config.formats import upgraded
+from bita.config.hints import hint_of, is_path, kinds_of
 from bita.config.inherit import stack
 from bita.config.layers import Keys, Layer, Places, interpolated, merge, read_layer, to_yaml
 from bita.config.options import PLACE, read_options
@@ -31,17 +32,7 @@ from bita.config.published import (
     warn_without_effect,
 )
 from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
-from bita.config.types import (
-    build,
-    check_keys,
-    defaults,
-    hint_of,
-    is_path,
-    kinds_of,
-    shown,
-    unknown,
-    wrong,
-)
+from bita.config.types import build, check_keys, defaults, shown, unknown, wrong
 from bita.errors import ConfigError, no_file
 from bita.files import expand, user_path
 from bita.registry import nearest

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from bita.config.hints import hint_of, kinds_of
 from bita.config.keys import REPLACED
 from bita.config.layers import Keys, Layer, PlainLoader, merge
-from bita.config.types import hint_of, kinds_of
 from bita.errors import ConfigError
 
 PLACE = "--options"

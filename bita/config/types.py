@@ -11,10 +11,10 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from bita.config.keys import PATH, Arguments, fields_of
+from bita.config.hints import hints_of, is_chosen, is_path
+from bita.config.keys import PATH, fields_of
 from bita.config.layers import Keys, Places, where
 from bita.errors import ConfigError
 from bita.files import expand, in_utf8
@@ -65,7 +65,7 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
         elif "own_keys" in f.metadata:
             made[f.name] = _own_keys_by_name(f.metadata["registry"], item, places, inner)
         else:
-            made[f.name] = _convert(_hints(cls)[f.name], item, places, inner)
+            made[f.name] = _convert(hints_of(cls)[f.name], item, places, inner)
             _check_range(f.metadata, made[f.name], places, inner)
             if "registry" in f.metadata:
                 _check_names(f.metadata["registry"], made[f.name], places, inner)
@@ -92,10 +92,10 @@ def defaults(cls: type[Any], given: Any, places: Places, keys: Keys = ()) -> dic
     found: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         below, inner = given.get(f.name), (*keys, f.name)
-        if f.name in given and _hints(cls)[f.name] is str and "registry" in f.metadata:
+        if f.name in given and hints_of(cls)[f.name] is str and "registry" in f.metadata:
             _scalar(str, below, places, inner)
             _check_names(f.metadata["registry"], below, places, inner)
-        config = own_keys(cls, f, given) if "keys_of" in f.metadata else _hints(cls)[f.name]
+        config = own_keys(cls, f, given) if "keys_of" in f.metadata else hints_of(cls)[f.name]
         if config is FREE:
             found[f.name] = {}
         elif dataclasses.is_dataclass(config):
@@ -122,7 +122,7 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = (), *, names_
     Raises:
         ConfigError: an unknown key, or something else where a mapping is wanted.
     """
-    hints = _hints(cls)
+    hints = hints_of(cls)
     if not isinstance(value, dict):
         example = f"keys such as {next(iter(hints))}" if hints else "no keys, since there are none here"
         raise wrong(keys, places, f"wanted {example}, not {shown(value)}")
@@ -134,24 +134,19 @@ def check_keys(cls: type, value: Any, places: Places, keys: Keys = (), *, names_
         if item is None:
             continue
         if dataclasses.is_dataclass(hint):
-            check_keys(hint, item, places, inner, names_too=not _is_chosen(hint))  # type: ignore[arg-type]
+            check_keys(hint, item, places, inner, names_too=not is_chosen(hint))  # type: ignore[arg-type]
         elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
             if not isinstance(item, dict):
                 raise wrong(inner, places, f"wanted names with keys below them, not {shown(item)}")
             for name, entry in item.items():
                 if entry is not None:
                     below = get_args(hint)[1]
-                    check_keys(below, entry, places, (*inner, str(name)), names_too=not _is_chosen(below))
-
-
-def _is_chosen(hint: Any) -> bool:
-    """Return whether this is what the parts of a registry share, so that a name says which keys there are."""
-    return getattr(hint, "chosen_by", None) is not None
+                    check_keys(below, entry, places, (*inner, str(name)), names_too=not is_chosen(below))
 
 
 def _chosen(cls: type[T], value: Any, places: Places, keys: Keys) -> type[T]:
     """Return the `Config` of the part that a dictionary names; the class itself where there is nothing to choose."""
-    if not _is_chosen(cls) or not isinstance(value, dict):
+    if not is_chosen(cls) or not isinstance(value, dict):
         return cls
     registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
     name = value.get(name_key, fields_of(cls)[name_key].default)
@@ -165,13 +160,13 @@ def _chosen(cls: type[T], value: Any, places: Places, keys: Keys) -> type[T]:
 
 def _without_others(cls: type, value: Any, places: Places, keys: Keys) -> Any:
     """Without keys of other parts of the same registry: published files have some, recorded ones as null."""
-    if not _is_chosen(cls) or not isinstance(value, dict):
+    if not is_chosen(cls) or not isinstance(value, dict):
         return value
     registry, name_key = cls.chosen_by  # type: ignore[attr-defined]
-    strange = value.keys() - _hints(cls).keys()
+    strange = value.keys() - hints_of(cls).keys()
     if not strange:
         return value
-    others = {key for name in registry for key in _hints(registry.config(name))}
+    others = {key for name in registry for key in hints_of(registry.config(name))}
     for key in sorted(strange & others):
         if value[key] is not None:
             LOG.warning("%s", wrong((*keys, key), places, f"has no effect on {value[name_key]}"))
@@ -255,11 +250,6 @@ def _convert(hint: Any, value: Any, places: Places, keys: Keys) -> Any:
     return value
 
 
-def is_path(hint: Any) -> bool:
-    """Return whether a declared type is a path, or may hold one."""
-    return (isinstance(hint, str) and hint == PATH) or any(map(is_path, get_args(hint)))
-
-
 def _path(value: str, places: Places, keys: Keys) -> str:
     """A path as it is meant on this machine; one with a variable that is not set is taken as it stands, and said."""
     if not value:
@@ -326,70 +316,6 @@ def _unknown_key(keys: Keys, hints: Iterable[str], places: Places) -> ConfigErro
     return wrong(keys, places, f"unknown key; did you mean {'.'.join((*above, *beside))!r}?")
 
 
-def hint_of(cls: Any, keys: Keys, given: Any) -> Any:
-    """The declared type of a key below a dataclass or another type, marks included; Any where nothing is declared.
-
-    Args:
-        cls: where the keys start.
-        keys: names, from there down.
-        given: what stands there so far, as far as it is known: it names the parts whose own keys are meant.
-    """
-    hint, parts_below = cls, None
-    for name in keys:
-        if parts_below is not None:  # of own keys by name of the part
-            hint, parts_below = parts_below.config(name) if name in parts_below else Any, None
-            given = given.get(name) if isinstance(given, dict) else None
-            continue
-        hint = kinds_of(hint)[0][0]
-        given = given if isinstance(given, dict) else {}
-        if _is_chosen(hint):
-            parts, chooser = hint.chosen_by
-            part = given.get(chooser, fields_of(hint)[chooser].default)
-            named = (
-                [part]
-                if part in parts
-                else [other for other in parts if name in fields_of(parts.config(other))]
-            )
-            hint = parts.config(named[0]) if named else hint
-        if dataclasses.is_dataclass(hint):
-            metadata = fields_of(hint)[name].metadata if name in fields_of(hint) else {}  # type: ignore[arg-type]
-            parts_below = metadata.get("registry") if "own_keys" in metadata else None
-            hint = _hint_in(hint, name, given)
-        elif get_origin(hint) is dict:
-            hint = get_args(hint)[1]
-        else:
-            return Any
-        given = given.get(name)
-    return hint
-
-
-def _hint_in(cls: Any, name: str, given: dict[str, Any]) -> Any:
-    """The declared type of one key of a dataclass; of own keys of the part that is named beside it, their dataclass."""
-    field = fields_of(cls).get(name)
-    if field is None:
-        return Any
-    if "keys_of" in field.metadata:
-        chooser = fields_of(cls)[field.metadata["keys_of"]]
-        part = given.get(chooser.name, chooser.default)
-        config = chooser.metadata["registry"].config(part) if part in chooser.metadata["registry"] else FREE
-        return Arguments if config is FREE else config
-    return _hints(cls)[name]
-
-
-def kinds_of(hint: Any) -> tuple[list[Any], frozenset[str]]:
-    """Return what a type may be, None among it, and the marks that it carries."""
-    if get_origin(hint) is Annotated:
-        inner, *marks = get_args(hint)
-        kinds, more = kinds_of(inner)
-        return kinds, more | frozenset(marks)
-    if get_origin(hint) in (Union, types.UnionType):
-        parts = [kinds_of(arg) for arg in get_args(hint)]
-        return [kind for kinds, _ in parts for kind in kinds], frozenset().union(
-            *(marks for _, marks in parts)
-        )
-    return [hint], frozenset()
-
-
 def _all_keys() -> tuple[Keys, ...]:
     """Return every key of the configuration, those of all parts included, but not those below names of datasets."""
     from bita.config.schema import Config
@@ -401,9 +327,9 @@ def _all_keys() -> tuple[Keys, ...]:
                 registry = fields_of(cls)[f.metadata["keys_of"]].metadata["registry"]
                 classes = [registry.config(name) for name in registry]
             else:
-                classes = [_hints(cls)[f.name]]
+                classes = [hints_of(cls)[f.name]]
             for inner in classes:
-                if _is_chosen(inner):
+                if is_chosen(inner):
                     for name in inner.chosen_by[0]:
                         yield from walk(inner.chosen_by[0].config(name), (*keys, f.name))
                 elif dataclasses.is_dataclass(inner):
@@ -419,14 +345,3 @@ def shown(value: Any) -> str:
         return kind
     written = str(value).lower() if isinstance(value, bool) else repr(value)
     return f"{kind}, {written if len(written) <= 60 else written[:57] + '…'}"
-
-
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    """Return the type of every key of a dataclass."""
-    hints = _all_hints(cls)  # type: ignore[arg-type]  # classes are hashable
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-
-@cache
-def _all_hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)

@@ -117,8 +117,7 @@ def build_dataset(
     if is_sharded(entry.storage):
         return _shards(name, cfg, split, files, processors, train=train)
     folder = _image_folder(name, cfg, env)
-    records = read_annotations(files)
-    records = _with_files(records, folder, files, may_miss=images_may_miss)
+    records = _with_files(read_annotations(files), folder, files, may_miss=images_may_miss)
     if train:
         records = _with_words(records, name, split)
     references = None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,62 +31,15 @@ from bita.weights.layouts import (
     rename_vision,
     third_of,
 )
+from bita.weights.report import PART_NAMES, LoadReport, incomplete, misfit
 from bita.weights.wrappers import choose, places
 
-PART_NAMES = {
-    "visual_encoder": "vision",
-    "ift": "IFT",
-    "qformer": "Q-Former",
-    "query_tokens": "queries",
-    "opt_model": "language model",
-    "lora": "LoRA",
-}
-TEXT_SIDE = (
-    ".word_embedding.",
-    ".position_embedding.",
-    ".text_ffn.",
-    "mlm_head.",
-    "text_proj.",
-    "vision_proj.",
-)
-VOCABULARY = ("word_embedding.weight", "mlm_head.bias", "embed_tokens.weight", "lm_head.weight", "wte.weight")
 DEPTHS = {
     re.compile(rf"{re.escape(TRUNK)}blocks\.(\d+)\."): "vit_depth",
     re.compile(r"(?:ift|qformer)\.layers\.(\d+)\."): "bridge_size.layers",
 }
 """Names that carry a layer's number, and the key of how many there are."""
 BERT_MARK = "bert.embeddings.word_embeddings.weight"
-STAGE_1_ONLY = ("temp", "itm_head.", "word_head.", "vision_proj.", "text_proj.", "mlm_head.")
-
-
-@dataclass
-class LoadReport:
-    """What a load did, part by part.
-
-    Attributes:
-        place: the prefix under which they stood in the file, such as `state_dict.module.`.
-        names: our names of the tensors that came whole from the file.
-        unused: names of its tensors that found no place.
-    """
-
-    source: str
-    layout: str
-    place: str = ""
-    names: set[str] = field(default_factory=set)
-    loaded: Counter[str] = field(default_factory=Counter)
-    total: Counter[str] = field(default_factory=Counter)
-    notes: dict[str, str] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """Return one line: part, tensors loaded of tensors there are, and why the rest is not."""
-        parts = []
-        for part, total in self.total.items():
-            note = f" ({self.notes[part]})" if part in self.notes else ""
-            parts.append(f"{PART_NAMES.get(part, part)} {self.loaded[part]}/{total}{note}")
-        unused = f"; {len(self.unused)} not used ({_summary(self.unused)})" if self.unused else ""
-        under = f" under {self.place}" if self.place else ""
-        return f"weights from {self.source} [{self.layout}]{under}: {', '.join(parts)}{unused}"
 
 
 def load_checkpoint(model: BitaModel, path: Path, choice: str | None = None) -> LoadReport:
@@ -119,31 +72,32 @@ def load_checkpoint(model: BitaModel, path: Path, choice: str | None = None) -> 
             f"weights {path}: its language model has LoRA weights of rank {len(renamed.tensors[lora[0]])} and this one "
             "has none; set model.lora as in the run that wrote it"
         )
-    from_stage_1 = any(name.startswith("text_proj.") for name in renamed.tensors)
-    tied = model.tied_names()
-    for name in sorted(set(model.state_dict()) - report.names - tied):
-        part = part_of(name)
-        if part in model.sources and not (part == "opt_model" and _is_another(path, model)):
-            report.notes[part] = f"from {model.sources[part]}, not in file"
-        elif part == "lora":
-            report.notes[part] = "fresh, without effect before training"
-        elif part == "opt_proj" and from_stage_1:
-            report.notes[part] = "fresh: stage 1 has none"
-        elif part == "opt_model" and from_stage_1 and _is_trained(model, part):
-            report.notes[part] = "fresh: trained along"
-        elif mapped and (".mix." in name or ".cross." in name):
-            report.notes[part] = (
-                "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
-            )
-        elif renamed.layout.startswith("BLIP-2") and part in ("opt_proj", "itm_head", "mlm_head", "temp"):
-            report.notes[part] = "fresh"
-        else:
-            raise UserError(_incomplete(model, path, part, name))
+    for name in sorted(set(model.state_dict()) - report.names - model.tied_names()):
+        report.notes[part_of(name)] = _excuse(model, path, renamed, name, mapped=mapped)
     _copy_in(model, renamed)
     # What the file holds whole may be other weights than the external ones, and is now their only place.
     for part in [part for part in model.external if report.loaded[part] == report.total[part]]:
         del model.external[part]
     return report
+
+
+def _excuse(model: BitaModel, path: Path, renamed: Renamed, name: str, *, mapped: bool) -> str:
+    """Return why a tensor need not be in a file; raises UserError where its part would stay random for no reason."""
+    part = part_of(name)
+    from_stage_1 = any(other.startswith("text_proj.") for other in renamed.tensors)
+    if part in model.sources and not (part == "opt_model" and _is_another(path, model)):
+        return f"from {model.sources[part]}, not in file"
+    if part == "lora":
+        return "fresh, without effect before training"
+    if part == "opt_proj" and from_stage_1:
+        return "fresh: stage 1 has none"
+    if part == "opt_model" and from_stage_1 and _is_trained(model, part):
+        return "fresh: trained along"
+    if mapped and (".mix." in name or ".cross." in name):
+        return "fresh where the Q-Former has none: Fourier norms, odd layers' cross-attention"
+    if renamed.layout.startswith("BLIP-2") and part in ("opt_proj", "itm_head", "mlm_head", "temp"):
+        return "fresh"
+    raise UserError(incomplete(path, part, name))
 
 
 def _is_another(path: Path, model: BitaModel) -> bool:
@@ -322,7 +276,7 @@ def _check(model: BitaModel, renamed: Renamed, source: str) -> LoadReport:
             continue
         tensor = _fitted(model, name, tensor, target)
         if target.shape != tensor.shape:
-            raise UserError(_misfit(model, source, name, tensor, target))
+            raise UserError(misfit(model, source, name, tensor, target))
         if not _is_finite(tensor):
             raise UserError(
                 f"weights {source}: {name} holds infinite values or NaN ({str(tensor.dtype).removeprefix('torch.')}); "
@@ -392,52 +346,6 @@ def _check_depths(model: BitaModel, renamed: Renamed, where: str) -> None:
         raise UserError(f"{where}: its {part} has {there} layers; set model.{key}={there}, it is {here}")
 
 
-def _misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Tensor) -> str:
-    """Return why a tensor does not fit: vocabulary, width, or something else."""
-    if not tensor.numel() and target.numel():
-        return (
-            f"weights {source}: {name} is empty there, as where processes share the weights (ZeRO-3): put the shares "
-            "together with its script: python zero_to_fp32.py FOLDER FILE"
-        )
-    shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
-    if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
-        kind = "vocabulary"
-        hint = f"it has {len(tensor)} words there and {len(target)} here: name the tokenizer that it was trained with"
-    elif name.startswith(TRUNK):
-        kind = "vision encoder"
-        hint = f"model.vit_model={model.cfg.vit_model} is another width or patch size: name the encoder of this file"
-    else:
-        kind, hint = "sizes", "use the configuration that the file was trained with"
-    return f"weights {source}: other {kind}: {shapes}; {hint}"
-
-
 def _is_copy(name: str) -> bool:
     """Position ids and tied copies are expected in published files, and not worth a word."""
     return name.endswith("position_ids") or "predictions.decoder" in name
-
-
-def _incomplete(model: BitaModel, path: Path, part: str, name: str) -> str:
-    label = PART_NAMES.get(part, part)
-    hint = "use a checkpoint of this architecture"
-    if part == "visual_encoder":
-        hint = "set model.vit_weights to the encoder's file"
-    elif part == "opt_model":
-        hint = "set model.opt_model to the language model's folder"
-    return f"weights {path}: {label} is not complete in it, e.g. {name} is missing; {hint}"
-
-
-def _summary(names: Iterable[str]) -> str:
-    """Return what the unused tensors are, by kind."""
-    kinds: Counter[str] = Counter()
-    for name in names:
-        if any(piece in name for piece in TEXT_SIDE) or name.startswith(STAGE_1_ONLY):
-            kinds["text side and contrastive head"] += 1
-        elif ".attention." in name and name.startswith(("ift.", "qformer.")):
-            kinds["self-attention"] += 1
-        elif "visual_encoder" in name or name.startswith(TRUNK):
-            kinds["vision past the last kept block"] += 1
-        elif name.startswith("vision_model."):
-            kinds["vision encoder by transformers' names"] += 1
-        else:
-            kinds[name] += 1
-    return ", ".join(f"{kind}: {count}" for kind, count in kinds.items())
