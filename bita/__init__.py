@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bita.captioner import Captioner
+    from bita.inference.captioner import Captioner
 
 
 def load(run: str | Path, device: str = "auto", quantize: str = "none") -> Captioner:
@@ -24,6 +24,6 @@ def load(run: str | Path, device: str = "auto", quantize: str = "none") -> Capti
     Raises:
         UserError: there is no checkpoint of a captioning model.
     """
-    from bita.captioner import Captioner
+    from bita.inference.captioner import Captioner
 
     return Captioner.load(run, device, quantize)

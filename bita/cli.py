@@ -64,7 +64,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     for image in args.images:
         if not image.is_file():
             raise UserError(f"image {image}: {no_file(image)}")
-    from bita.captioner import Captioner
+    from bita.inference.captioner import Captioner
 
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize)
     for captions in captioner.candidates(args.images, **settings):

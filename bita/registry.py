@@ -218,7 +218,7 @@ metrics = Registry(
         "SPICE": ("bita.metrics.scorers:Spice", "SpiceConfig"),
         "diversity": ("bita.metrics.scorers:Diversity", "DiversityConfig"),
         "invented": ("bita.metrics.hallucination:InventedMetric", "InventedConfig"),
-        "CLIPScore": ("bita.clipscore:ClipMetric", "ClipConfig"),
+        "CLIPScore": ("bita.inference.clipscore:ClipMetric", "ClipConfig"),
     },
     keys="MetricConfig",
 )

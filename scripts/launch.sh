@@ -71,5 +71,5 @@ pipeline() {
     MODEL=$1 launch train.py train/caption_ft "${common[@]}" "run.output_dir=$out/caption" \
         "model.init_from=$out/pretrain_stage2"
     step "scores"
-    .venv/bin/python -m bita.report "$out/caption" "$out" --seconds "$SECONDS"
+    .venv/bin/python -m bita.reports.evaluation "$out/caption" "$out" --seconds "$SECONDS"
 }

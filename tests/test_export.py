@@ -19,9 +19,7 @@ from safetensors.torch import save_file
 
 import bita
 from bita.build import build_model
-from bita.captioner import Captioner
 from bita.checkpoint import MODEL_FILE, Meta, copy_checkpoint, verify, write_checkpoint
-from bita.clipscore import ClipScorer
 from bita.config.load import config_to_dict
 from bita.config.parts import ImageConfig, LoraSize, ModelConfig
 from bita.config.schema import Config, RunConfig
@@ -29,6 +27,8 @@ from bita.datasets.builders import build_datasets
 from bita.datasets.readers import EvalReader
 from bita.errors import UserError
 from bita.export import config_of, export_folder, export_published
+from bita.inference.captioner import Captioner
+from bita.inference.clipscore import ClipScorer
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 from bita.processors.image import EvalImageProcessor

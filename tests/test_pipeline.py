@@ -80,7 +80,7 @@ def test_evaluation_repeats_the_test_scores_of_training(pipeline: tuple[Path, di
 
 def test_report_and_captions_outside_training(pipeline: tuple[Path, dict[str, str]]) -> None:
     out, _ = pipeline
-    run([sys.executable, "-m", "bita.report", str(out / "caption"), str(out), "--seconds", "12"])
+    run([sys.executable, "-m", "bita.reports.evaluation", str(out / "caption"), str(out), "--seconds", "12"])
     scores = json.loads((out / "scores.json").read_text())
     assert scores["seconds"] == 12
     assert scores["test"].keys() == scores["test_shuffled_images"].keys()

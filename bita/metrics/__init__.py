@@ -5,7 +5,7 @@
     scores.overall["METEOR"], scores.per_image[1], scores.notes, scores.provenance
 
 Intervals, tests and scores of classes: `bita.metrics.stats`; variety: `bita.metrics.diversity`; a reference-free score
-with a stage-1 model: `bita.clipscore`; files: `python -m bita.metrics REFERENCES HYPOTHESES`.
+with a stage-1 model: `bita.inference.clipscore`; files: `python -m bita.metrics REFERENCES HYPOTHESES`.
 """
 
 from bita.metrics.metric import Hypotheses, Metric

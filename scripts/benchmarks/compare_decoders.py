@@ -19,7 +19,7 @@ import bita
 from bita.errors import command_line, program
 from bita.metrics import score_captions
 from bita.models.language.quantize import size_in_bytes
-from bita.report import TestSplit, load_run, shuffled
+from bita.reports.evaluation import TestSplit, load_run, shuffled
 
 COLUMNS = ("Bleu_4", "METEOR", "CIDEr")
 HEADER = (

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs/architecture.svg"
 FLOORS = (
     "cli",
-    "captioner clipscore report",
+    "app",
+    "scenes reports",
+    "inference",
     "runners",
     "export",
     "tasks",

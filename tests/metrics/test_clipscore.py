@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from bita.checkpoint import Meta, write_checkpoint
-from bita.clipscore import ClipScorer, clip_score, ref_clip_score
 from bita.config.schema import Config, RunConfig
 from bita.errors import UserError
+from bita.inference.clipscore import ClipScorer, clip_score, ref_clip_score
 from bita.metrics import CaptionScorer, __main__
 from bita.models.bita_itc import BitaITC
 from bita.processors.image import EvalImageProcessor

@@ -1,6 +1,6 @@
 """The end of a pipeline: scores beside their floors and ceilings, `scores.json`, and a page to look at.
 
-    python -m bita.report RUN OUT [--seconds N]
+    python -m bita.reports.evaluation RUN OUT [--seconds N]
 
 RUN is a caption run whose test split was scored; OUT gets `scores.json` and `report.html`. Beside the model stand the
 same captions with the images shuffled, the most frequent training caption, the caption of the nearest training image,
@@ -109,7 +109,7 @@ def write_page(
         for i in chosen[:SHOWN]
     ]
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
-        "report.html.j2"
+        "evaluation.html.j2"
     )
     path.write_text(
         template.render(title=title, columns=COLUMNS, rows=rows, cards=cards, total=len(captions))

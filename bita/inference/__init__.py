@@ -1,0 +1,1 @@
+"""Trained models at work on images: captions, confidence, similarity, search."""

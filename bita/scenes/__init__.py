@@ -1,0 +1,1 @@
+"""Whole satellite scenes: windows of rasters, captions on a map, changes between two dates."""
