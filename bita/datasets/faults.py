@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from bita.errors import TransientError, UserError
 
 WORKER_WAIT = 1800
 """Seconds that a batch may take a loader's workers."""
+WORKER_LOOK = 5
+"""Seconds between two looks at whether the workers live: one that dies at once can be missed when it does."""
 SHOWN = 4
 """Records in a message."""
 SHARED = "/dev/shm"
@@ -104,6 +109,38 @@ def watch_workers(where: Callable[[str], str]) -> Iterator[None]:
         else:
             remedy = "if that image is sound, memory ran out: lower run.num_workers"
         raise TransientError(f"{reason}, at {where(reason)}; {remedy}") from error
+
+
+def look_after(workers: int) -> float:
+    """Return the `timeout` of a DataLoader that `batches` goes through."""
+    return min(WORKER_WAIT, WORKER_LOOK) if workers > 0 else 0
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield a loader's batches; torch looks after its workers whenever a wait of its own, `look_after`, is over.
+
+    Raises:
+        UserError: shared memory is full.
+        RuntimeError: a worker died, or none gave a batch for `WORKER_WAIT`; see `watch_workers`.
+    """
+    try:
+        items = iter(loader)
+    except OSError as error:  # the locks of the workers' queues lie in shared memory
+        raise no_room() if error.errno == errno.ENOSPC else error from None
+    deadline = time.monotonic() + WORKER_WAIT
+    while True:
+        try:
+            batch = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            if time.monotonic() >= deadline:
+                raise RuntimeError(f"DataLoader timed out after {WORKER_WAIT} seconds") from error
+            continue
+        yield batch
+        deadline = time.monotonic() + WORKER_WAIT
 
 
 def share(tensor: Tensor) -> Tensor:

@@ -117,9 +117,9 @@ def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, 
                     batch_size,
                     num_workers=workers,
                     collate_fn=_stacked,
-                    timeout=faults.WORKER_WAIT if workers > 0 else 0,
+                    timeout=faults.look_after(workers),
                 )
-                for number, batch in enumerate(loader):
+                for number, batch in enumerate(faults.batches(loader)):
                     with torch.inference_mode():
                         tokens = encode(batch).half().cpu()
                     if not torch.isfinite(tokens).all():

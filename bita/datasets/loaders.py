@@ -7,8 +7,6 @@ position: not on ranks, workers, or the step at which a run was resumed.
 
 from __future__ import annotations
 
-import errno
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from torch.utils.data import DataLoader
 from bita.batch import Batch
 from bita.config.schema import RunConfig
 from bita.datasets.captions import CaptionDataset, Split, seeded
-from bita.datasets.faults import WORKER_WAIT, BadRecord, Failure, no_room
+from bita.datasets.faults import BadRecord, Failure, batches, look_after
 from bita.datasets.readers import EvalReader, Reader, TrainKey, TrainReader
 from bita.errors import ConfigError, UserError
 
@@ -101,10 +99,6 @@ def _near_order(total: int, chunk: int, generator: torch.Generator) -> Tensor:
     return torch.cat(windows)
 
 
-WORKER_LOOK = 5
-"""Seconds between two looks at whether the workers live: one that dies at once can be missed when it does."""
-
-
 class Loader:
     """Batches of one rank, and what went wrong while they were read.
 
@@ -123,7 +117,7 @@ class Loader:
             sampler=sampler,
             num_workers=workers,
             collate_fn=_as_is,
-            timeout=min(WORKER_WAIT, WORKER_LOOK) if workers > 0 else 0,
+            timeout=look_after(workers),
             persistent_workers=workers > 0,
             prefetch_factor=2 if workers > 0 else None,
             pin_memory=not reader.cached and torch.cuda.is_available() and run.device != "cpu",
@@ -132,28 +126,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; raises UserError for an image that does not open, unless it is left out."""
-        try:
-            items = iter(self._loader)
-        except OSError as error:  # the locks of the workers' queues lie in shared memory
-            raise no_room() if error.errno == errno.ENOSPC else error from None
-        while (item := self._next(items)) is not None:
+        for item in batches(self._loader):
             if isinstance(item, Failure):
                 raise UserError(item.message)
             batch, bad = item
             self._bad += bad
             yield batch
-
-    def _next(self, items: Iterator[Any]) -> Any:
-        """Return what comes next, or None; torch looks after its workers whenever a wait of its own is over."""
-        deadline = time.monotonic() + WORKER_WAIT
-        while True:
-            try:
-                return next(items, None)
-            except RuntimeError as error:
-                if "timed out" not in str(error):
-                    raise
-                if time.monotonic() >= deadline:
-                    raise RuntimeError(f"DataLoader timed out after {WORKER_WAIT} seconds") from error
 
     def take_bad(self) -> list[BadRecord]:
         """Return the records that were left out since the last call."""

@@ -5,6 +5,8 @@ Shapes: B batch, Q query tokens, T text tokens, S = Q + T, D hidden width, N ima
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,6 +105,10 @@ class Bridge(nn.Module):
 
     word_embedding: nn.Embedding
     """Of bridges with a text side."""
+    maps_from: ClassVar[dict[str, str]] = {}
+    """Another bridge → the `model.init_map` by which what its weights and this one's have in common is taken."""
+    fresh_beside_bert: ClassVar[str] = "cross-attention"
+    """What stays fresh where BERT's weights start it, for reports of loads."""
 
     def __init__(self, size: BridgeConfig, image_width: int, vocab_size: int | None = None) -> None:
         super().__init__()

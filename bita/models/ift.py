@@ -6,6 +6,8 @@ Shapes: B batch, Q query tokens, T text tokens, S = Q + T, D hidden width, N ima
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,8 @@ class IFT(BertBridge):
     Config = IFTSize
     layer = IFTLayer
     cross_attention_every = 1
+    maps_from: ClassVar[dict[str, str]] = {"qformer": "qformer_to_ift"}
+    fresh_beside_bert: ClassVar[str] = "cross-attention and Fourier norms"
 
     def forward(
         self, queries: Tensor | None = None, image: Tensor | None = None, text_ids: Tensor | None = None

@@ -124,10 +124,11 @@ def _fit_bridge(renamed: Renamed, model: BitaModel, path: Path) -> tuple[Renamed
     held = {part_of(name) for name in renamed.tensors} & {"ift", "qformer"}
     if not held or bridge in held:
         return renamed, False
-    if bridge == "ift" and model.cfg.init_map == "qformer_to_ift":
-        return as_bridge(renamed, bridge), True
     other = held.pop()
-    hint = " (or model.init_map=qformer_to_ift to take what both have)" if bridge == "ift" else ""
+    mapping = model.bridge.maps_from.get(other)
+    if mapping is not None and model.cfg.init_map == mapping:
+        return as_bridge(renamed, bridge), True
+    hint = f" (or model.init_map={mapping} to take what both have)" if mapping else ""
     raise UserError(
         f"weights {path}: hold the {PART_NAMES[other]}, and model.bridge is {bridge}; set model.bridge={other}{hint}"
     )
@@ -220,7 +221,7 @@ def load_bert(model: BitaModel, source: str, choice: str | None = None) -> LoadR
     model.sources["text_model"] = source
     if hasattr(model.bridge, "word_embedding"):
         model.bridge.copy_text_ffn_to_queries()
-        fresh = "cross-attention and Fourier norms" if bridge == "ift" else "cross-attention"
+        fresh = model.bridge.fresh_beside_bert
         report.notes[bridge] = f"queries' feed-forward copied from the text's; {fresh} fresh"
     for part in set(report.total) - {bridge, "mlm_head"}:
         del report.total[part]

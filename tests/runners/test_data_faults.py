@@ -193,7 +193,7 @@ class Stuck(CaptionDataset):
 
 
 def test_worker_that_gives_nothing_is_one_line_that_names_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("bita.datasets.loaders.WORKER_WAIT", 3)
+    monkeypatch.setattr("bita.datasets.faults.WORKER_WAIT", 3)
     runner = run(tmp_path, tmp_path / "images", num_workers=1)
     runner.datasets["train"][0].__class__ = Stuck
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from toy_run import SIZE, toy_config, toy_dataset, toy_runner
 
-from bita.datasets import features
+from bita.datasets import faults, features
 from bita.datasets.captions import seeded
 from bita.datasets.features import Views, encoder_hash, open_features
 from bita.errors import UserError
@@ -86,6 +87,33 @@ def test_a_disk_without_room_is_said_before(data, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match=r"wants 0.00 GB for 1 views of 6 images"):
         open_features(Views(data, 1, 0), brightness, tmp_path / "f.npy", batch_size=4, workers=0)
+
+
+class Slow(EvalImageProcessor):
+    """Takes longer for an image than torch waits at a time."""
+
+    seconds = 2.0
+
+    def __call__(self, image):
+        time.sleep(self.seconds)
+        return super().__call__(image)
+
+
+def test_a_slow_worker_is_waited_for_and_one_that_gives_nothing_is_named(
+    data, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(faults, "WORKER_LOOK", 1)
+    slow = replace(data.processors, eval_image=Slow(SIZE))
+    monkeypatch.setattr(data, "processors", slow)
+    monkeypatch.setattr(data, "groups", data.groups[:2])
+    open_features(Views(data, None, 0), brightness, tmp_path / "f.npy", batch_size=1, workers=1)
+    monkeypatch.setattr(faults, "WORKER_WAIT", 1)
+    slow.eval_image.seconds = 5.0
+    with pytest.raises(
+        UserError, match=r"^DataLoader timed out after 1 seconds, at toy; see whether that file"
+    ):
+        open_features(Views(data, None, 0), brightness, tmp_path / "g.npy", batch_size=1, workers=1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.npy"]
 
 
 def test_training_on_kept_features_learns_what_training_on_images_does(tmp_path: Path) -> None:
