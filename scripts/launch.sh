@@ -32,6 +32,14 @@ launch() {
             processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || processes=1
         fi
     fi
+    if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: NPROC=$processes: wanted a number of processes, 1 or more" >&2
+        exit 2
+    fi
+    if ! [[ ${MAX_RESTARTS:-3} =~ ^[0-9]+$ ]]; then
+        echo "error: MAX_RESTARTS=$MAX_RESTARTS: wanted a number of restarts, 0 or more" >&2
+        exit 2
+    fi
     if [ "$processes" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
         ${EXEC:-} "$python" "$program" --cfg-path "$config" "$@"
         return

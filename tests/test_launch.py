@@ -79,6 +79,16 @@ def test_several_machines_meet_at_the_endpoint(launch):
     assert failed.stderr == "error: NNODES=2: set RDZV_ENDPOINT=host:port, the same on every machine\n"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NPROC", "0"), ("NPROC", "two"), ("NPROC", "-1"), ("MAX_RESTARTS", "no")]
+)
+def test_what_is_no_number_starts_nothing(launch, tmp_path, variable, value):
+    failed = launch(**{"NPROC": "2", variable: value})
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: {variable}={value}: wanted a number of ")
+    assert not (tmp_path / "calls").exists()
+
+
 def test_a_mistake_in_the_configuration_is_said_once_and_not_restarted(launch, tmp_path):
     failed = launch("--options", "wrong=1", NPROC="2")
     assert (failed.returncode, failed.stderr) == (2, "error: wrong\n")

@@ -3,8 +3,8 @@
 - The content decides what a file is, not its name; of several images in a file (animation, pages) the first counts.
 - Grey, palette, CMYK, YCbCr and one-bit images are converted to RGB; an alpha band is dropped, not blended.
 - Samples that are not whole numbers of at most 8 bits are stretched: each kept band's 2nd percentile becomes 0 and its
-  98th 255, linearly, cut at both ends. NaN, infinity, GDAL's nodata and transparent pixels count for no percentile
-  and become 0. 8-bit samples stay as they are.
+  98th 255, linearly, cut at both ends. NaN, infinity, GDAL's nodata, usual fill values and transparent pixels
+  count for no percentile and become 0. 8-bit samples stay as they are.
 - Of images with more than four bands, or with a fourth band that is no alpha, the first three are red, green
   and blue unless `bands` names others. Two-band images are grey and alpha.
 - Orientation tags are applied, those of EXIF and those of TIFF.
@@ -133,6 +133,12 @@ class ImageOpener:
         return _turned(Image.fromarray(pixels), samples.orientation)
 
 
+ABSURD = 1e30
+"""Samples beyond are no measurement: GDAL fills float32 with -3.4e38."""
+FILLS = (-9999.0, -32768.0)
+"""What files without a nodata tag are filled with: such a value, where it is a band's lowest, is one."""
+
+
 def open_rgb(path: Path) -> Image.Image:
     """Open an image file in its own colours, as `ImageOpener.open` does: where there is no run to ask."""
     return ImageOpener().open(path)
@@ -141,7 +147,12 @@ def open_rgb(path: Path) -> Image.Image:
 def stretch_to_uint8(values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:
     """Stretch a band (H, W) from the 2nd..98th percentiles of its valid and finite samples to 0..255; others are 0."""
     samples = values.astype(np.float64)
-    counted = np.isfinite(samples) if valid is None else np.isfinite(samples) & valid
+    counted = np.isfinite(samples) & (np.abs(samples) < ABSURD)
+    if valid is not None:
+        counted &= valid
+    lowest = samples[counted].min(initial=0)
+    if lowest in FILLS:
+        counted &= samples != lowest
     if not counted.any():
         return np.zeros(samples.shape, np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):  # numbers near the end of float64 have no span

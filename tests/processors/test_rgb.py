@@ -244,6 +244,25 @@ def test_what_has_no_data_counts_for_no_percentile(tmp_path: Path, nodata: str) 
     assert pixels.max() == 255
 
 
+@pytest.mark.parametrize(
+    ("fill", "kind"), [(-9999, "f4"), (-9999, "i2"), (-32768, "i2"), (-3.4028235e38, "f4"), (1e35, "f8")]
+)
+def test_what_an_image_is_filled_with_counts_without_a_tag(tmp_path: Path, fill: float, kind: str) -> None:
+    scene = np.linspace(-280, 500, 2400).reshape(40, 60).astype(kind)
+    holed = scene.copy()
+    holed[:, :10] = fill
+    tifffile.imwrite(tmp_path / "x.tif", holed)
+    pixels = np.asarray(open_rgb(tmp_path / "x.tif"))
+    assert (pixels[:, :10] == 0).all()
+    assert (pixels[:, 10:, 0] == stretch_to_uint8(scene[:, 10:])).all()
+
+
+def test_a_number_that_files_are_filled_with_is_one_only_where_it_is_the_lowest() -> None:
+    scene = np.linspace(-12000, -9000, 3001).reshape(1, -1)
+    assert -9999 in scene
+    assert stretch_to_uint8(scene)[0, 2001] == round(255 * (2001 - 60) / (2940 - 60))
+
+
 def _tagged(image: Image.Image, exif: Image.Exif) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
