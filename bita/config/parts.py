@@ -260,7 +260,7 @@ class PretrainConfig(TaskConfig):
     def scores(cls, run: RunConfig) -> set[str] | None:
         """See `TaskConfig.scores`; which of them there are depends on the losses of the model."""
         recall = {f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
-        return {"loss", "itc_loss", "itg_loss"} | recall
+        return {"loss", "itc_loss", "itg_loss", "mean_recall"} | recall
 
 
 def _gives(*scores: str) -> type[MetricConfig]:

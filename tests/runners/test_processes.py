@@ -193,3 +193,14 @@ def test_contrastive_training_equals_one_process_that_sees_the_whole_batch(tmp_p
     for other in (1, 2):
         assert trained[other] == pytest.approx(trained[0], rel=1e-4)
         assert validated[other] == pytest.approx(validated[0], rel=1e-2)
+
+
+def test_recalls_do_not_depend_on_the_number_of_processes(tmp_path, toy):
+    options = ["name=run", "max_epoch=0", "model.arch=bita_former", 'test_splits=["test", "val"]']
+    seen = []
+    for processes in (1, 2):
+        toy(processes, tmp_path / str(processes), *options, f"batch_size_eval={processes}")
+        scores = json.loads((tmp_path / str(processes) / "run/scores.json").read_text())
+        seen.append({split: {k: v for k, v in of.items() if "recall" in k} for split, of in scores.items()})
+    assert seen[0] == seen[1]
+    assert len(seen[0]["test"]) == 7

@@ -11,7 +11,7 @@ from toy_run import toy_config, toy_dataset, toy_model
 
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import EvalLoader
-from bita.tasks.pretrain import PretrainTask, retrieval
+from bita.tasks.pretrain import PretrainTask, ranks, retrieval
 
 
 def evaluate(cfg, dataset, model):
@@ -61,6 +61,55 @@ def test_recall_on_hand_made_features():
     assert recall["i2t_recall@5"] == 1.0
     assert recall["t2i_recall@1"] == pytest.approx(3 / 5)
     assert recall["t2i_recall@5"] == 1.0
+    assert recall["mean_recall"] == pytest.approx((2 / 3 + 1 + 1 + 3 / 5 + 1 + 1) / 6)
+
+
+def by_sorting(scores, truth, k):
+    """Recall@k by a stable sort of every row, one after the other."""
+    hits = []
+    for row, right in zip(scores.tolist(), truth.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda column: -row[column])
+        hits.append(any(right[column] for column in order[:k]))
+    return sum(hits) / len(hits)
+
+
+def test_recall_equals_sorting_every_row_with_captions_that_many_images_share():
+    torch.manual_seed(3)
+    images = F.normalize(torch.randn(70, 4, 8), dim=-1)
+    few = F.normalize(torch.randn(30, 8), dim=-1)  # 350 captions in 30 wordings
+    texts = few[torch.randint(30, (350,))]
+    ids, owners = torch.arange(70) * 3, torch.arange(70).repeat_interleave(5) * 3
+    scores = (images.flatten(0, 1) @ few.T).unflatten(0, (70, 4)).amax(dim=1)
+    scores = scores[:, [int((few == text).all(dim=1).nonzero()[0]) for text in texts]]
+    truth, expected = ids[:, None] == owners[None, :], {}
+    for k in (1, 5, 10):
+        expected[f"i2t_recall@{k}"] = by_sorting(scores, truth, k)
+        expected[f"t2i_recall@{k}"] = by_sorting(scores.T, truth.T, k)
+    found = retrieval(images, ids, texts, owners)
+    assert found.pop("mean_recall") == pytest.approx(sum(expected.values()) / 6)
+    assert found == pytest.approx(expected)
+
+
+def test_what_is_not_a_number_finds_nothing():
+    scores = torch.tensor([[0.5, torch.nan, 0.1], [torch.nan] * 3, [0.3, 0.3, 0.2]])
+    right = torch.tensor([[True, False, False], [False, True, False], [False, True, True]])
+    assert ranks(scores, right).tolist() == [1, 3, 1]
+
+
+def test_wordings_are_read_once_and_each_caption_counts(tmp_path, monkeypatch):
+    """Images 100 and 106 have the same captions: each finds those of 100 first."""
+    cfg = toy_config(tmp_path, model__arch="bita_former", batch_size_eval=3)
+    dataset, model = toy_dataset(tmp_path, "val", images=8), toy_model(cfg).eval()
+    read, text_features = [], model.text_features
+    monkeypatch.setattr(model, "text_features", lambda ids: read.append(len(ids)) or text_features(ids))
+    scores = evaluate(cfg, dataset, model).scores
+    assert sum(read) == 12  # of 16
+    same = [dataclasses.replace(record, caption="a river") for record in dataset.records]
+    one = CaptionDataset(dataset.name, "val", same, dataset.folder, dataset.processors)
+    found = evaluate(cfg, one, model).scores
+    assert (found["i2t_recall@1"], found["i2t_recall@5"], found["i2t_recall@10"]) == (1 / 8, 3 / 8, 5 / 8)
+    assert found["t2i_recall@1"] == 1 / 8
+    assert 0 < scores["mean_recall"] < 1
 
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
