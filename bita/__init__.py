@@ -13,17 +13,20 @@ if TYPE_CHECKING:
     from bita.inference.captioner import Captioner
 
 
-def load(run: str | Path, device: str = "auto", quantize: str = "none") -> Captioner:
+def load(
+    run: str | Path, device: str = "auto", quantize: str = "none", stage1: str | Path | None = None
+) -> Captioner:
     """Load a captioning model from a run, its output folder (then its latest run), or a checkpoint in it.
 
     Args:
         run: its folder.
         device: `auto`, `cpu` or `cuda`.
         quantize: `int8` or `int4` keep the language model's weights in 8 bit (torchao) or 4 bit (bitsandbytes).
+        stage1: the stage-1 run that compares images and texts for it; None: the one that it grew from.
 
     Raises:
         UserError: there is no checkpoint of a captioning model.
     """
     from bita.inference.captioner import Captioner
 
-    return Captioner.load(run, device, quantize)
+    return Captioner.load(run, device, quantize, stage1)

@@ -67,8 +67,8 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     from bita.inference.captioner import Captioner
 
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize)
-    for captions in captioner.candidates(args.images, **settings):
-        print(*captions, sep="\t", flush=True)
+    for record in captioner.stream(args.images, score=False, **settings):
+        print(*record.candidates, sep="\t", flush=True)
     return 0
 
 

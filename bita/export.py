@@ -13,6 +13,8 @@ and is read wherever a checkpoint is: `bita.load(OUT)`, `caption.py --checkpoint
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,6 +36,8 @@ from bita.weights.files import read_config
 from bita.weights.layouts import published
 
 MAX_SHARD = "5GB"
+STAGE_1_FOLDER = "stage1"
+"""Of an exported captioning model: the stage-1 model that it grew from, exported too."""
 
 
 def config_of(run: str | Path) -> Config:
@@ -80,6 +84,24 @@ def _config_in(checkpoint: Path) -> Config:
 def meta_of(cfg: Config) -> Meta:
     """Return what the checkpoint says that a configuration of `config_of` starts from."""
     return read_meta(folder_of(Path(str(cfg.model.init_from))))
+
+
+def hash_of(cfg: Config) -> str:
+    """Sixteen hexadecimal digits of the weights that a configuration of `config_of` starts from.
+
+    Those of the checkpoint and of the files beside it that it names; a quantized model is another one.
+    """
+    checkpoint = Path(str(cfg.model.init_from))
+    if (folder_of(checkpoint) / META_FILE).is_file():
+        meta = meta_of(cfg)
+        said = {name: entry["sha256"] for name, entry in meta.files.items() if name.startswith("model")}
+        said |= {key: entry["files"] for key, entry in (meta.outside or {}).items()}
+    else:
+        said = {"model": sha256(checkpoint)}
+    quantized = getattr(cfg.model, "lm_quantize", "none")
+    if quantized != "none":
+        said["quantize"] = quantized
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> None:

@@ -68,6 +68,10 @@ def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning", **opt
     write_checkpoint(run / "checkpoints", meta, writers)
 
 
+def texts(captioner: Captioner, images: list[Path]) -> list[str]:
+    return [str(record) for record in captioner.stream(images)]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
@@ -90,9 +94,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
         images.append(folder / f"{index}.png")
         Image.fromarray(pixels).save(images[-1])
-    captions = bita.load(folder / "run").caption(images)
+    captions = texts(bita.load(folder / "run"), images)
     assert len(set(captions)) > 1  # they depend on the image
-    return Trained(folder / "run", sources, images, list(captions))
+    return Trained(folder / "run", sources, images, captions)
 
 
 def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -112,13 +116,13 @@ def test_a_moved_folder_captions_as_the_run_did_without_its_sources(
     hidden = trained.sources.with_name("hidden")
     trained.sources.rename(hidden)
     try:
-        assert bita.load(moved).caption(trained.images) == trained.captions
+        assert texts(bita.load(moved), trained.images) == trained.captions
         capsys.readouterr()
         images = [str(path) for path in trained.images]
         assert call("caption.py", "--checkpoint", str(moved), *images, monkeypatch=monkeypatch) == 0
         assert capsys.readouterr().out.splitlines() == trained.captions
         export_folder(moved, tmp_path / "again")  # an exported folder can be exported
-        assert bita.load(tmp_path / "again").caption(trained.images) == trained.captions
+        assert texts(bita.load(tmp_path / "again"), trained.images) == trained.captions
     finally:
         hidden.rename(trained.sources)
     assert str(trained.sources) not in (moved / "config.yaml").read_text()
@@ -138,7 +142,7 @@ def test_large_models_are_sharded(trained: Trained, tmp_path: Path) -> None:
     export_folder(trained.run, tmp_path / "out", max_shard="60KB")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     assert len(list((tmp_path / "out/language_model").glob("model-*.safetensors"))) > 2
-    assert bita.load(tmp_path / "out").caption(trained.images) == trained.captions
+    assert texts(bita.load(tmp_path / "out"), trained.images) == trained.captions
     next((tmp_path / "out").glob("model-00002-*")).unlink()
     with pytest.raises(UserError, match=r"1 of \d+ shards missing, model-00002"):
         bita.load(tmp_path / "out")
@@ -147,10 +151,12 @@ def test_large_models_are_sharded(trained: Trained, tmp_path: Path) -> None:
 def test_drawn_captions_follow_image_and_seed(trained: Trained) -> None:
     captioner = bita.load(trained.run)
     drawing: dict[str, Any] = {"use_nucleus_sampling": True, "num_captions": 2, "temperature": 2.0}
-    drawn = list(captioner.candidates(trained.images, **drawing))
-    again = list(captioner.candidates(trained.images[::-1], batch_size=1, **drawing))
+    drawn = [record.candidates for record in captioner.stream(trained.images, **drawing)]
+    backwards = captioner.stream(trained.images[::-1], batch_size=1, **drawing)
+    again = [record.candidates for record in backwards]
     assert again[::-1] == drawn
-    assert list(captioner.candidates(trained.images, seed=1, **drawing)) != drawn
+    others = captioner.stream(trained.images, seed=1, **drawing)
+    assert [record.candidates for record in others] != drawn
 
 
 def test_the_published_layout_loads_back(
@@ -170,7 +176,7 @@ def test_the_published_layout_loads_back(
     back = BitaLM.from_config(cfg)
     back.external["visual_encoder"] = back.sources["visual_encoder"] = "elsewhere"
     load_checkpoint(back, out)
-    assert bita.load(out).caption(trained.images) == captioner.caption(trained.images)
+    assert texts(bita.load(out), trained.images) == texts(captioner, trained.images)
     own = captioner.model.state_dict()
     same = [n for n, t in back.state_dict().items() if torch.equal(t, own[n])]
     assert set(own) - set(same) <= {n for n in own if n.startswith("visual_encoder.")}
@@ -206,10 +212,10 @@ def test_lora_is_merged_in_both_layouts(trained: Trained, tmp_path: Path) -> Non
     pytest.importorskip("peft")
     cfg = bita.load(trained.run).model.cfg
     write_run(replace(cfg, init_from=None, lora=LoraSize(r=4)), tmp_path / "run")
-    captions = bita.load(tmp_path / "run").caption(trained.images)
+    captions = texts(bita.load(tmp_path / "run"), trained.images)
     export_folder(tmp_path / "run", tmp_path / "out")
     loaded = bita.load(tmp_path / "out")
-    assert loaded.caption(trained.images) == captions
+    assert texts(loaded, trained.images) == captions
     assert loaded.model.cfg.lora is None
     export_published(tmp_path / "run", tmp_path / "out.pth")
     content = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
@@ -251,7 +257,7 @@ def test_bands_and_draft_travel_with_a_run(trained: Trained, tmp_path: Path, cap
         if isinstance(loaded, Captioner):
             written = loaded.model.generate(seen, loaded.settings)
             images = [tmp_path / "images" / name for name in names]
-            assert loaded.caption(images) == [captions[0] for captions in written]
+            assert texts(loaded, images) == [captions[0] for captions in written]
 
 
 def test_nothing_is_overwritten(trained: Trained, tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ def test_a_part_of_ones_own(title):
         assert lost(keys, config_to_dict(own)) == []
     if cfg.model.writes_captions:
         images = sorted(Path("data/images").iterdir())[:2]
-        written = bita.load("exported", "cpu").caption(images)
-        assert written == bita.load("output/run", "cpu").caption(images)
+        written = [str(record) for record in bita.load("exported", "cpu").stream(images)]
+        assert written == [str(record) for record in bita.load("output/run", "cpu").stream(images)]
         assert all(isinstance(caption, str) for caption in written)
 
 

@@ -37,7 +37,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def captions(model: Path, folder: Path) -> dict[str, Any]:
     captioner = bita.load(model, device="cpu")
-    return {image.name: captioner.caption(image) for image in sorted((folder / "images").iterdir())}
+    return {image.name: str(captioner.caption(image)) for image in sorted((folder / "images").iterdir())}
 
 
 @FORMATS

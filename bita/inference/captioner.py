@@ -1,12 +1,18 @@
-"""Captioning outside training: `bita.load(RUN).caption(images)`."""
+"""Captioning outside training: `bita.load(RUN).caption(images)`.
+
+Shapes: N images, M texts, Q query tokens, E embedding width, S the processors' image size.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -18,8 +24,10 @@ from bita.datasets.builders import processors_of
 from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
-from bita.export import config_of
+from bita.export import config_of, hash_of
 from bita.files import user_path
+from bita.inference.aligner import Aligner, stage_1_of
+from bita.inference.captions import Caption
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
 from bita.registry import models
@@ -27,19 +35,23 @@ from bita.registry import models
 if TYPE_CHECKING:
     from bita.config.schema import Config
 
+LOG = logging.getLogger(__name__)
+
 ImageLike = str | Path | Image.Image
+T = TypeVar("T")
 
 
 class Captioner:
-    """A trained captioning model with its processors and search settings.
+    """A trained captioning model with its processors and search settings; see `bita.load`.
 
     Attributes:
         model: on its device, in evaluation mode.
         settings: the search settings of its run; pass others to `caption`.
         processors: its run's; `processors.evaluated(image)` is what the model sees of an image.
+        hash: of the model's weights, 16 hexadecimal digits; the same for every copy of the run.
     """
 
-    def __init__(self, cfg: Config, device: str = "auto") -> None:
+    def __init__(self, cfg: Config, device: str = "auto", stage1: str | Path | None = None) -> None:
         model = build_model(cfg.model)
         if not models.config(cfg.model.arch).writes_captions:
             raise UserError(
@@ -50,27 +62,41 @@ class Captioner:
         self.settings = GenerationSettings.from_run(cfg.run)
         self.amp = cfg.run.amp
         self.processors = processors_of(cfg)
+        self.hash = hash_of(cfg)
+        self._stage1 = stage_1_of(str(cfg.model.init_from)) if stage1 is None else stage1
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto", quantize: str = "none") -> Self:
+    def load(
+        cls, run: str | Path, device: str = "auto", quantize: str = "none", stage1: str | Path | None = None
+    ) -> Self:
         """See `bita.load`."""
         cfg = config_of(run)
         if quantize not in get_args(Quantization):
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
         if hasattr(cfg.model, "lm_quantize"):
             cfg.model.lm_quantize = quantize
-        return cls(cfg, device)
+        return cls(cfg, device, stage1)
+
+    @cached_property
+    def stage1(self) -> Aligner | None:
+        """The stage-1 model that this one grew from, loaded when it is first asked for; None where there is none."""
+        if self._stage1 is None:
+            return None
+        try:
+            return Aligner(self._stage1, self.model.device.type)
+        except UserError as error:
+            LOG.warning("no image-text scores: %s", error)
+            return None
 
     def caption(
         self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 16, **settings: Any
-    ) -> str | list[str]:
+    ) -> Caption | list[Caption]:
         """Write a caption for an image (a path or a PIL image) or for each of several.
 
         Args:
-            images: one image gives a text, a sequence gives a list of texts.
+            images: one image gives a record, a sequence gives a list of records.
             batch_size: images encoded at a time.
-            settings: fields of `GenerationSettings` that differ from the run's, such as `num_beams=3`; and `seed` of
-                drawn captions (`candidates`).
+            settings: see `stream`.
 
         Raises:
             UserError: an image cannot be read.
@@ -79,40 +105,124 @@ class Captioner:
             return next(self.stream([images], batch_size=1, **settings))
         return list(self.stream(images, batch_size=batch_size, **settings))
 
-    def stream(self, images: Sequence[ImageLike], *, batch_size: int = 16, **settings: Any) -> Iterator[str]:
-        """Like `caption`, one text after the other as they are ready."""
-        if "num_captions" in settings:
-            raise UserError("num_captions: one caption an image is written here; candidates() gives several")
-        for captions in self.candidates(images, batch_size=batch_size, num_captions=1, **settings):
-            yield captions[0]
-
-    def candidates(
-        self, images: Sequence[ImageLike], *, batch_size: int = 16, seed: int = 0, **settings: Any
-    ) -> Iterator[list[str]]:
-        """`num_captions` captions for each image, best first; drawn ones (`use_nucleus_sampling`) have no order.
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        score: bool = True,
+        **settings: Any,
+    ) -> Iterator[Caption]:
+        """Like `caption`, one record after the other as they are ready; images may come as they are made.
 
         Args:
             images: paths or PIL images.
             batch_size: images encoded at a time.
             seed: of drawn captions. With the same seed an image gets the same ones, whatever is beside or before it;
                 another seed gives others.
-            settings: fields of `GenerationSettings` that differ from the run's.
+            score: also compare image and caption by the model's stage 1, where it has one.
+            settings: fields of `GenerationSettings` that differ from the run's, such as `num_beams=3`,
+                `num_captions=3`, `use_nucleus_sampling=True`.
 
         Raises:
             UserError: an image cannot be read, or `num_captions` is more than `num_beams`.
         """
         chosen = replace(self.settings, **settings)
-        for start in range(0, len(images), batch_size):
-            batch = [
-                self.processors.evaluated(image if isinstance(image, Image.Image) else user_path(image))
-                for image in images[start : start + batch_size]
-            ]
-            generators = None
-            if chosen.use_nucleus_sampling:
-                generators = [seeded(seed, _number_of(pixels)) for pixels in batch]
-            with autocast(self.model.device, self.amp):
-                written = self.model.generate(torch.stack(batch).to(self.model.device), chosen, generators)
-            yield from written
+        for batch in _batched(images, batch_size):
+            opened = [image if isinstance(image, Image.Image) else user_path(image) for image in batch]
+            pixels = torch.stack([self.processors.evaluated(image) for image in opened])
+            yield from self._write(pixels, opened, chosen, seed, score)
+
+    @torch.inference_mode()
+    def _write(
+        self,
+        pixels: Tensor,
+        images: Sequence[Path | Image.Image],
+        settings: GenerationSettings,
+        seed: int,
+        score: bool,
+    ) -> list[Caption]:
+        generators = None
+        if settings.use_nucleus_sampling:
+            generators = [seeded(seed, _number_of(image)) for image in pixels]
+        with autocast(self.model.device, self.amp):
+            raw = self.model.raw_tokens(pixels.to(self.model.device))
+            written = self.model.candidates(raw, settings, generators)
+        scores: list[float | None] = [None] * len(written)
+        if score and self.stage1 is not None:
+            own = pixels
+            if not self.stage1.sees_like(self.processors):
+                own = torch.stack([self.stage1.processors.evaluated(image) for image in images])
+            texts = self.stage1.embed_texts([captions[0].text for captions in written])
+            scores = self.stage1.score(self.stage1.embed_pixels(own), texts).diagonal().tolist()
+        return [
+            Caption(
+                caption=captions[0].text,
+                candidates=[candidate.text for candidate in captions],
+                log_probability=captions[0].log_probability,
+                tokens=captions[0].tokens,
+                score=similarity,
+                model=self.hash,
+            )
+            for captions, similarity in zip(written, scores, strict=True)
+        ]
+
+    def embed_images(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 16) -> Tensor:
+        """N images → (N, Q, E) float32 of unit length, on the CPU: a vector for each query of the model's stage 1.
+
+        Raises:
+            UserError: the model has no stage 1, or an image cannot be read.
+        """
+        stage1 = self._aligner()
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        parts = [
+            stage1.embed_pixels(
+                torch.stack(
+                    [
+                        stage1.processors.evaluated(
+                            image if isinstance(image, Image.Image) else user_path(image)
+                        )
+                        for image in batch
+                    ]
+                )
+            ).cpu()
+            for batch in _batched(images, batch_size)
+        ]
+        if not parts:
+            raise UserError("embed_images: no image given")
+        return torch.cat(parts)
+
+    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
+        """M texts → (M, E) float32 of unit length, on the CPU.
+
+        Raises:
+            UserError: the model has no stage 1.
+        """
+        return self._aligner().embed_texts([texts] if isinstance(texts, str) else texts).cpu()
+
+    def score(self, images: ImageLike | Iterable[ImageLike], texts: str | Sequence[str]) -> Tensor:
+        """Cosine of each image's best query with each text: (N, M) float32.
+
+        Raises:
+            UserError: the model has no stage 1, or an image cannot be read.
+        """
+        return self._aligner().score(self.embed_images(images), self.embed_texts(texts))
+
+    def _aligner(self) -> Aligner:
+        if self.stage1 is None:
+            raise UserError(
+                "this model has no stage 1 to compare images and texts by; name its run: bita.load(…, stage1=RUN)"
+            )
+        return self.stage1
+
+
+def _batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut into lists of `size`, the last one shorter."""
+    rest = iter(images)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 def _number_of(pixels: Tensor) -> int:

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bita.build import build_model
 from bita.config.parts import ClipConfig
-from bita.datasets.builders import processors_of
-from bita.distributed import setup
 from bita.errors import UserError
-from bita.export import config_of, meta_of
+from bita.inference.aligner import Aligner
 from bita.metrics.checks import named
 from bita.metrics.metric import Hypotheses, Metric
 from bita.metrics.references import ReferenceSet
@@ -58,36 +54,11 @@ def ref_clip_score(images: Tensor, texts: Tensor, references: list[Tensor]) -> T
     return torch.where(total > 0, 2 * score * near / total.clamp(min=1e-12), torch.zeros_like(total))
 
 
-class ClipScorer:
-    """A run's own stage-1 model, with its processors, that scores captions of image files.
-
-    Args:
-        run: what `bita.load` takes, of a stage-1 run.
-
-    Attributes:
-        digests: file of weights → sha256; scores of two models are not comparable.
-
-    Raises:
-        UserError: there is no such run, or it is not one of stage 1.
-    """
-
-    def __init__(self, run: str | Path) -> None:
-        cfg = config_of(run)
-        model = build_model(cfg.model)
-        if not model.aligns:
-            raise UserError(
-                f"{run}: aligns nothing, or writes captions; CLIPScore needs a run of stage 1 with the loss itc"
-            )
-        self.model: Any = model.place(setup("auto")).eval()
-        self.processors = processors_of(cfg)
-        self.digests = {
-            file: str(entry["sha256"])
-            for file, entry in meta_of(cfg).files.items()
-            if file.startswith("model")
-        }
+class ClipScorer(Aligner):
+    """A run's own stage-1 model, with its processors, that scores captions of image files."""
 
     @torch.no_grad()
-    def score(
+    def clip_scores(
         self, images: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> Tensor:
         """CLIPScore and RefCLIPScore of N captions: (N, 2) float64, on the CPU."""
@@ -95,18 +66,15 @@ class ClipScorer:
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
             pixels = torch.stack([self.processors.evaluated(path) for path in images[part]])
-            seen = self.model.image_features(pixels.to(self.model.device))
-            own, others = self._features(captions[part]), references[part]
-            said = self._features([text for texts in others for text in texts]).split(list(map(len, others)))
+            seen = self.embed_pixels(pixels)
+            own, others = self.embed_texts(captions[part]), references[part]
+            said = self.embed_texts([text for texts in others for text in texts]).split(
+                list(map(len, others))
+            )
             found.append(
                 torch.stack([clip_score(seen, own), ref_clip_score(seen, own, list(said))], dim=1).cpu()
             )
         return torch.cat(found).double()
-
-    def _features(self, texts: Sequence[str]) -> Tensor:
-        return self.model.text_features(
-            self.model.tokenize([self.processors.eval_text(text) for text in texts])
-        )
 
 
 class ClipMetric(Metric):
@@ -126,7 +94,7 @@ class ClipMetric(Metric):
         lacking = [n for n in ids if n not in hypotheses.images]
         if lacking:
             raise UserError(f"CLIPScore: {named(lacking, len(ids), 'image')} without file")
-        found = self.scorer.score(
+        found = self.scorer.clip_scores(
             [hypotheses.images[n] for n in ids],
             [hypotheses.given[n] for n in ids],
             [references.given[n] for n in ids],

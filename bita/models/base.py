@@ -13,7 +13,7 @@ from bita.batch import Batch
 from bita.config.schema import ArchConfig
 from bita.errors import UserError
 from bita.models.bridge import Bridge
-from bita.models.language.generation import GenerationSettings
+from bita.models.language.generation import Candidate, GenerationSettings
 from bita.models.vision import VisionEncoder
 from bita.precision import PRECISIONS, sixteen_bit
 from bita.registry import bridges, encoders
@@ -101,14 +101,31 @@ class BitaModel(nn.Module):
         """Return a batch's `loss` (with gradient) and other scalars (without)."""
         raise NotImplementedError
 
+    def candidates(
+        self,
+        raw_tokens: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[list[Candidate]]:
+        """`num_captions` captions for each of B images, best first; of models that write captions.
+
+        Args:
+            raw_tokens: (B, N, C), what `raw_tokens` gives.
+            settings: how captions are searched for.
+            generators: for sampling, one an image (`generation.search`).
+        """
+        raise NotImplementedError
+
     def generate(
         self,
         images: Tensor,
         settings: GenerationSettings,
         generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[str]]:
-        """`num_captions` captions for each of (B, 3, H, W) images, best first; of models that write captions."""
-        raise NotImplementedError
+        """`candidates` of (B, 3, H, W) images, as texts alone."""
+        with torch.inference_mode():
+            found = self.candidates(self.raw_tokens(images), settings, generators)
+        return [[candidate.text for candidate in captions] for captions in found]
 
     @property
     def aligns(self) -> bool:

@@ -20,7 +20,7 @@ from bita.errors import UserError
 from bita.models.base import BitaModel, for_captions
 from bita.models.language.adapters import lora_modules, merge_lora
 from bita.models.language.decoder import IGNORED, CaptionTokens, cast_weights
-from bita.models.language.generation import GenerationSettings, generate
+from bita.models.language.generation import Candidate, GenerationSettings, Hypothesis, search
 from bita.models.language.language_model import LanguageModel
 from bita.models.language.packing import pack
 from bita.models.language.tokenizers import TOKENIZER_FOLDER
@@ -210,14 +210,25 @@ class BitaLM(BitaModel):
         settings: GenerationSettings,
         generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[list[int]]]:
-        """Token ids of `num_captions` captions for each of B prefixes (B, Q, H), read once for all beams.
+        """Token ids of `num_captions` captions for each of B prefixes (B, Q, H); see `search`."""
+        found = self.search(prefix, settings, generators)
+        return [[caption.ids for caption in captions] for captions in found]
 
-        `generators` are for sampling, one an image (`generation.generate`).
+    @torch.inference_mode()
+    def search(
+        self,
+        prefix: Tensor,
+        settings: GenerationSettings,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """`num_captions` captions for each of B prefixes (B, Q, H), read once for all beams.
+
+        `generators` are for sampling, one an image (`generation.search`).
         """
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.decoder.embed(prompt).expand(len(prefix), -1, -1)
         decoder = self.decoder.search(torch.cat([prefix.to(words.dtype), words], dim=1), settings)
-        return generate(decoder, len(prefix), self.tokens.stop, settings, generators)
+        return search(decoder, len(prefix), self.tokens.stop, settings, generators)
 
     @torch.inference_mode()
     def generate_ids(
@@ -228,19 +239,25 @@ class BitaLM(BitaModel):
     ) -> list[list[list[int]]]:
         """Token ids of `num_captions` captions an image; (B, 3, H, W) images, encoded once for all beams.
 
-        `generators` are for sampling, one an image (`generation.generate`).
+        `generators` are for sampling, one an image (`generation.search`).
         """
         return self.write(self.prefix(images), settings, generators)
 
-    def generate(
+    @torch.inference_mode()
+    def candidates(
         self,
-        images: Tensor,
+        raw_tokens: Tensor,
         settings: GenerationSettings,
         generators: Sequence[torch.Generator] | None = None,
-    ) -> list[list[str]]:
-        """`num_captions` captions for each of (B, 3, H, W) images, best first; see `generate_ids`."""
-        ids = self.generate_ids(images, settings, generators)
-        return [self.decode(captions) for captions in ids]
+    ) -> list[list[Candidate]]:
+        """See `BitaModel.candidates`."""
+        return [
+            [
+                Candidate(text, len(caption.ids), caption.log_probability)
+                for text, caption in zip(self.decode([c.ids for c in captions]), captions, strict=True)
+            ]
+            for captions in self.search(self.prefix_of(raw_tokens), settings, generators)
+        ]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Token ids → text, stripped at both ends."""

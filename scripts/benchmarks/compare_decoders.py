@@ -62,7 +62,7 @@ def compare(run: Path, images: int) -> str:
     written, sizes, name, weights = [], [], "", 0
     for quantize in ("none", "int8"):
         captioner = bita.load(run, "cpu", quantize)
-        written.append(captioner.caption(paths, batch_size=50))
+        written.append([str(record) for record in captioner.stream(paths, batch_size=50, score=False)])
         model = captioner.model.language_model()
         assert model is not None
         sizes.append(size_in_bytes(model) / 1e6)

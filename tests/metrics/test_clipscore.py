@@ -125,5 +125,5 @@ def test_command_scores_ten_images_with_the_runs_own_model(
 
 def test_a_run_that_writes_captions_is_refused(tmp_path: Path) -> None:
     folder = keep(tmp_path / "run", stage_2())
-    with pytest.raises(UserError, match="writes captions; CLIPScore needs a run of stage 1"):
+    with pytest.raises(UserError, match="writes captions; needed is a run of stage 1"):
         ClipScorer(folder)

@@ -10,7 +10,8 @@ hypotheses are cut at the maximum length. Its rules, with n the number of new to
 - beams alive at the maximum are hypotheses with score Σ log p / (n + 1)^length_penalty.
 
 A repetition penalty is applied after the log-softmax for beams, as recorded, and to the logits for greedy choice and
-sampling, as in transformers.
+sampling, as in transformers. A caption's log-probability is Σ log p of its tokens, the stop included: for beams as the
+search adds them up, else by the model's own distribution, whatever temperature or nucleus drew them.
 
 The search itself runs on the device: the host looks every few tokens which images are done.
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -82,6 +83,22 @@ class GenerationSettings:
         return self.min_len - 1
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """A caption that a search found: its token ids, the stop included when there was one, and its log-probability."""
+
+    ids: list[int]
+    log_probability: float
+
+
+class Candidate(NamedTuple):
+    """A caption as text, how many tokens it was written in (the stop included), and its log-probability."""
+
+    text: str
+    tokens: int
+    log_probability: float
+
+
 class Decoder(Protocol):
     """A language model that remembers what it has read: R captions for each of B images."""
 
@@ -104,6 +121,21 @@ def generate(
 ) -> list[list[list[int]]]:
     """Token ids of `num_captions` captions for each image, best first, the stop included when there was one.
 
+    See `search`.
+    """
+    found = search(decoder, images, stop_id, settings, generators)
+    return [[caption.ids for caption in captions] for captions in found]
+
+
+def search(
+    decoder: Decoder,
+    images: int,
+    stop_id: int,
+    settings: GenerationSettings,
+    generators: Sequence[torch.Generator] | None = None,
+) -> list[list[Hypothesis]]:
+    """`num_captions` captions for each image, best first.
+
     Args:
         decoder: has the prefixes of all images.
         images: B.
@@ -113,36 +145,36 @@ def generate(
             those beside it. None draws from torch's.
     """
     logits = decoder.start()
-    search: _Search
+    under_way: _Search
     if settings.use_nucleus_sampling or settings.num_beams == 1:
-        search = _OneByOne(settings, stop_id, logits)
+        under_way = _OneByOne(settings, stop_id, logits)
         if settings.use_nucleus_sampling:
-            search.draws = _draws(images, settings, generators).to(logits.device)
+            under_way.draws = _draws(images, settings, generators).to(logits.device)
     else:
-        search = _BeamSearch(settings, stop_id, logits)
-    written: list[list[list[int]]] = [[] for _ in range(images)]
+        under_way = _BeamSearch(settings, stop_id, logits)
+    written: list[list[Hypothesis]] = [[] for _ in range(images)]
     active = list(range(images))
     every = 1 if logits.device.type == "cpu" else LOOK_EVERY
-    logits = logits[:, None].expand(-1, search.width, -1)
+    logits = logits[:, None].expand(-1, under_way.width, -1)
     for length in range(settings.max_new):
-        tokens, parents = search.advance(logits, length)
+        tokens, parents = under_way.advance(logits, length)
         if length + 1 == settings.max_new:
             break
         if length % every == every - 1:
-            done = search.done.tolist()
+            done = under_way.done.tolist()
             if all(done):
                 break
             if sum(done) * LEAVE_TOGETHER >= len(done):
-                for place, captions in search.captions().items():
+                for place, captions in under_way.captions().items():
                     written[active[place]] = captions
                 active = [image for image, finished in zip(active, done, strict=True) if not finished]
-                going_on = (~search.done).nonzero()[:, 0]
-                search.keep(going_on)
+                going_on = (~under_way.done).nonzero()[:, 0]
+                under_way.keep(going_on)
                 decoder.keep(going_on)
                 tokens, parents = tokens[going_on], parents[going_on]
         logits = decoder.step(tokens, parents)
-    search.close()
-    for place, captions in search.captions().items():
+    under_way.close()
+    for place, captions in under_way.captions().items():
         written[active[place]] = captions
     return written
 
@@ -177,7 +209,7 @@ class _Search:
         """The most tokens are written."""
         self.done = torch.ones_like(self.done)
 
-    def captions(self) -> dict[int, list[list[int]]]:
+    def captions(self) -> dict[int, list[Hypothesis]]:
         """Place of an image that is done → its captions, best first."""
         raise NotImplementedError
 
@@ -205,9 +237,10 @@ class _BeamSearch(_Search):
         scores: (B, K) float64 of the finished hypotheses, best first; −∞ where there is none yet.
         finished: (B, K, `max_new`) their tokens.
         lengths: (B, K) how many of these they have.
+        totals: (B, K) their Σ log p.
     """
 
-    kept = ("said", "done", "log_probs", "scores", "finished", "lengths")
+    kept = ("said", "done", "log_probs", "scores", "finished", "lengths", "totals")
 
     def __init__(self, settings: GenerationSettings, stop_id: int, logits: Tensor) -> None:
         super().__init__(settings, stop_id, logits)
@@ -215,6 +248,7 @@ class _BeamSearch(_Search):
         self.log_probs[:, 0] = 0.0  # all beams of an image are equal at first
         self.scores = torch.full_like(self.log_probs, -torch.inf, dtype=torch.float64)
         self.finished, self.lengths = self.said.clone(), torch.zeros_like(self.said[:, :, 0])
+        self.totals = torch.zeros_like(self.log_probs)
 
     def advance(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """See `_Search.advance`."""
@@ -251,17 +285,20 @@ class _BeamSearch(_Search):
         self.scores = best.values[:, : self.width]
         lengths = torch.cat([self.lengths, torch.full_like(self.lengths, tokens)], dim=1)
         self.lengths = lengths.gather(1, order)
+        self.totals = torch.cat([self.totals, log_probs], dim=1).gather(1, order)
         finished = torch.cat([self.finished, said], dim=1)
         self.finished = finished.gather(1, order[:, :, None].expand_as(self.finished))
 
-    def captions(self) -> dict[int, list[list[int]]]:
+    def captions(self) -> dict[int, list[Hypothesis]]:
         """See `_Search.captions`."""
-        columns = zip(self.done.tolist(), self.finished.tolist(), self.lengths.tolist(), strict=True)
+        columns = (column.tolist() for column in (self.finished, self.lengths, self.totals))
+        found = [
+            [Hypothesis(row[:length], total) for row, length, total in zip(*of_image, strict=True)]
+            for of_image in zip(*columns, strict=True)
+        ]
         return {
-            place: [row[:length] for row, length in zip(rows, lengths, strict=True)][
-                : self.settings.num_captions
-            ]
-            for place, (done, rows, lengths) in enumerate(columns)
+            place: found[place][: self.settings.num_captions]
+            for place, done in enumerate(self.done.tolist())
             if done
         }
 
@@ -272,36 +309,43 @@ class _OneByOne(_Search):
     Attributes:
         ended: (B, R) whether a caption has its stop.
         draws: (B, R, `max_new`) uniform numbers that decide the tokens, where they are drawn.
+        log_probs: (B, R) of the captions.
     """
 
-    kept = ("said", "done", "ended", "draws")
+    kept = ("said", "done", "ended", "draws", "log_probs")
 
     def __init__(self, settings: GenerationSettings, stop_id: int, logits: Tensor) -> None:
         super().__init__(settings, stop_id, logits)
         self.draws = torch.zeros(self.said.shape, device=self.device)
         self.ended = torch.zeros(self.said.shape[:2], dtype=torch.bool, device=self.device)
+        self.log_probs = torch.zeros(self.said.shape[:2], device=self.device)
 
     def advance(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """See `_Search.advance`."""
-        scores = self._scores(logits.float(), length)
+        logits = logits.float()
+        scores = self._scores(logits, length)
         if self.settings.use_nucleus_sampling:
             tokens = _draw(scores, self.settings, self.draws[:, :, length])
         else:
             tokens = scores.argmax(dim=2)
+        said = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
+        self.log_probs += said.masked_fill(self.ended, 0.0)
         self.said[:, :, length] = tokens.where(~self.ended, self.stop_id)
         self.ended |= tokens == self.stop_id
         self.done = self.ended.all(dim=1)
         return tokens, torch.arange(self.width, device=self.device).expand_as(tokens)
 
-    def captions(self) -> dict[int, list[list[int]]]:
+    def captions(self) -> dict[int, list[Hypothesis]]:
         """See `_Search.captions`."""
-        rows = zip(self.done.tolist(), self.said.tolist(), strict=True)
+        rows = zip(self.done.tolist(), self.said.tolist(), self.log_probs.tolist(), strict=True)
         return {
             place: [
-                [*takewhile(lambda token: token != self.stop_id, row), self.stop_id][: len(row)]
-                for row in said
+                Hypothesis(
+                    [*takewhile(lambda token: token != self.stop_id, row), self.stop_id][: len(row)], sum_
+                )
+                for row, sum_ in zip(said, sums, strict=True)
             ]
-            for place, (done, said) in enumerate(rows)
+            for place, (done, said, sums) in enumerate(rows)
             if done
         }
 

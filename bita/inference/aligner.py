@@ -1,0 +1,126 @@
+"""A stage-1 model at work: images and texts as vectors that can be compared; and which one belongs to a captioner.
+
+Shapes: N images, M texts, Q query tokens, E embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bita.build import build_model
+from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
+from bita.datasets.builders import processors_of
+from bita.datasets.captions import Processors
+from bita.distributed import setup
+from bita.errors import UserError
+from bita.export import STAGE_1_FOLDER, config_of, meta_of
+from bita.files import user_path
+from bita.models.contrast import similarity
+from bita.processors.image import EvalImageProcessor
+from bita.registry import models
+
+BATCH = 64
+"""Texts embedded at a time."""
+
+
+class Aligner:
+    """A stage-1 run's model with its processors.
+
+    Args:
+        run: what `bita.load` takes, of a stage-1 run.
+        device: `auto`, `cpu` or `cuda`.
+
+    Attributes:
+        digests: file of weights → sha256; similarities of two models are not comparable.
+
+    Raises:
+        UserError: there is no such run, or it is not one of stage 1.
+    """
+
+    def __init__(self, run: str | Path, device: str = "auto") -> None:
+        cfg = config_of(run)
+        model = build_model(cfg.model)
+        if not model.aligns:
+            raise UserError(
+                f"{run}: aligns nothing, or writes captions; needed is a run of stage 1 with the loss itc"
+            )
+        self.model: Any = model.place(setup(device)).eval()
+        self.processors = processors_of(cfg)
+        self.digests = {
+            file: str(entry["sha256"])
+            for file, entry in meta_of(cfg).files.items()
+            if file.startswith("model")
+        }
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Processed images (N, 3, S, S) → (N, Q, E) float32, unit length, on the model's device."""
+        return self.model.image_features(pixels.to(self.model.device))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """M texts → (M, E) float32, unit length, on the model's device."""
+        processed = [self.processors.eval_text(text) for text in texts]
+        parts = [
+            self.model.text_features(self.model.tokenize(processed[start : start + BATCH]))
+            for start in range(0, len(processed), BATCH)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, self.model.cfg.embed_dim)
+
+    def score(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosine of the query that fits best, for each image (N, Q, E) and text (M, E): (N, M) float32."""
+        return similarity(images, texts)
+
+    def sees_like(self, other: Processors) -> bool:
+        """Whether `other` makes the same pixels of an image as this model's own processors."""
+        own, others = self.processors.eval_image, other.eval_image
+        return (
+            self.processors.eval_open == other.eval_open
+            and type(own) is type(others) is EvalImageProcessor
+            and own.image_size == others.image_size
+            and torch.equal(own.mean, others.mean)
+            and torch.equal(own.std, others.std)
+        )
+
+
+def stage_1_of(run: str | Path) -> Path | None:
+    """The stage-1 run that a captioning run started from, by what each run's checkpoint says; None: not to be found.
+
+    An exported folder may have it inside. Runs that were moved together are found beside each other.
+    """
+    folder = folder_of(resolve_checkpoint(user_path(run))).resolve()
+    if (folder / STAGE_1_FOLDER / META_FILE).is_file():
+        return folder / STAGE_1_FOLDER
+    seen = {folder}
+    while (folder / META_FILE).is_file():
+        source = _before(folder, read_meta(folder))
+        if source is None or source in seen:
+            return None
+        if (source / META_FILE).is_file() and not models.config(config_of(source).model.arch).writes_captions:
+            return source
+        seen.add(source)
+        folder = source
+    return None
+
+
+def _before(folder: Path, meta: Meta) -> Path | None:
+    """Return the checkpoint that a run's first weights came from, where it is still there."""
+    source = (meta.config.get("model") or {}).get("init_from")
+    if not source:
+        return None
+    places = [user_path(source)]
+    written_to = (meta.config.get("run") or {}).get("output_dir")
+    if written_to:  # checkpoints lie at OUTPUT_DIR/RUN/checkpoints/NAME
+        places.insert(0, folder.parents[2] / os.path.relpath(user_path(source), user_path(written_to)))
+    for place in places:
+        try:
+            return folder_of(resolve_checkpoint(place)).resolve()
+        except UserError:
+            continue
+    return None

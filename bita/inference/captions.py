@@ -1,0 +1,31 @@
+"""What is known of an image's caption: one typed record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """The caption of one image; `str(record)` is its text.
+
+    Attributes:
+        caption: the best candidate.
+        candidates: all that were asked for (`num_captions`), best first; drawn ones have no order.
+        log_probability: Σ log p of the caption's tokens, as the search adds them up (natural logarithm, 0 at most).
+        tokens: how many these are, the one that ends the caption included.
+        score: image-text similarity by the model's stage 1, a cosine from -1 to 1; None where there is no stage 1.
+        confidence: the quality to expect, from 0 to 1, by the model's calibration; None where it has none.
+        model: hash of the model's weights (`Captioner.hash`).
+    """
+
+    caption: str
+    candidates: list[str]
+    log_probability: float
+    tokens: int
+    score: float | None = None
+    confidence: float | None = None
+    model: str
+
+    def __str__(self) -> str:
+        return self.caption
