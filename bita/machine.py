@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -34,5 +35,28 @@ def keep_memory() -> bool:
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """Return what `work`, which waits for the disk or leaves Python's lock, gives for each item, several at a time."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with _threads() as pool:
         return list(pool.map(work, items))
+
+
+def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
+    """What `work` gives for each item, in order, up to `most` of them worked out in threads before they are asked for.
+
+    Items are taken by the thread that asks, so that they may come from what only one thread may use.
+    """
+    waiting: deque[Future[B]] = deque()
+    with _threads() as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))

@@ -62,7 +62,9 @@ def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning", **opt
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
     processor = ImageConfig(name="bita_image_eval", mean=mean, std=std)
     datasets = {"mine": entry(vis_processor={"eval": processor}, **options)}
-    cfg = Config(model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3))
+    cfg = Config(
+        model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3, output_dir=str(run.parent))
+    )
     meta = Meta(epoch=2, step_in_epoch=5, steps_per_epoch=5, step=15, config=config_to_dict(cfg))
     writers = {MODEL_FILE: lambda path: save_file(model.checkpoint_state(), path)}
     write_checkpoint(run / "checkpoints", meta, writers)
