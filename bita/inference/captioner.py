@@ -25,8 +25,9 @@ from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of, hash_of
 from bita.inference.aligner import Aligner, stage_1_of
+from bita.inference.attention import CELLS, Look, look
 from bita.inference.captions import Caption
-from bita.inference.views import ImageLike, Seen, View, as_images, seen_ahead
+from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
 from bita.registry import models, nearest
@@ -244,6 +245,38 @@ class Captioner:
             UserError: the model has no stage 1, or an image cannot be read.
         """
         return self._aligner().score(self.embed_images(images), self.embed_texts(texts))
+
+    def look(
+        self,
+        image: ImageLike,
+        *,
+        caption: str | Caption | None = None,
+        occlusion: int = CELLS,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> Look:
+        """Find out where the model looks in an image for a caption, and for each of its words.
+
+        Args:
+            image: of the kinds that `stream` takes.
+            caption: whose words are traced; None: the one that the model writes.
+            occlusion: cells a side into which the image is cut, each of which is covered in turn; 0: none.
+            batch_size: images with a covered cell encoded at a time.
+            settings: see `stream`.
+
+        Raises:
+            UserError: the image cannot be read, the caption has no words, or the bridge no cross-attention.
+        """
+        chosen = self._settings(batch_size, settings)
+        if occlusion < 0:
+            raise UserError(f"occlusion: must be at least 0, not {occlusion}")
+        shown = opened(image, self._view.opener)
+        pixels = self._view.batch([self._view.of(shown)], self.model.device)[0]
+        text = None if caption is None else str(caption)
+        with autocast(self.model.device, self.amp):
+            return look(
+                self.model, shown, pixels, chosen, caption=text, occlusion=occlusion, batch_size=batch_size
+            )
 
     def _aligner(self) -> Aligner:
         if self.stage1 is None:

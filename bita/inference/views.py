@@ -99,6 +99,15 @@ def seen_ahead(images: Iterable[ImageLike], views: Sequence[View], most: int) ->
     return ahead(look, _held(images), most)
 
 
+def opened(image: ImageLike, opener: ImageOpener) -> Image.Image:
+    """Return one image of any kind as 8-bit RGB, upright.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _opened(*next(_held([image])), opener)
+
+
 def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
     """Read what only the caller's own thread may read: open rasters, PIL images that were not loaded."""
     for number, image in enumerate(images):
