@@ -210,6 +210,30 @@ def test_a_language_model_trained_along_goes_on_from_the_folder(tmp_path: Path) 
         build_model(replace(on, opt_model=str(PARITY / "opt_model")))
 
 
+def test_one_file_in_16_bit_holds_all_of_a_model_with_a_language_model_of_its_own(
+    trained: Trained, tmp_path: Path
+) -> None:
+    tokenizer = str(PARITY / "tokenizers/opt")
+    sizes = json.loads((PARITY / "opt_model/config.json").read_text())
+    own_lm = {"freeze_lm": False, "opt_model": None, "opt_tokenizer": tokenizer, "opt_config": sizes}
+    write_run(small(arch="bita_opt", freeze_vit=False, **own_lm), tmp_path / "run")
+    export_folder(tmp_path / "run", tmp_path / "out", half=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.yaml",
+        "meta.json",
+        MODEL_FILE,
+        "tokenizer",
+    }
+    whole, half = build_model(config_of(tmp_path / "run").model), bita.load(tmp_path / "out").model
+    own = half.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(own[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
+    bita.load(tmp_path / "out").caption(trained.images)
+    with pytest.raises(UserError, match="language model was trained along"):
+        export_folder(trained.run, tmp_path / "again", half=True)
+    assert not (tmp_path / "again").exists()
+
+
 def test_lora_is_merged_in_both_layouts(trained: Trained, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     cfg = bita.load(trained.run).model.cfg

@@ -256,6 +256,8 @@ class RunConfig(WithParts):
     lr_sched_args: Any = keys_of("lr_sched")
     """Own keys of the schedule; the published ones follow."""
     init_lr: float = key(1e-4, at_least=0)
+    vit_lr_scale: float = key(1.0, at_least=0)
+    """What the vision encoder's rate is of the schedule's, where it is trained."""
     min_lr: float = key(0.0, at_least=0)
     warmup_lr: float = key(1e-6, at_least=0)
     warmup_steps: int = key(0, at_least=0)
