@@ -3,4 +3,4 @@
 #   bash scripts/rsicd_small.sh SOURCE OUT
 # SOURCE holds dataset_rsicd.json and RSICD_images/. Results: OUT/{scores.json,report.html}
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-published small_rsicd rsicd "$@"
+published small rsicd "$@"
