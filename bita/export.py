@@ -141,7 +141,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
         own = _self_contained(cfg)
         if half:
             _write_half(model, temporary)
-            own.model.opt_model = None
+            setattr(own.model, "opt_model", None)  # it is in that file
         else:
             _write_weights(model, temporary, max_shard)
         files = {
