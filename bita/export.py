@@ -34,7 +34,7 @@ from bita.checkpoint import (
     weights_problem,
 )
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
-from bita.config.parts import ImageConfig
+from bita.config.parts import CaptionerConfig, ImageConfig
 from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -129,7 +129,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
     _check_free(out)
     cfg = config_of(run)
     meta = meta_of(cfg)
-    if half and not (cfg.model.writes_captions and getattr(cfg.model, "opt_model", "") is None):
+    if half and not (isinstance(cfg.model, CaptionerConfig) and cfg.model.opt_model is None):
         raise UserError(
             f"{run}: one file in 16 bit is for captioning models whose language model was trained along; leave out half"
         )
@@ -141,7 +141,8 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
         own = _self_contained(cfg)
         if half:
             _write_half(model, temporary)
-            setattr(own.model, "opt_model", None)  # it is in that file
+            assert isinstance(own.model, CaptionerConfig)
+            own.model.opt_model = None  # it is in that file
         else:
             _write_weights(model, temporary, max_shard)
         files = {
