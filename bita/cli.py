@@ -11,6 +11,7 @@ from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
 from bita.errors import UserError, at_least, command_line, no_file, program
 from bita.files import user_path
+from bita.machine import Others, wait_briefly
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -64,6 +65,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     for image in args.images:
         if not image.is_file():
             raise UserError(f"image {image}: {no_file(image)}")
+    wait_briefly()
     from bita.inference.captioner import Captioner
 
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize)
@@ -114,6 +116,7 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
     check_encoder_has_weights(cfg)
     check_annotations(cfg)
     if not args.check:
+        wait_briefly()
         from bita import distributed
 
         distributed.together(lambda: run(cfg))
@@ -131,13 +134,15 @@ def show_warnings(level: int) -> None:
 
 def run(cfg: Config) -> dict[str, dict[str, float]]:
     """Build everything that a configuration names, and run it, inside `distributed.together`; split → scores."""
+    others = Others()  # looks on while libraries are imported and the model is built
     from bita import distributed, registry
     from bita.build import build_model
     from bita.datasets.builders import build_datasets
     from bita.runners.run_dir import open_run_dir
     from bita.runners.seeding import seed_process
+    from bita.runners.threads import use_threads
 
-    distributed.setup(cfg.run.device)
+    device = distributed.setup(cfg.run.device)
     seed_process(cfg.run.seed)
     datasets = build_datasets(cfg)
     run_dir = open_run_dir(cfg)
@@ -145,6 +150,7 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
     if distributed.is_main():
         model.keep_tokenizer(run_dir.path)
     distributed.barrier()  # one machine may have had more to fetch than another
+    use_threads(cfg.run, run_dir, others, device)
     task = registry.tasks.get(cfg.run.task)(cfg)
     runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
     scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()

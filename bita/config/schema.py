@@ -234,6 +234,8 @@ class RunConfig(WithParts):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is one; or `cpu`, `cuda`."""
     amp: bool = True
+    threads: int | None = key(None, at_least=1, at_most=1024)
+    """Of torch, on a CPU; null: one for each core that other programs leave free at the start (docs/reliability.md)."""
     deterministic: bool = False
     evaluate: bool = False
     resume: FilePath | None = None
