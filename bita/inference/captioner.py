@@ -50,7 +50,11 @@ class Captioner:
         hash: of the model's weights, 16 hexadecimal digits; the same for every copy of the run.
     """
 
-    def __init__(self, cfg: Config, device: str = "auto", stage1: str | Path | None = None) -> None:
+    def __init__(
+        self, cfg: Config, device: str = "auto", stage1: str | Path | None = None, prompt: str | None = None
+    ) -> None:
+        if prompt is not None:
+            cfg.model.prompt = prompt
         model = build_model(cfg.model)
         if not models.config(cfg.model.arch).writes_captions:
             raise UserError(
@@ -67,7 +71,12 @@ class Captioner:
 
     @classmethod
     def load(
-        cls, run: str | Path, device: str = "auto", quantize: str = "none", stage1: str | Path | None = None
+        cls,
+        run: str | Path,
+        device: str = "auto",
+        quantize: str = "none",
+        stage1: str | Path | None = None,
+        prompt: str | None = None,
     ) -> Self:
         """See `bita.load`."""
         cfg = config_of(run)
@@ -75,7 +84,7 @@ class Captioner:
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
         if hasattr(cfg.model, "lm_quantize"):
             cfg.model.lm_quantize = quantize
-        return cls(cfg, device, stage1)
+        return cls(cfg, device, stage1, prompt)
 
     @cached_property
     def stage1(self) -> Aligner | None:

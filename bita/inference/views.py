@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,17 @@ T = TypeVar("T")
 
 ImageLike = Any
 """A path, a PIL image, an encoded image's bytes, an array (H, W), (H, W, 3) or (H, W, bands), a tensor (C, H, W), an
-open raster of rasterio, or a pair (raster, window)."""
-_Held = tuple[str, Path | bytes | Image.Image | Samples | UserError]
+open raster of rasterio, a pair (raster, window), or whatever is `Openable`."""
+
+
+class Openable(Protocol):
+    """An image that knows how to open itself, in any thread."""
+
+    def open_with(self, opener: ImageOpener) -> Image.Image:
+        """Return it as 8-bit RGB, by the rules of `opener`; raises UserError."""
+
+
+_Held = tuple[str, Path | bytes | Image.Image | Samples | Openable | UserError]
 """How an image is called in messages, and the image as any thread may open it."""
 Seen = list[Tensor]
 """One image as each of several views has it."""
@@ -115,7 +124,7 @@ def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
         try:
             if isinstance(image, str | Path):
                 yield where, user_path(image)
-            elif isinstance(image, bytes):
+            elif isinstance(image, bytes) or hasattr(image, "open_with"):
                 yield where, image
             elif isinstance(image, Image.Image):
                 with in_one_line(where):
@@ -130,7 +139,7 @@ def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
 
 
 def _opened(
-    where: str, image: Path | bytes | Image.Image | Samples | UserError, opener: ImageOpener
+    where: str, image: Path | bytes | Image.Image | Samples | Openable | UserError, opener: ImageOpener
 ) -> Image.Image:
     if isinstance(image, UserError):
         raise image
@@ -138,5 +147,7 @@ def _opened(
         return opener.open(image)
     if isinstance(image, bytes):
         return opener.decode(image, where)
-    with in_one_line(where):
-        return opener.convert(image) if isinstance(image, Image.Image) else opener.show(image)
+    if isinstance(image, Image.Image | Samples):
+        with in_one_line(where):
+            return opener.convert(image) if isinstance(image, Image.Image) else opener.show(image)
+    return image.open_with(opener)

@@ -60,6 +60,7 @@ def test_records_hold_what_is_known_of_a_caption(pair: Pair) -> None:
         score = float(pair.captioner.score(path, str(record)))
         assert record.score == pytest.approx(score, abs=1e-5)
         assert -1 <= score <= 1
+        assert f"{record.score:.3f}" in record._repr_html_()
     one = pair.captioner.caption(pair.images[0])
     assert isinstance(one, Caption)
     assert str(one) == str(records[0])
