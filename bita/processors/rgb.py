@@ -25,7 +25,14 @@ from PIL import Image, UnidentifiedImageError
 
 from bita.errors import UserError
 from bita.magic import HEAD, other_kind
-from bita.processors.samples import Mask, Samples, check_size, orientation_of, read_samples
+from bita.processors.samples import (
+    Mask,
+    Samples,
+    TooLargeError,
+    check_size,
+    orientation_of,
+    read_samples,
+)
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".gif"),
@@ -44,6 +51,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class NoImageError(UserError):
+    """The content of a file is something else than an image, or an image of a kind that is not read."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +88,12 @@ class ImageOpener:
         Raises:
             UserError: the file is missing, is no image, is broken, or is large enough to be a decompression bomb.
         """
-        with in_one_line(path), path.open("rb") as file:
+        with _one_line(path), path.open("rb") as file:
             return self._read(file)
 
     def decode(self, content: bytes, where: str) -> Image.Image:
         """Open an image file's bytes; errors name `where` (see `open`)."""
-        with in_one_line(where):
+        with _one_line(where):
             return self._read(io.BytesIO(content))
 
     def convert(self, image: Image.Image) -> Image.Image:
@@ -96,16 +107,16 @@ class ImageOpener:
         image.load()  # a TIFF that Pillow opened is turned here, and then says so
         orientation = orientation_of(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            return self.show(Samples(np.asarray(image)[:, :, None], orientation=orientation))
+            return self._show(Samples(np.asarray(image)[:, :, None], orientation=orientation))
         if self.bands is None:
             return _turned(_colours_of(image).convert("RGB"), orientation)
         kept = image if image.mode in ("L", "LA", "RGB", "RGBA") else _colours_of(image).convert("RGB")
-        return self.show(Samples(np.atleast_3d(np.asarray(kept)), orientation=orientation))
+        return self._show(Samples(np.atleast_3d(np.asarray(kept)), orientation=orientation))
 
     def _read(self, file: BinaryIO) -> Image.Image:
         samples = read_samples(file)
         if samples is not None:
-            return self.show(samples)
+            return self._show(samples)
         try:
             image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
@@ -115,19 +126,15 @@ class ImageOpener:
                 kind = f"none of TIFF, {', '.join(_FORMATS)}"
             elif ";" not in kind:
                 kind += " of a kind that is not read; convert it to PNG or TIFF"
-            raise UserError(f"image does not open (its content is {kind})") from None
+            raise NoImageError(f"image does not open (its content is {kind})") from None
         with image:
             check_size(*image.size)
             if self.draft is not None:
                 image.draft("RGB", self.draft)
             return self.convert(image)
 
-    def show(self, samples: Samples) -> Image.Image:
-        """Pick three bands and make them 8-bit RGB, the image upright.
-
-        Raises:
-            UserError: there are not the bands that are wanted.
-        """
+    def _show(self, samples: Samples) -> Image.Image:
+        """Pick three bands and make them 8-bit RGB, the image upright."""
         count = samples.values.shape[2]
         bands = self.bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
         if max(bands) > count:
@@ -186,20 +193,27 @@ def _colours_of(image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    """Return an image upright; the turned one does not say any more that it must be turned."""
+    if orientation not in _TURNS:
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    turned.info.clear()
+    return turned
 
 
 @contextlib.contextmanager
-def in_one_line(where: Path | str) -> Iterator[None]:
+def _one_line(where: Path | str) -> Iterator[None]:
     """Turn whatever an image library raises into a UserError that names `where`."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"{where}: image is missing") from None
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: image is refused ({str(error).rstrip('.')}; cut it into tiles)") from None
+        raise TooLargeError(
+            f"{where}: image is refused ({str(error).rstrip('.')}; cut it into tiles)"
+        ) from None
     except Exception as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(said.split()) or type(error).__name__

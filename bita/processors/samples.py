@@ -36,6 +36,10 @@ _LERC = 34887
 _NODATA, _SUBSAMPLING = 42113, 530
 
 
+class TooLargeError(UserError):
+    """An image has more pixels than are decoded."""
+
+
 @dataclass
 class Samples:
     """The bands of one image: red, green and blue first where it has colours, then what else it holds."""
@@ -54,12 +58,13 @@ def check_size(width: int, height: int, bands: int = 1) -> None:
     """Refuse an image that is too large to be decoded.
 
     Raises:
-        UserError: it has no pixels, or more than `MAX_PIXELS`, or more than four times as many values in all bands.
+        UserError: it has no pixels.
+        TooLargeError: it has more pixels than `MAX_PIXELS`, or more than four times as many values in all bands.
     """
     if width < 1 or height < 1:
         raise UserError(f"image does not open (it is {width} × {height} pixels large)")
     if width * height > MAX_PIXELS or width * height * bands > 4 * MAX_PIXELS:
-        raise UserError(
+        raise TooLargeError(
             f"image is refused ({width} × {height} pixels of {bands} bands, the limit against decompression bombs is "
             f"{MAX_PIXELS:,} pixels and {4 * MAX_PIXELS:,} values; cut it into tiles)"
         )
@@ -87,6 +92,29 @@ def read_samples(file: BinaryIO) -> Samples | None:
     if head.startswith(_JPEG_2000):
         return _read_jpeg_2000(file)
     return None
+
+
+def declared_size(file: BinaryIO) -> tuple[int, int, int]:
+    """Return width, height and bands that an image file declares, without decoding it; the file is at its start again.
+
+    Raises:
+        Exception: whatever its library says of a file that is no image.
+    """
+    head = file.read(4)
+    file.seek(0)
+    if head not in _TIFF:
+        with Image.open(file) as image:
+            size = (*image.size, len(image.getbands()))
+    else:
+        import tifffile
+
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages.first
+            stack = _stack(tiff) if page.samplesperpixel == 1 else None
+            bands = page.samplesperpixel if stack is None else stack.shape[0]
+            size = (page.imagewidth, page.imagelength * page.imagedepth, bands)
+    file.seek(0)
+    return size
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -200,6 +200,15 @@ def test_orientation_is_applied_in_every_container(tmp_path: Path, orientation: 
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_upright_image_is_not_turned_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(_noise()).resize((40, 20)).save(tmp_path / "x.jpg", exif=exif)
+    upright = open_rgb(tmp_path / "x.jpg")
+    assert upright.size == (20, 40)
+    assert np.array_equal(ImageOpener().convert(upright), upright)
+
+
 def test_a_broken_exif_turns_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     Image.fromarray(_noise()).save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
