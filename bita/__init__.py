@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    run: str | Path, device: str = "auto", quantize: str = "none", stage1: str | Path | None = None
+    run: str | Path,
+    device: str = "auto",
+    quantize: str = "none",
+    stage1: str | Path | None = None,
+    prompt: str | None = None,
 ) -> Captioner:
     """Load a captioning model from a run, its output folder (then its latest run), or a checkpoint in it.
 
@@ -23,10 +27,11 @@ def load(
         device: `auto`, `cpu` or `cuda`.
         quantize: `int8` or `int4` keep the language model's weights in 8 bit (torchao) or 4 bit (bitsandbytes).
         stage1: the stage-1 run that compares images and texts for it; None: the one that it grew from.
+        prompt: what captions begin with, and do not repeat; None: the run's own.
 
     Raises:
         UserError: there is no checkpoint of a captioning model.
     """
     from bita.inference.captioner import Captioner
 
-    return Captioner.load(run, device, quantize, stage1)
+    return Captioner.load(run, device, quantize, stage1, prompt)

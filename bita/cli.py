@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
-from bita.errors import UserError, at_least, command_line, no_file, program
+from bita.errors import above, at_least, command_line, program
 from bita.files import user_path
+from bita.machine import Others, wait_briefly
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -24,9 +27,15 @@ bita-evaluate --cfg-path configs/projects/bita/eval/caption_eval.yaml --options 
 torchrun --standalone --nproc-per-node 4 --no-python bita-evaluate --cfg-path …
 
 A checkout has it as evaluate.py."""
-CAPTION = """Caption images with a trained model, one caption a line.
+CAPTION = """Caption images with a trained model: files, folders, patterns, or - for a list on standard input.
 
-bita-caption --checkpoint output/quickstart/caption image.jpg folder/*.tif
+bita-caption --checkpoint output/quickstart/caption image.jpg folder 'scenes/**/*.tif' > captions.txt
+bita-caption --checkpoint output/quickstart/caption folder --output captions.csv
+
+On standard output stands one caption a line. With --output each line is a record; a second start of the same command
+leaves out images that are in the file with the same content. An image that does not open is told, and the others go on.
+
+Exit code: 0, every image has a caption; 1, some do not open, or nothing could be done; 2, a wrong argument.
 
 A checkout has it as caption.py."""
 
@@ -44,32 +53,76 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
 @program
 def caption(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-caption`; its exit code."""
+    args = _caption_line().parse_args(arguments)
+    from bita.inference.outputs import RecordFile, format_of
+    from bita.inference.sources import find_images
+
+    if args.output is not None:
+        format_of(args.output)
+    images = find_images(args.images)
+    wait_briefly()
+    from bita.inference.captioner import Captioner
+    from bita.inference.jobs import print_captions, write_captions
+
+    given = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
+    settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    given.setdefault("num_captions", 1)
+    show_warnings(logging.WARNING)
+    captioner = Captioner.load(
+        args.checkpoint, args.device, args.quantize, args.stage1, given.pop("prompt", None)
+    )
+    if args.output is None:
+        return int(print_captions(captioner, images, batch_size=args.batch_size, **given) > 0)
+    with RecordFile(args.output, captioner.hash, settings, args.overwrite) as out:
+        failed = write_captions(captioner, images, out, batch_size=args.batch_size, **given)
+    if failed:
+        count = (
+            f"{failed} of {len(images)} images have no caption"
+            if len(images) > 1
+            else "the image has no caption"
+        )
+        print(f"error: {count}; {args.output} says why", file=sys.stderr)
+    return int(failed > 0)
+
+
+CHANGES = ("num_beams", "num_captions", "use_nucleus_sampling", "top_p", "temperature", "seed", "prompt")
+"""Options that change what is written from what the run itself would write."""
+
+
+def _caption_line() -> argparse.ArgumentParser:
     parser = command_line(CAPTION)
-    parser.add_argument("images", type=user_path, nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a pattern, or -")
     parser.add_argument(
         "--checkpoint",
         required=True,
         help="a run's folder, a checkpoint in it, or what scripts/export.py wrote",
     )
-    parser.add_argument("--beams", type=at_least(1), help="beams of the search (default: as in the run)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
-        "--num-captions", type=at_least(1), default=1, help="captions an image, tabs between them"
+        "--output",
+        type=user_path,
+        metavar="FILE",
+        help="records instead of lines: FILE.csv, FILE.jsonl or FILE.txt",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin FILE anew instead of going on with it"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=16, help="images encoded at a time (16)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
-    args = parser.parse_args(arguments)
-    settings = {"num_captions": args.num_captions}
-    if args.beams is not None:
-        settings["num_beams"] = args.beams
-    for image in args.images:
-        if not image.is_file():
-            raise UserError(f"image {image}: {no_file(image)}")
-    from bita.inference.captioner import Captioner
-
-    captioner = Captioner.load(args.checkpoint, args.device, args.quantize)
-    for record in captioner.stream(args.images, score=False, **settings):
-        print(*record.candidates, sep="\t", flush=True)
-    return 0
+    parser.add_argument(
+        "--stage1", metavar="RUN", help="stage-1 run for image-text scores (default: its own)"
+    )
+    search = parser.add_argument_group("search (default: as in the run)")
+    search.add_argument("--beams", dest="num_beams", type=at_least(1), help="of the search")
+    search.add_argument("--num-captions", type=at_least(1), help="captions an image, tabs between them (1)")
+    search.add_argument("--prompt", help="what captions begin with, and do not repeat")
+    search.add_argument(
+        "--nucleus", dest="use_nucleus_sampling", action="store_true", default=None, help="draw captions"
+    )
+    search.add_argument("--top-p", type=above(0, 1), help="share of the probability that is drawn from")
+    search.add_argument("--temperature", type=above(0), help="above 1 draws more freely")
+    search.add_argument("--seed", type=at_least(0), help="of drawn captions (0)")
+    return parser
 
 
 @program
@@ -114,6 +167,7 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
     check_encoder_has_weights(cfg)
     check_annotations(cfg)
     if not args.check:
+        wait_briefly()
         from bita import distributed
 
         distributed.together(lambda: run(cfg))
@@ -131,13 +185,15 @@ def show_warnings(level: int) -> None:
 
 def run(cfg: Config) -> dict[str, dict[str, float]]:
     """Build everything that a configuration names, and run it, inside `distributed.together`; split → scores."""
+    others = Others()  # looks on while libraries are imported and the model is built
     from bita import distributed, registry
     from bita.build import build_model
     from bita.datasets.builders import build_datasets
     from bita.runners.run_dir import open_run_dir
     from bita.runners.seeding import seed_process
+    from bita.runners.threads import use_threads
 
-    distributed.setup(cfg.run.device)
+    device = distributed.setup(cfg.run.device)
     seed_process(cfg.run.seed)
     datasets = build_datasets(cfg)
     run_dir = open_run_dir(cfg)
@@ -145,6 +201,7 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
     if distributed.is_main():
         model.keep_tokenizer(run_dir.path)
     distributed.barrier()  # one machine may have had more to fetch than another
+    use_threads(cfg.run, run_dir, others, device)
     task = registry.tasks.get(cfg.run.task)(cfg)
     runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
     scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()

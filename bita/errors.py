@@ -72,6 +72,18 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def above(least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """For the `type` of an option of argparse: a number above `least`, and not above `most`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least < value <= most:
+            raise argparse.ArgumentTypeError(f"must be above {least:g} and at most {most:g}, not {value:g}")
+        return value
+
+    return number
+
+
 def command_line(description: str | None) -> argparse.ArgumentParser:
     """Return a parser of a program's arguments, whose help shows `description` as it is written."""
     return argparse.ArgumentParser(

@@ -23,9 +23,18 @@ from typing import Any
 import torch
 
 from bita.build import build_model
-from bita.checkpoint import FORMAT, META_FILE, Meta, folder_of, read_meta, resolve_checkpoint, weights_problem
+from bita.checkpoint import (
+    FORMAT,
+    META_FILE,
+    MODEL_FILE,
+    Meta,
+    folder_of,
+    read_meta,
+    resolve_checkpoint,
+    weights_problem,
+)
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
-from bita.config.parts import ImageConfig
+from bita.config.parts import CaptionerConfig, ImageConfig
 from bita.config.plugins import ModuleError
 from bita.config.schema import Config
 from bita.errors import UserError
@@ -104,13 +113,14 @@ def hash_of(cfg: Config) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> None:
+def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, half: bool = False) -> None:
     """Write a run's best checkpoint (or the one named) with everything that it needs as one folder.
 
     Args:
         run: as for `bita.load`.
         out: a folder that is not there yet; it appears when it is complete.
         max_shard: largest file of weights, such as `5GB`.
+        half: all weights in 16 bit and in one file, of a model whose language model is one of its own.
 
     Raises:
         UserError: `out` exists, or the model cannot be built.
@@ -119,13 +129,22 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD) -> 
     _check_free(out)
     cfg = config_of(run)
     meta = meta_of(cfg)
+    if half and not (isinstance(cfg.model, CaptionerConfig) and cfg.model.opt_model is None):
+        raise UserError(
+            f"{run}: one file in 16 bit is for captioning models whose language model was trained along; leave out half"
+        )
     model = _merged(cfg)
     temporary = out.with_name(f"{TEMPORARY}{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write_weights(model, temporary, max_shard)
         own = _self_contained(cfg)
+        if half:
+            _write_half(model, temporary)
+            assert isinstance(own.model, CaptionerConfig)
+            own.model.opt_model = None  # it is in that file
+        else:
+            _write_weights(model, temporary, max_shard)
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(temporary.glob("model*"))
@@ -200,6 +219,20 @@ def _write_weights(model: BitaModel, folder: Path, max_shard: str) -> None:
     elsewhere = model.save_parts(folder, max_shard)
     state = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) not in elsewhere}
     save_torch_state_dict(state, folder, max_shard_size=max_shard)
+
+
+def _write_half(model: BitaModel, folder: Path) -> None:
+    """Write every weight, in 16 bit, and the tokenizer."""
+    from safetensors.torch import save_file
+
+    model.keep_tokenizer(folder)
+    tied = model.tied_names()
+    state = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
+    save_file(state, folder / MODEL_FILE)
 
 
 def _self_contained(cfg: Config) -> Config:

@@ -22,13 +22,18 @@ def main() -> int:
     )
     parser.add_argument("--layout", choices=("folder", "published"), default="folder")
     parser.add_argument("--max-shard", default="5GB", metavar="SIZE", help="largest file of weights (folder)")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="one file of weights, in 16 bit (folder; language model trained along)",
+    )
     args = parser.parse_args()
     from bita.export import export_folder, export_published
 
     if args.layout == "published":
         export_published(args.run, args.out)
     else:
-        export_folder(args.run, args.out, max_shard=args.max_shard)
+        export_folder(args.run, args.out, max_shard=args.max_shard, half=args.half)
     print(args.out)
     return 0
 

@@ -81,3 +81,18 @@ pipeline() {
     step "scores"
     .venv/bin/python -m bita.reports.evaluation "$out/caption" "$out" --seconds "$SECONDS"
 }
+
+# published MODEL DATASET SOURCE OUT: the pipeline on a dataset as published, from the folder where the script was started.
+published() {
+    if [ $# -ne 4 ]; then
+        echo "usage: bash scripts/${0##*/} SOURCE OUT   (SOURCE: $2 as published, annotations beside the images)" >&2
+        exit 2
+    fi
+    local source out
+    source=$(cd "$OLDPWD" && realpath -- "$3") out=$(cd "$OLDPWD" && realpath -m -- "$4")
+    bash scripts/setup.sh
+    SECONDS=0
+    step "preparing $2"
+    .venv/bin/python scripts/prepare_data.py "$2_caption" "$source" "$out/data/$2"
+    pipeline "$1" "$2" "$out"
+}

@@ -62,7 +62,9 @@ def write_run(model_cfg: ModelConfig, run: Path, task: str = "captioning", **opt
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
     processor = ImageConfig(name="bita_image_eval", mean=mean, std=std)
     datasets = {"mine": entry(vis_processor={"eval": processor}, **options)}
-    cfg = Config(model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3))
+    cfg = Config(
+        model=model_cfg, datasets=datasets, run=RunConfig(task=task, num_beams=3, output_dir=str(run.parent))
+    )
     meta = Meta(epoch=2, step_in_epoch=5, steps_per_epoch=5, step=15, config=config_to_dict(cfg))
     writers = {MODEL_FILE: lambda path: save_file(model.checkpoint_state(), path)}
     write_checkpoint(run / "checkpoints", meta, writers)
@@ -206,6 +208,30 @@ def test_a_language_model_trained_along_goes_on_from_the_folder(tmp_path: Path) 
     assert [n for n, t in before.state_dict().items() if not torch.equal(t, after_state[n])] == []
     with pytest.raises(UserError, match="language model is not complete"):
         build_model(replace(on, opt_model=str(PARITY / "opt_model")))
+
+
+def test_one_file_in_16_bit_holds_all_of_a_model_with_a_language_model_of_its_own(
+    trained: Trained, tmp_path: Path
+) -> None:
+    tokenizer = str(PARITY / "tokenizers/opt")
+    sizes = json.loads((PARITY / "opt_model/config.json").read_text())
+    own_lm = {"freeze_lm": False, "opt_model": None, "opt_tokenizer": tokenizer, "opt_config": sizes}
+    write_run(small(arch="bita_opt", freeze_vit=False, **own_lm), tmp_path / "run")
+    export_folder(tmp_path / "run", tmp_path / "out", half=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.yaml",
+        "meta.json",
+        MODEL_FILE,
+        "tokenizer",
+    }
+    whole, half = build_model(config_of(tmp_path / "run").model), bita.load(tmp_path / "out").model
+    own = half.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(own[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
+    bita.load(tmp_path / "out").caption(trained.images)
+    with pytest.raises(UserError, match="language model was trained along"):
+        export_folder(trained.run, tmp_path / "again", half=True)
+    assert not (tmp_path / "again").exists()
 
 
 def test_lora_is_merged_in_both_layouts(trained: Trained, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_captioning_mistakes_are_one_line(pipeline: tuple[Path, dict[str, str]],
             [sys.executable, "caption.py", *arguments], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 1
-        assert done.stdout == ""
+        assert done.stdout.strip() == ""
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr

@@ -156,6 +156,7 @@ class FormerConfig(ModelConfig):
         "pretrain_vitL": ("bita_pretrain_vitL.yaml",),
         "pretrain_qformer_vitL": ("bita_pretrain_vitL.yaml", "bita_qformer.yaml"),
         "pretrain_tiny": ("bita_pretrain_tiny.yaml",),
+        "pretrain_small": ("bita_pretrain_small.yaml",),
     }
     folders: ClassVar = {"text_tokenizer": "text_tokenizer"}
 
@@ -184,6 +185,7 @@ class CaptionerConfig(ModelConfig):
         "pretrain_qformer_opt2.7b": ("bita_pretrain_opt2.7b.yaml", "bita_qformer.yaml"),
         "caption_qformer_opt2.7b": ("bita_caption_opt2.7b.yaml", "bita_qformer.yaml"),
         "caption_tiny": ("bita_caption_tiny.yaml",),
+        "caption_small": ("bita_caption_small.yaml",),
     }
     folders: ClassVar = {"opt_model": "language_model", "opt_tokenizer": "tokenizer"}
     writes_captions: ClassVar = True

@@ -234,6 +234,8 @@ class RunConfig(WithParts):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is one; or `cpu`, `cuda`."""
     amp: bool = True
+    threads: int | None = key(None, at_least=1, at_most=1024)
+    """Of torch, on a CPU; null: one for each core that other programs leave free at the start (docs/reliability.md)."""
     deterministic: bool = False
     evaluate: bool = False
     resume: FilePath | None = None
@@ -256,6 +258,8 @@ class RunConfig(WithParts):
     lr_sched_args: Any = keys_of("lr_sched")
     """Own keys of the schedule; the published ones follow."""
     init_lr: float = key(1e-4, at_least=0)
+    vit_lr_scale: float = key(1.0, at_least=0)
+    """What the vision encoder's rate is of the schedule's, where it is trained."""
     min_lr: float = key(0.0, at_least=0)
     warmup_lr: float = key(1e-6, at_least=0)
     warmup_steps: int = key(0, at_least=0)

@@ -21,6 +21,8 @@ from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import STAGE_1_FOLDER, config_of, meta_of
 from bita.files import user_path
+from bita.inference.views import View
+from bita.models.base import BitaModel
 from bita.models.contrast import similarity
 from bita.processors.image import EvalImageProcessor
 from bita.registry import models
@@ -52,6 +54,7 @@ class Aligner:
             )
         self.model: Any = model.place(setup(device)).eval()
         self.processors = processors_of(cfg)
+        self.view = View(self.processors)
         self.digests = {
             file: str(entry["sha256"])
             for file, entry in meta_of(cfg).files.items()
@@ -61,7 +64,12 @@ class Aligner:
     @torch.no_grad()
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Processed images (N, 3, S, S) → (N, Q, E) float32, unit length, on the model's device."""
-        return self.model.image_features(pixels.to(self.model.device))
+        return self.embed_tokens(self.model.raw_tokens(pixels.to(self.model.device)))
+
+    @torch.no_grad()
+    def embed_tokens(self, raw_tokens: Tensor) -> Tensor:
+        """The same of what the encoder says of images."""
+        return self.model.project(self.model.ln_vision(raw_tokens.float()))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -87,6 +95,16 @@ class Aligner:
             and torch.equal(own.mean, others.mean)
             and torch.equal(own.std, others.std)
         )
+
+    def share_encoder(self, model: BitaModel) -> bool:
+        """Take another model's image encoder in place of the own one, where they are equal; whether they are."""
+        own, others = (encoder.state_dict() for encoder in (self.model.visual_encoder, model.visual_encoder))
+        same = list(own) == list(others) and all(
+            own[name].dtype == others[name].dtype and torch.equal(own[name], others[name]) for name in own
+        )
+        if same:
+            self.model.visual_encoder = model.visual_encoder
+        return same
 
 
 def stage_1_of(run: str | Path) -> Path | None:

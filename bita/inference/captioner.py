@@ -9,13 +9,12 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bita.build import build_model
@@ -25,19 +24,19 @@ from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import config_of, hash_of
-from bita.files import user_path
 from bita.inference.aligner import Aligner, stage_1_of
+from bita.inference.attention import CELLS, Look, look
 from bita.inference.captions import Caption
+from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
-from bita.registry import models
+from bita.registry import models, nearest
 
 if TYPE_CHECKING:
     from bita.config.schema import Config
 
 LOG = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image
 T = TypeVar("T")
 
 
@@ -51,7 +50,11 @@ class Captioner:
         hash: of the model's weights, 16 hexadecimal digits; the same for every copy of the run.
     """
 
-    def __init__(self, cfg: Config, device: str = "auto", stage1: str | Path | None = None) -> None:
+    def __init__(
+        self, cfg: Config, device: str = "auto", stage1: str | Path | None = None, prompt: str | None = None
+    ) -> None:
+        if prompt is not None:
+            cfg.model.prompt = prompt
         model = build_model(cfg.model)
         if not models.config(cfg.model.arch).writes_captions:
             raise UserError(
@@ -62,12 +65,18 @@ class Captioner:
         self.settings = GenerationSettings.from_run(cfg.run)
         self.amp = cfg.run.amp
         self.processors = processors_of(cfg)
+        self._view = View(self.processors)
         self.hash = hash_of(cfg)
         self._stage1 = stage_1_of(str(cfg.model.init_from)) if stage1 is None else stage1
 
     @classmethod
     def load(
-        cls, run: str | Path, device: str = "auto", quantize: str = "none", stage1: str | Path | None = None
+        cls,
+        run: str | Path,
+        device: str = "auto",
+        quantize: str = "none",
+        stage1: str | Path | None = None,
+        prompt: str | None = None,
     ) -> Self:
         """See `bita.load`."""
         cfg = config_of(run)
@@ -75,7 +84,7 @@ class Captioner:
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")
         if hasattr(cfg.model, "lm_quantize"):
             cfg.model.lm_quantize = quantize
-        return cls(cfg, device, stage1)
+        return cls(cfg, device, stage1, prompt)
 
     @cached_property
     def stage1(self) -> Aligner | None:
@@ -83,27 +92,30 @@ class Captioner:
         if self._stage1 is None:
             return None
         try:
-            return Aligner(self._stage1, self.model.device.type)
+            aligner = Aligner(self._stage1, self.model.device.type)
         except UserError as error:
             LOG.warning("no image-text scores: %s", error)
             return None
+        self._one_view = aligner.sees_like(self.processors)
+        self._one_encoder = self._one_view and aligner.share_encoder(self.model)
+        return aligner
 
     def caption(
-        self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 16, **settings: Any
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 16, **settings: Any
     ) -> Caption | list[Caption]:
-        """Write a caption for an image (a path or a PIL image) or for each of several.
+        """Write a caption for an image or for each of several.
 
         Args:
-            images: one image gives a record, a sequence gives a list of records.
+            images: an image (`stream` says of which kinds) gives a record, several give a list of records.
             batch_size: images encoded at a time.
             settings: see `stream`.
 
         Raises:
             UserError: an image cannot be read.
         """
-        if isinstance(images, str | Path | Image.Image):
-            return next(self.stream([images], batch_size=1, **settings))
-        return list(self.stream(images, batch_size=batch_size, **settings))
+        several, one = as_images(images)
+        records = list(self.stream(several, batch_size=batch_size, **settings))
+        return records[0] if one else records
 
     def stream(
         self,
@@ -116,8 +128,12 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Like `caption`, one record after the other as they are ready; images may come as they are made.
 
+        Images are opened in threads, two batches ahead of the model.
+
         Args:
-            images: paths or PIL images.
+            images: paths, PIL images, bytes of image files, arrays (H, W), (H, W, 3) or (H, W, bands), tensors
+                (C, H, W), open rasters of rasterio or pairs (raster, window). All are opened as the run's own files
+                are: 8-bit samples as they stand, others stretched, `bands` picked.
             batch_size: images encoded at a time.
             seed: of drawn captions. With the same seed an image gets the same ones, whatever is beside or before it;
                 another seed gives others.
@@ -128,34 +144,59 @@ class Captioner:
         Raises:
             UserError: an image cannot be read, or `num_captions` is more than `num_beams`.
         """
-        chosen = replace(self.settings, **settings)
-        for batch in _batched(images, batch_size):
-            opened = [image if isinstance(image, Image.Image) else user_path(image) for image in batch]
-            pixels = torch.stack([self.processors.evaluated(image) for image in opened])
-            yield from self._write(pixels, opened, chosen, seed, score)
+        for record in self.results(images, batch_size=batch_size, seed=seed, score=score, **settings):
+            if isinstance(record, UserError):
+                raise record
+            yield record
+
+    def results(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        score: bool = True,
+        **settings: Any,
+    ) -> Iterator[Caption | UserError]:
+        """Like `stream`; what cannot be read gives its error in its place, and the others go on."""
+        chosen = self._settings(batch_size, settings)
+        views = [self._view]
+        if score and self.stage1 is not None and not self._one_view:
+            views.append(self.stage1.view)
+        for batch in batched(seen_ahead(as_images(images)[0], views, 2 * batch_size), batch_size):
+            seen = [image for image in batch if not isinstance(image, UserError)]
+            written = iter(self._write(seen, chosen, seed, score) if seen else [])
+            for image in batch:
+                yield image if isinstance(image, UserError) else next(written)
+
+    def _settings(self, batch_size: int, settings: dict[str, Any]) -> GenerationSettings:
+        """Return the run's settings with these changes."""
+        known = [field.name for field in fields(GenerationSettings)]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"{name}: unknown setting; {nearest(name, known)}, of {', '.join(known)}")
+        if batch_size < 1:
+            raise UserError(f"batch_size: must be at least 1, not {batch_size}")
+        return replace(self.settings, **settings)
 
     @torch.inference_mode()
     def _write(
-        self,
-        pixels: Tensor,
-        images: Sequence[Path | Image.Image],
-        settings: GenerationSettings,
-        seed: int,
-        score: bool,
+        self, seen: Sequence[Seen], settings: GenerationSettings, seed: int, score: bool
     ) -> list[Caption]:
+        """Caption one batch."""
+        device, own = self.model.device, [views[0] for views in seen]
         generators = None
         if settings.use_nucleus_sampling:
-            generators = [seeded(seed, _number_of(image)) for image in pixels]
-        with autocast(self.model.device, self.amp):
-            raw = self.model.raw_tokens(pixels.to(self.model.device))
+            on_cpu = self._view.batch(own, torch.device("cpu"))
+            generators = [seeded(seed, _number_of(pixels)) for pixels in on_cpu]
+        pixels = self._view.batch(own, device)
+        with autocast(device, self.amp):
+            raw = self.model.raw_tokens(pixels)
             written = self.model.candidates(raw, settings, generators)
         scores: list[float | None] = [None] * len(written)
         if score and self.stage1 is not None:
-            own = pixels
-            if not self.stage1.sees_like(self.processors):
-                own = torch.stack([self.stage1.processors.evaluated(image) for image in images])
             texts = self.stage1.embed_texts([captions[0].text for captions in written])
-            scores = self.stage1.score(self.stage1.embed_pixels(own), texts).diagonal().tolist()
+            scores = self.stage1.score(self._compared(seen, pixels, raw), texts).diagonal().tolist()
         return [
             Caption(
                 caption=captions[0].text,
@@ -168,30 +209,34 @@ class Captioner:
             for captions, similarity in zip(written, scores, strict=True)
         ]
 
+    def _compared(self, seen: Sequence[Seen], pixels: Tensor, raw: Tensor) -> Tensor:
+        """Stage 1's vectors of a batch, from what the captioning model has already seen or encoded of it, if it may."""
+        assert self.stage1 is not None
+        if self._one_encoder:
+            return self.stage1.embed_tokens(raw)
+        if not self._one_view:
+            pixels = self.stage1.view.batch([views[1] for views in seen], pixels.device)
+        return self.stage1.embed_pixels(pixels)
+
     def embed_images(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 16) -> Tensor:
         """N images → (N, Q, E) float32 of unit length, on the CPU: a vector for each query of the model's stage 1.
+
+        Args:
+            images: one or several, of the kinds that `stream` takes.
+            batch_size: images encoded at a time.
 
         Raises:
             UserError: the model has no stage 1, or an image cannot be read.
         """
-        stage1 = self._aligner()
-        if isinstance(images, str | Path | Image.Image):
-            images = [images]
-        parts = [
-            stage1.embed_pixels(
-                torch.stack(
-                    [
-                        stage1.processors.evaluated(
-                            image if isinstance(image, Image.Image) else user_path(image)
-                        )
-                        for image in batch
-                    ]
-                )
-            ).cpu()
-            for batch in _batched(images, batch_size)
-        ]
+        stage1, parts = self._aligner(), []
+        for batch in batched(seen_ahead(as_images(images)[0], [stage1.view], 2 * batch_size), batch_size):
+            for image in batch:
+                if isinstance(image, UserError):
+                    raise image
+            seen = [image[0] for image in batch if not isinstance(image, UserError)]
+            parts.append(stage1.embed_pixels(stage1.view.batch(seen, stage1.model.device)).cpu())
         if not parts:
-            raise UserError("embed_images: no image given")
+            raise UserError("embed_images: no image is given")
         return torch.cat(parts)
 
     def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
@@ -210,6 +255,38 @@ class Captioner:
         """
         return self._aligner().score(self.embed_images(images), self.embed_texts(texts))
 
+    def look(
+        self,
+        image: ImageLike,
+        *,
+        caption: str | Caption | None = None,
+        occlusion: int = CELLS,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> Look:
+        """Find out where the model looks in an image for a caption, and for each of its words.
+
+        Args:
+            image: of the kinds that `stream` takes.
+            caption: whose words are traced; None: the one that the model writes.
+            occlusion: cells a side into which the image is cut, each of which is covered in turn; 0: none.
+            batch_size: images with a covered cell encoded at a time.
+            settings: see `stream`.
+
+        Raises:
+            UserError: the image cannot be read, the caption has no words, or the bridge no cross-attention.
+        """
+        chosen = self._settings(batch_size, settings)
+        if occlusion < 0:
+            raise UserError(f"occlusion: must be at least 0, not {occlusion}")
+        shown = opened(image, self._view.opener)
+        pixels = self._view.batch([self._view.of(shown)], self.model.device)[0]
+        text = None if caption is None else str(caption)
+        with autocast(self.model.device, self.amp):
+            return look(
+                self.model, shown, pixels, chosen, caption=text, occlusion=occlusion, batch_size=batch_size
+            )
+
     def _aligner(self) -> Aligner:
         if self.stage1 is None:
             raise UserError(
@@ -218,7 +295,7 @@ class Captioner:
         return self.stage1
 
 
-def _batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
     """Cut into lists of `size`, the last one shorter."""
     rest = iter(images)
     while batch := list(itertools.islice(rest, size)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +30,18 @@ class Caption:
 
     def __str__(self) -> str:
         return self.caption
+
+    def _repr_html_(self) -> str:
+        """Return the record as a small table, for notebooks."""
+        rows = {
+            "candidates": self.candidates[1:] and " · ".join(self.candidates[1:]),
+            "log p / token": f"{self.log_probability / self.tokens:.3f}",
+            "image-text score": self.score is not None and f"{self.score:.3f}",
+            "confidence": self.confidence is not None and f"{self.confidence:.2f}",
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in rows.items()
+            if value
+        )
+        return f"<div><b>{escape(self.caption)}</b><table>{cells}</table></div>"

@@ -42,12 +42,21 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._split(self.query(hidden)),
             self._split(self.key(source)),
-            self._split(self.value(source)),
+            self.values(source),
             attn_mask=mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         merged = attended.transpose(1, 2).flatten(2)
         return self.norm(self.dropout(self.output(merged)) + hidden)
+
+    def weights(self, hidden: Tensor, source: Tensor) -> Tensor:
+        """What `forward` weighs values by, without a mask: (B, S, D), (B, N, C) → (B, heads, S, N), rows sum to 1."""
+        query, key = self._split(self.query(hidden)).float(), self._split(self.key(source)).float()
+        return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+    def values(self, source: Tensor) -> Tensor:
+        """What `forward` weighs: (B, N, C) → (B, heads, N, D / heads)."""
+        return self._split(self.value(source))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

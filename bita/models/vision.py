@@ -7,6 +7,7 @@ a convolutional one included (its feature map is read row by row).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -72,6 +73,14 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C); a class token, where there is one, comes first."""
         raise NotImplementedError
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of the places in the image that the last tokens stand for, row by row.
+
+        As many as make a square, unless the encoder knows better; the tokens before them have no place.
+        """
+        side = math.isqrt(tokens)
+        return side, side
 
     def fit_positions(self, positions: Tensor) -> Tensor:
         """Learned positions of another image size, resized for this one's, where the encoder can."""
@@ -168,6 +177,14 @@ class TimmEncoder(VisionEncoder):
             output if isinstance(output, Tensor) else torch.cat(output[::-1], dim=1) for output in outputs
         ]
         return torch.cat(tokens, dim=-1) if self.merge == "concat" else torch.stack(tokens).sum(dim=0)
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """See `VisionEncoder.grid`: the patches of a trunk that keeps one token for each."""
+        patches: Any = getattr(getattr(self.trunk, "patch_embed", None), "grid_size", None)
+        before: Any = getattr(self.trunk, "num_prefix_tokens", 0)
+        if patches is not None and patches[0] * patches[1] + before == tokens:
+            return int(patches[0]), int(patches[1])
+        return super().grid(tokens)
 
     def fit_positions(self, positions: Tensor) -> Tensor:
         """Learned positions (1, prefix + g², C) of another image size, resized to this trunk's grid."""

@@ -4,13 +4,14 @@
     bita-prepare rsicd_caption SOURCE data/rsicd
     bita-prepare nwpu_caption  SOURCE data/nwpu
 
-Anything else by a generic form, files and folders below SOURCE, splits always declared:
+Anything else by a generic form, files and folders below SOURCE; splits are declared, or drawn where --draw asks for it:
 
     bita-prepare NAME SOURCE OUT --form coco --annotations train=a.json test=b.json --images pictures
     bita-prepare NAME SOURCE OUT --form karpathy --annotations dataset.json --images pictures
     bita-prepare NAME SOURCE OUT --form csv --annotations all.csv --columns image=file caption=text
     bita-prepare NAME SOURCE OUT --form jsonl --annotations train=a.jsonl val=b.jsonl
     bita-prepare NAME SOURCE OUT --form text     (train/x.jpg + train/x.txt, one caption a line)
+    bita-prepare NAME SOURCE OUT --form auto --draw val=0.15 test=0.15     (one .csv, .jsonl or .json, or x.jpg + x.txt)
 
 What cannot be used is left out and listed with its reason; with --strict that ends in exit code 1.
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from bita.errors import UserError, command_line, program
 from bita.files import user_path
 from bita.prepare.card import Report
-from bita.prepare.forms import COLUMNS, FORMS, generic_source
+from bita.prepare.forms import AUTO, COLUMNS, FORMS, generic_source
 from bita.prepare.prepare import Source, prepare, published_source
 from bita.prepare.sources import PUBLISHED, SPLITS
 
@@ -55,13 +56,40 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace what an earlier run wrote differently"
     )
     form = parser.add_argument_group("generic forms")
-    form.add_argument("--form", choices=FORMS, help="what SOURCE holds")
+    form.add_argument("--form", choices=(*FORMS, AUTO), help="what SOURCE holds")
     form.add_argument("--annotations", nargs="+", default=[], metavar="[SPLIT=]FILE", help="annotation files")
     form.add_argument("--images", default="", metavar="FOLDER", help="image folder (default: SOURCE)")
     form.add_argument(
         "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="columns for image, caption, split"
     )
+    form.add_argument(
+        "--draw",
+        nargs="+",
+        default=[],
+        metavar="SPLIT=SHARE",
+        help="draw val and test, e.g. val=0.15 test=0.15",
+    )
     return parser.parse_args(arguments)
+
+
+def shares(entries: Sequence[str]) -> dict[str, float] | None:
+    """Return what `--draw` asks for; None where it asks for nothing.
+
+    Raises:
+        UserError: another split than val and test, a share that is none, or nothing left for training.
+    """
+    drawn: dict[str, float] = {}
+    for entry in entries:
+        split, _, share = entry.partition("=")
+        try:
+            drawn[split] = float(share)
+        except ValueError:
+            raise UserError(f"--draw {entry}: wanted SPLIT=SHARE, such as test=0.15") from None
+        if split not in SPLITS[1:] or not 0 <= drawn[split] < 1 or sum(drawn.values()) >= 1:
+            raise UserError(
+                f"--draw {entry}: wanted val and test, together less than 1; the rest is for training"
+            )
+    return drawn or None
 
 
 def open_data(options: argparse.Namespace) -> Source:
@@ -83,6 +111,7 @@ def open_data(options: argparse.Namespace) -> Source:
         annotations=options.annotations,
         images=options.images,
         columns=columns,
+        draw=shares(options.draw),
     )
 
 

@@ -1,11 +1,14 @@
 """Generic forms of caption data: COCO JSON, Karpathy JSON, CSV and JSON-lines tables, image folders with text files.
 
-Splits are always declared: by the file (`train=FILE`), by the record, or by the folder; none is ever drawn.
+Splits are declared: by the file (`train=FILE`), by the record, or by the folder. None is drawn unless that is asked for
+(`draw`); then it is noted.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bita.datasets.names import is_system_file, plain
@@ -17,6 +20,10 @@ from bita.processors.rgb import IMAGE_SUFFIXES
 from bita.records import Id, Ids, lines, read_object, read_records, read_table, read_text, twin
 
 FORMS = ("coco", "karpathy", "csv", "jsonl", "text")
+AUTO = "auto"
+"""Stands for the form that `recognise` finds."""
+UNDECLARED = ""
+"""Split of a record before it is drawn."""
 COLUMNS = {"image": "image", "caption": "caption", "split": "split"}
 
 
@@ -29,6 +36,7 @@ def generic_source(
     annotations: Sequence[str] = (),
     images: str = "",
     columns: Mapping[str, str] | None = None,
+    draw: Mapping[str, float] | None = None,
 ) -> Source:
     """Open data of one of the `FORMS`.
 
@@ -37,30 +45,37 @@ def generic_source(
         form: `coco`: files as `SPLIT=FILE`. `karpathy`: one file, with the split in every record. `csv`,
             `jsonl`: a table with a row a caption (or a list of captions, in JSON lines), with the split in a column
             or as `SPLIT=FILE`. `text`: folders train/, val/, test/ with a text file beside every image, one
-            caption a line.
+            caption a line. `auto`: what `recognise` finds.
         source: folder or archive.
         out: folder of the prepared dataset (archives are unpacked there).
         annotations: files below `source`, each maybe with `SPLIT=` in front.
         images: image folder below `source`.
         columns: names of the table's columns for `image`, `caption` and `split`.
+        draw: share of the images that `val` and `test` get, at random but always the same; nothing declares a split
+            then, and the text files of form `text` lie anywhere beside their images.
 
     Raises:
         UserError: a file is missing or is not what the form says, or no split is declared.
     """
     folder = open_source(source, out)
+    if form == AUTO:
+        form, annotations = recognise(folder)
     root = folder / images
     if not root.is_dir():
         raise UserError(f"{root}: image folder is missing; give it with --images, below {folder}")
     if form == "text":
         if annotations:
             raise UserError("--annotations: form text takes none; captions lie beside the images")
-        return Source(name, name, list(_read_text_folder(root)), root, ())
+        texts = list(_read_text_folder(root, declared=draw is None))
+        return _drawn(Source(name, name, texts, root, ()), draw)
     if not annotations:
         raise UserError(f"--annotations: form {form} needs annotation files, as [SPLIT=]FILE below {folder}")
     records: list[SourceImage] = []
     files = []
     for entry in annotations:
         split, path = _split_and_file(entry, folder)
+        if draw is not None:
+            split = UNDECLARED
         files.append(path)
         if form == "coco":
             records += _read_coco(path, split)
@@ -68,7 +83,41 @@ def generic_source(
             records += read_karpathy(path)
         else:
             records += _read_table(path, form, {**COLUMNS, **(columns or {})}, split)
-    return Source(name, name, records, root, tuple(files))
+    return _drawn(Source(name, name, records, root, tuple(files)), draw)
+
+
+def recognise(folder: Path) -> tuple[str, list[str]]:
+    """Return the form of a folder with captions, and its annotation files: a table, else a COCO file, else texts.
+
+    Raises:
+        UserError: several files could hold the captions.
+    """
+    for form, ending in (("csv", ".csv"), ("jsonl", ".jsonl"), ("coco", ".json")):
+        files = sorted(
+            path.name for path in folder.glob("*") if path.suffix.lower() == ending and path.is_file()
+        )
+        if len(files) > 1:
+            raise UserError(f"{folder}: captions could be in {' or '.join(files[:2])}; leave one there")
+        if files:
+            return form, files
+    return "text", []
+
+
+def _drawn(source: Source, draw: Mapping[str, float] | None) -> Source:
+    """Return a source with its splits drawn, which its card will say; without `draw` it is as it was."""
+    if draw is None:
+        return source
+    names = sorted({record.image for record in source.records})
+    random.Random(0).shuffle(names)
+    split_of: dict[str, str] = {}
+    total = len(names)
+    for split, share in draw.items():
+        count = max(1, round(share * total)) if share else 0
+        split_of |= dict.fromkeys(names[:count], split)
+        names = names[count:]
+    records = [replace(record, split=split_of.get(record.image, "train")) for record in source.records]
+    shares = " and ".join(f"{share:.0%} for {split}" for split, share in draw.items())
+    return replace(source, records=records, notes=(f"splits were drawn, not declared: {shares}",))
 
 
 def _split_and_file(entry: str, folder: Path) -> tuple[str | None, Path]:
@@ -110,7 +159,7 @@ def _read_table(path: Path, form: str, columns: Mapping[str, str], split: str | 
     for row in read_table(path, needed) if form == "csv" else read_records(path):
         image = row.text(columns["image"])
         row, where = row.about(image), row.place or "line 1"
-        part = split or row.text(columns["split"])
+        part = row.text(columns["split"]) if split is None else split
         first, declared, captions = found.setdefault(image, (where, part, []))
         if declared != part:
             raise row.fault(f"split {part!r}, but {declared!r} at {first}")
@@ -118,15 +167,18 @@ def _read_table(path: Path, form: str, columns: Mapping[str, str], split: str | 
     return [SourceImage(image, part, tuple(texts), where) for image, (where, part, texts) in found.items()]
 
 
-def _read_text_folder(root: Path) -> Iterator[SourceImage]:
-    """Images below train/, val/ and test/, each with a text file of its name: one caption a line.
+def _read_text_folder(root: Path, *, declared: bool) -> Iterator[SourceImage]:
+    """Images below train/, val/ and test/, or where no split is `declared` anywhere, each with a text file of its name.
 
     A text without image, and images with texts in other folders, are listed too, so that they are named as left out.
     """
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))
-    if not set(folders) & set(SPLITS):
-        raise UserError(f"{root}: no folder train/, val/ or test/; splits are declared by folders")
-    for split in (*SPLITS, *(folder for folder in folders if folder not in SPLITS)):
+    if declared and not set(folders) & set(SPLITS):
+        raise UserError(
+            f"{root}: no folder train/, val/ or test/; splits are declared by folders, or --draw them"
+        )
+    parts = (*SPLITS, *(folder for folder in folders if folder not in SPLITS)) if declared else (UNDECLARED,)
+    for split in parts:
         files = [path for path in sorted((root / split).rglob("*")) if path.is_file()]
         files = [path for path in files if not is_system_file(path.relative_to(root).as_posix())]
         texts: dict[tuple[Path, str], list[Path]] = {}
@@ -136,7 +188,7 @@ def _read_text_folder(root: Path) -> Iterator[SourceImage]:
         owners: dict[Path, str] = {}
         for path in files:
             own = texts.get((path.parent, plain(path.stem)), [])
-            if path.suffix.lower() not in IMAGE_SUFFIXES or (split not in SPLITS and not own):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or (split not in SPLITS and declared and not own):
                 continue
             name = path.relative_to(root).as_posix()
             own = [text for text in own if text.stem == path.stem] or own

@@ -40,6 +40,8 @@ class Source:
     images: Path
     files: tuple[Path, ...]
     """The annotation files."""
+    notes: tuple[str, ...] = ()
+    """What its card should say."""
 
 
 def published_source(name: str, source: Path, out: Path) -> Source:
@@ -108,7 +110,7 @@ def select(source: Source) -> Report:
     broken = in_threads(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
     kept: list[PreparedImage] = []
     left_out: list[tuple[str, str]] = []
-    notes: list[str] = []
+    notes = list(source.notes)
     first: dict[str, str] = {}
     for index, (record, names, fault) in enumerate(zip(source.records, found, broken, strict=True)):
         captions = tuple(caption for caption in record.captions if caption.strip())

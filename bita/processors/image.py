@@ -103,8 +103,12 @@ class EvalImageProcessor(_Normalise):
         """Return the processed RGB image, (3, S, S) float32."""
         return self.normalise_(_to_tensor(_resize(image, self.image_size)))
 
+    def resized(self, image: Image.Image) -> Tensor:
+        """Return the RGB image for `batch`, (S, S, 3) uint8."""
+        return torch.from_numpy(np.array(_resize(image, self.image_size), dtype=np.uint8))
+
     def batch(self, pixels: Tensor) -> Tensor:
-        """Process cached pixels (B, S, S, 3) uint8, which were resized already; returns (B, 3, S, S)."""
+        """Process cached pixels (B, S, S, 3) uint8, resized already, where they are; returns (B, 3, S, S)."""
         return self.normalise_(
             pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
         )

@@ -88,12 +88,12 @@ class ImageOpener:
         Raises:
             UserError: the file is missing, is no image, is broken, or is large enough to be a decompression bomb.
         """
-        with _one_line(path), path.open("rb") as file:
+        with in_one_line(path), path.open("rb") as file:
             return self._read(file)
 
     def decode(self, content: bytes, where: str) -> Image.Image:
         """Open an image file's bytes; errors name `where` (see `open`)."""
-        with _one_line(where):
+        with in_one_line(where):
             return self._read(io.BytesIO(content))
 
     def convert(self, image: Image.Image) -> Image.Image:
@@ -107,16 +107,16 @@ class ImageOpener:
         image.load()  # a TIFF that Pillow opened is turned here, and then says so
         orientation = orientation_of(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            return self._show(Samples(np.asarray(image)[:, :, None], orientation=orientation))
+            return self.show(Samples(np.asarray(image)[:, :, None], orientation=orientation))
         if self.bands is None:
             return _turned(_colours_of(image).convert("RGB"), orientation)
         kept = image if image.mode in ("L", "LA", "RGB", "RGBA") else _colours_of(image).convert("RGB")
-        return self._show(Samples(np.atleast_3d(np.asarray(kept)), orientation=orientation))
+        return self.show(Samples(np.atleast_3d(np.asarray(kept)), orientation=orientation))
 
     def _read(self, file: BinaryIO) -> Image.Image:
         samples = read_samples(file)
         if samples is not None:
-            return self._show(samples)
+            return self.show(samples)
         try:
             image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
@@ -133,8 +133,12 @@ class ImageOpener:
                 image.draft("RGB", self.draft)
             return self.convert(image)
 
-    def _show(self, samples: Samples) -> Image.Image:
-        """Pick three bands and make them 8-bit RGB, the image upright."""
+    def show(self, samples: Samples) -> Image.Image:
+        """Pick three bands and make them 8-bit RGB, the image upright.
+
+        Raises:
+            UserError: there are not the bands that are wanted.
+        """
         count = samples.values.shape[2]
         bands = self.bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
         if max(bands) > count:
@@ -202,7 +206,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _one_line(where: Path | str) -> Iterator[None]:
+def in_one_line(where: Path | str) -> Iterator[None]:
     """Turn whatever an image library raises into a UserError that names `where`."""
     try:
         yield

@@ -18,6 +18,9 @@ from bita.errors import ConfigError
 from bita.runners.parallel import split
 
 BETA1 = 0.9
+ENCODER = "visual_encoder."
+SCALE = "scale"
+"""Key of a parameter group: what its rate is of the schedule's."""
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -28,16 +31,20 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def build_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.AdamW:
     """AdamW over the trained weights in two groups, with and without weight decay (four, where some are cut up).
 
+    A vision encoder with a rate of its own (`run.vit_lr_scale`) has groups of its own.
+
     The fused implementation is used on every device: it can leave out a step on the device itself when its
     `found_inf` attribute says so, and nothing waits for the answer.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("model: every part is frozen, so there is nothing to train")
+    scales = {name: run.vit_lr_scale if name.startswith(ENCODER) else 1.0 for name, _ in trained}
     groups = [
-        {"params": part, "weight_decay": run.weight_decay if decaying else 0.0}
+        {"params": part, "weight_decay": run.weight_decay if decaying else 0.0, SCALE: scale}
+        for scale in sorted(set(scales.values()), reverse=True)
         for decaying in (True, False)
-        for part in split(p for name, p in trained if decays(name, p) == decaying)
+        for part in split(p for name, p in trained if (scales[name], decays(name, p)) == (scale, decaying))
     ]
     return torch.optim.AdamW(groups, lr=run.init_lr, betas=(BETA1, run.beta2), fused=True)
 

@@ -67,6 +67,10 @@ class RunDir:
         """Folder of the predictions."""
         return self.path / "results"
 
+    def about(self) -> dict[str, Any]:
+        """Return what `run.json` says."""
+        return _read_run_file(self.path)
+
     def finish(self) -> None:
         """Note that the run is complete, so that `run.resume=auto` does not take it up again."""
         if distributed.is_main():

@@ -40,7 +40,7 @@ def save_state(parent: Path, meta: Meta, model: BitaModel, stepper: Stepper) -> 
     from safetensors.torch import save_file
 
     weights, trainer = collect((model.checkpoint_state(), stepper.state()))
-    trainer["processes"] = distributed.world_size()
+    trainer |= {"processes": distributed.world_size(), "threads": torch.get_num_threads()}
 
     def write_model(path: Path) -> None:
         try:
@@ -84,6 +84,9 @@ def load_state(
     different = since_checkpoint(meta.config, cfg)
     if trainer["processes"] != distributed.world_size():
         different.append(f"number of processes ({trainer['processes']} then, {distributed.world_size()} now)")
+    threads = trainer.get("threads", torch.get_num_threads())
+    if model.device.type == "cpu" and threads != torch.get_num_threads():
+        different.append(f"number of threads ({threads} then, {torch.get_num_threads()} now)")
     for difference in different:
         warn(f"resumed with another {difference}: the result will not equal an uninterrupted run's")
     return meta

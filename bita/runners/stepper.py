@@ -18,7 +18,7 @@ from bita.batch import Batch
 from bita.config.schema import RunConfig
 from bita.errors import ConfigError
 from bita.precision import amp_dtype, autocast
-from bita.runners.optim import build_optimizer
+from bita.runners.optim import SCALE, build_optimizer
 from bita.runners.parallel import cut_like, exchange, split, total_norm, wrap
 from bita.tasks.base import Task
 
@@ -63,7 +63,7 @@ class Stepper:
         """Let the optimizer step at learning rate `rate`; the norm of all gradients, not finite when left out."""
         self.rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(SCALE, 1.0)
         self.scaler.unscale_(self.optimizer)
         norm = total_norm(p.grad for p in self.trained if p.grad is not None)
         if self.run.clip_grad_norm:

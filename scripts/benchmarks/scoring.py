@@ -9,6 +9,7 @@ its import is not counted. `benchmarks/metrics.md` has the figures and how the m
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,7 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bita.errors import command_line, program
+from turns import Row, row
+
+from bita.errors import UserError, command_line, program
 from bita.metrics import CaptionScorer
 
 PLAIN = Path(__file__).parents[2] / "tests" / "metrics" / "plain.py"
@@ -55,6 +58,29 @@ def main() -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 1 if differing else 0
+
+
+def scoring(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Row of benchmark.py: the second and third validation of a split, against pycocoevalcap run fresh for each."""
+    if options.data is None:
+        raise UserError("--data: name a dataset as published, such as $BITA_DATA/ucm_captions/dataset.json")
+    references = read(options.data, "test", 6 if options.small else None)
+    sets = [hypotheses(references, seed) for seed in range(VALIDATIONS)]
+    plain = [run_plain(scratch, references, captions) for captions in sets]
+    ours, differing = run_ours(references, sets, plain)
+    if differing:
+        raise UserError(f"scores differ: {', '.join(differing)}")
+    return [
+        row(
+            f"scoring, a validation after the first, {options.data.stem}",
+            [seconds / len(references) for seconds in ours[1:]],
+            [scores["seconds"] / len(references) for scores in plain[1:]],
+            against="pycocoevalcap fresh",
+            unit="image",
+            same="every score of every image equal",
+            wanted=5,
+        )
+    ]
 
 
 def read(path: Path, split: str, limit: int | None) -> dict[int, list[str]]:

@@ -206,3 +206,59 @@ def test_coco_ids_of_two_kinds_are_told_apart(source: Path, tmp_path: Path) -> N
     arguments = ("--form", "coco", "--images", "pictures", "--annotations", "test=t.json")
     message = "t.json: annotations[0]: image_id '1' is none of the file's images: it is text, 1 is a number;"
     assert message in run("field", source, tmp_path / "o", *arguments).stderr
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "jsonl", "coco"])
+def test_splits_are_drawn_where_that_is_asked_for_and_the_card_says_so(tmp_path: Path, form: str) -> None:
+    """Whatever form the captions have, they are found, and the same images are drawn."""
+    names = [f"{number}.jpg" for number in range(20)]
+    for seed, name in enumerate(names):
+        write_image(tmp_path / "s" / name, seed)
+    if form == "csv":
+        rows = "".join(f"{name},it is {name}\n" for name in names)
+        (tmp_path / "s/captions.csv").write_text(f"image,caption\n{rows}")
+    elif form == "jsonl":
+        lines = [json.dumps({"image": name, "caption": [f"it is {name}"]}) for name in names]
+        (tmp_path / "s/captions.jsonl").write_text("\n".join(lines))
+    elif form == "coco":
+        images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
+        captions = [{"image_id": k, "caption": f"it is {name}"} for k, name in enumerate(names)]
+        (tmp_path / "s/captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    else:
+        for name in names:
+            (tmp_path / "s" / name).with_suffix(".txt").write_text(f"it is {name}")
+    drawing = ("--form", "auto", "--draw", "val=0.1", "test=0.25")
+    done = run("field", tmp_path / "s", tmp_path / "o", *drawing)
+    assert done.returncode == 0, done.stderr
+    note = "splits were drawn, not declared: 10% for val and 25% for test"
+    assert f"note: {note}" in done.stdout
+    assert note in (tmp_path / "o/dataset_card.md").read_text()
+    found = {split: load(tmp_path / f"o/annotations/{split}.json") for split in ("train", "val", "test")}
+    assert {split: len(records) for split, records in found.items()} == {"train": 13, "val": 2, "test": 5}
+    assert {record["image"] for record in found["test"]} == {"6.jpg", "4.jpg", "0.jpg", "7.jpg", "19.jpg"}
+    assert all(
+        record["caption"] == f"it is {record['image']}" for group in found.values() for record in group
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--draw", "train=0.5"], "--draw train=0.5: wanted val and test"),
+        (["--draw", "val=0.5", "test=0.5"], "together less than 1"),
+        (["--draw", "val"], "--draw val: wanted SPLIT=SHARE"),
+        ([], "splits are declared by folders, or --draw them"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
+    write_image(tmp_path / "s/1.jpg", 0)
+    done = run("field", tmp_path / "s", tmp_path / "o", "--form", "auto", *arguments)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_two_files_that_could_hold_the_captions_are_both_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "s/1.jpg", 0)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "s" / name).write_text("image,caption,split\n1.jpg,one,train\n")
+    assert "a.csv or b.csv" in run("field", tmp_path / "s", tmp_path / "o", "--form", "auto").stderr

@@ -83,6 +83,19 @@ def test_decay_spares_vectors_biases_and_norms():
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
 
 
+def test_an_encoder_has_a_rate_of_its_own_where_that_is_asked_for():
+    model = Toy()
+    model.visual_encoder = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, RunConfig(vit_lr_scale=0.1))
+    scales = {p: group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: scales[p] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, scale in trained.items() if scale == 0.1} == {
+        "visual_encoder.weight",
+        "visual_encoder.bias",
+    }
+    assert len(build_optimizer(model, RunConfig()).param_groups) == 2
+
+
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ConfigError, match="frozen"):
         build_optimizer(Toy().requires_grad_(False), RunConfig())
