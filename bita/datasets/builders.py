@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -19,16 +18,14 @@ from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cac
 from bita.datasets.captions import CaptionDataset, Processors, Split
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
+from bita.datasets.synthetic.writer import GENERATED, generate_synthetic
 from bita.errors import ConfigError, UserError, no_file
-from bita.files import exclusive, write_text
 from bita.processors.image import draft_size
 from bita.processors.rgb import ImageOpener
 from bita.records import Id, has_words, load_json, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
-GENERATED = "generated.json"
-"""File beside a synthetic dataset that says what it was generated from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,18 +240,6 @@ def _annotation_files(name: str, cfg: DatasetConfig, env: EnvConfig, split: str)
             _check_generated(name, path.parent.parent, cfg.synthetic)
         check_annotation(name, split, path)
     return files
-
-
-def generate_synthetic(out: Path, synthetic: dict[str, Any]) -> None:
-    """Generate the synthetic dataset below `out`; of several processes the first does, the others wait."""
-    from bita.datasets.synthetic import generate
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(out.parent / f".{out.name}.lock"):
-        if not (out / "annotations").is_dir():
-            LOG.info("generating the synthetic dataset in %s", out)
-            generate(out, **synthetic)
-            write_text(out / GENERATED, json.dumps(synthetic))
 
 
 def _check_generated(name: str, out: Path, synthetic: dict[str, Any]) -> None:

@@ -104,6 +104,8 @@ class CaptionDataset:
 
     Attributes:
         numbers: image id → the number that stands for it in batches; see `number_images`.
+        features: what the encoder says of random views of the images, where training reads that.
+        eval_features: what it says of the images as evaluation sees them, where validation reads that.
     """
 
     sharded = False
@@ -130,6 +132,7 @@ class CaptionDataset:
         self.captions_per_image = captions_per_image
         self.cache = cache
         self.features: FeatureCache | None = None
+        self.eval_features: FeatureCache | None = None
         self.groups = group_by_image(self.records)
         self.numbers = number_images([self.records[group[0]].image_id for group in self.groups])
         self._own_ids = {number: image_id for image_id, number in self.numbers.items()}
@@ -201,6 +204,12 @@ class CaptionDataset:
         if self.features is None:
             raise ValueError(f"dataset {self.name} has no features")
         return self.features.read([self._row[record]], turn)
+
+    def encoded_for_evaluation(self, records: Sequence[int]) -> Tensor:
+        """Return what was kept of the images of `records` as evaluation sees them, (B, N, C) float16."""
+        if self.eval_features is None:
+            raise ValueError(f"dataset {self.name} has no features for evaluation")
+        return self.eval_features.read([self._row[record] for record in records], 0)
 
 
 def seeded(*key: int) -> torch.Generator:

@@ -24,6 +24,7 @@ from bita.datasets.cache import FeatureCache
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import UserError
 from bita.files import TEMPORARY
+from bita.processors.image import TrainImageProcessor
 
 LOG = logging.getLogger(__name__)
 Encode = Callable[[Tensor], Tensor]
@@ -48,12 +49,18 @@ class Views:
         """Return one view of some images, each (3, S, S)."""
         return _View(self, rows, view)
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether they are made of cached images, as training makes them: many at a time."""
+        drawn = self.count is not None and self.dataset.cache is not None
+        return drawn and isinstance(self.dataset.processors.train_image, TrainImageProcessor)
+
     def key(self, encoder: str) -> str:
         """Return a hash of all that the features depend on; `encoder` is one of the encoder's weights and precision."""
         data = self.dataset
         processor = data.processors.eval_image if self.count is None else data.processors.train_image
         rule = {name: str(value) for name, value in sorted(vars(processor).items())}
-        opened = (data.opener.rule, data.cache and data.cache.size)
+        opened = (data.opener.rule, data.cache and data.cache.size, *(["batches"] if self.in_batches else []))
         drawn = self.count and (self.count, self.seed)
         found = hashlib.sha256(repr((encoder, drawn, type(processor).__qualname__, rule, opened)).encode())
         for name in data.image_names:
@@ -74,7 +81,20 @@ class _View(Dataset[Tensor]):
         image = data.open(data.groups[row][0])
         if self.views.count is None:
             return data.processors.eval_image(image)
-        return data.processors.train_image(image, seeded(self.views.seed, self.view, row))
+        return data.processors.train_image(image, self._generator(row))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return a batch's images; torch's loader asks for them so."""
+        data, rows = self.views.dataset, [self.rows[index] for index in indices]
+        if not self.views.in_batches:
+            return [self[index] for index in indices]
+        processor = data.processors.train_image
+        assert isinstance(processor, TrainImageProcessor)
+        pixels = data.cached_pixels([data.groups[row][0] for row in rows])
+        return list(processor.batch(pixels, [self._generator(row) for row in rows]))
+
+    def _generator(self, row: int) -> torch.Generator:
+        return seeded(self.views.seed, self.view, row)
 
 
 def encoder_hash(encoder: torch.nn.Module, precision: str) -> str:

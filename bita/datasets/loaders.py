@@ -205,16 +205,23 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Batches of one rank's share of a dataset's images: one record an image, every image on exactly one rank.
 
-    `batch["text"]` holds each image's first caption. The processors are the eval ones, whatever the split.
+    `batch["text"]` holds each image's first caption. The processors are the eval ones, whatever the split. With `kept`,
+    batches hold what the encoder once said of the images (`run.cache_features`), where the dataset has it.
     """
 
     def __init__(
-        self, dataset: CaptionDataset, run: RunConfig, *, rank: int = 0, world_size: int = 1
+        self,
+        dataset: CaptionDataset,
+        run: RunConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        kept: bool = False,
     ) -> None:
         records = [group[0] for group in dataset.groups][rank::world_size]
         size = run.batch_size_eval
         self._steps = [records[start : start + size] for start in range(0, len(records), size)]
-        reader = EvalReader(dataset, skip=run.on_bad_image == "skip", workers=run.num_workers)
+        reader = EvalReader(dataset, skip=run.on_bad_image == "skip", workers=run.num_workers, kept=kept)
         super().__init__(reader, self._steps, run)
 
     def __len__(self) -> int:

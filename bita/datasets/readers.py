@@ -204,15 +204,19 @@ def _shared(read: Read) -> Read:
 class EvalReader(Reader[int]):
     """Evaluation batches: a list of records to their images and captions, through the eval processors.
 
-    Where `skip` says so, an image that does not open is a grey one: every image is still evaluated once.
+    Where `skip` says so, an image that does not open is a grey one: every image is still evaluated once. With `kept`,
+    what the encoder once said of the images stands in their place, where the dataset has it.
     """
 
-    def __init__(self, dataset: CaptionDataset, *, skip: bool = False, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: CaptionDataset, *, skip: bool = False, workers: int = 0, kept: bool = False
+    ) -> None:
         self.dataset = dataset
         self.skip = skip
         self.whereabouts = Whereabouts(workers, self.name)
         processor = dataset.processors.eval_image
-        self.cached = (
+        self.encoded = kept and dataset.eval_features is not None
+        self.cached = self.encoded or (
             dataset.cache is not None
             and isinstance(processor, EvalImageProcessor)
             and dataset.cache.size == processor.image_size
@@ -223,16 +227,17 @@ class EvalReader(Reader[int]):
         chosen = [self.dataset.records[record] for record in keys]
         processors = self.dataset.processors
         bad: list[BadRecord] = []
-        if self.cached:
-            assert isinstance(processors.eval_image, EvalImageProcessor)
-            images = processors.eval_image.batch(self.dataset.cached_pixels(keys))
-        else:
-            images = torch.stack([processors.eval_image(self._open(record, bad)) for record in keys])
         batch: Batch = {
-            "image": images,
             "text": [processors.eval_text(record.caption) for record in chosen],
             "image_id": [self.dataset.numbers[record.image_id] for record in chosen],
         }
+        if self.encoded:
+            batch["tokens"] = self.dataset.encoded_for_evaluation(keys)
+        elif self.cached:
+            assert isinstance(processors.eval_image, EvalImageProcessor)
+            batch["image"] = processors.eval_image.batch(self.dataset.cached_pixels(keys))
+        else:
+            batch["image"] = torch.stack([processors.eval_image(self._open(record, bad)) for record in keys])
         return batch, bad
 
     def _open(self, record: int, bad: list[BadRecord]) -> Image.Image:

@@ -94,7 +94,9 @@ class EpochRunner:
             seeding.make_deterministic()
         sets = [dataset for split in self.run.train_splits for dataset in self.datasets[split]]
         if self.run.cache_features is not None:
-            keep_features(self.model, sets, self.cfg, self.device)
+            again = self.run.validate_every < self.run.max_epoch  # what is read once is not worth a file
+            validated = [data for split in self.run.valid_splits if again for data in self.datasets[split]]
+            keep_features(self.model, sets, validated, self.cfg, self.device)
         self.loader = TrainLoader(
             sets,
             self.run,
@@ -299,7 +301,13 @@ class EpochRunner:
         """Evaluate one dataset; predictions and the like go to `results/`."""
         self.model.eval()
         seeding.seed_step(self.run.seed, self.epoch)
-        loader = EvalLoader(dataset, self.run, rank=distributed.rank(), world_size=distributed.world_size())
+        loader = EvalLoader(
+            dataset,
+            self.run,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            kept=bool(suffix),  # of a validation, of which there are several; a test reads the images
+        )
 
         def save(kind: str, value: Any) -> None:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)

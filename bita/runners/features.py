@@ -1,4 +1,4 @@
-"""`run.cache_features`: training reads what the frozen encoder said of each image once, instead of encoding it anew."""
+"""`run.cache_features`: training and validation read what the frozen encoder said of each image once."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ import torch
 from torch import Tensor
 
 from bita.config.schema import Config
-from bita.datasets.cache import cache_folder
-from bita.datasets.captions import Split
+from bita.datasets.cache import FeatureCache, cache_folder
+from bita.datasets.captions import CaptionDataset, Split
 from bita.datasets.features import Views, encoder_hash, open_features
 from bita.errors import ConfigError
 from bita.models.base import BitaModel
 from bita.precision import amp_dtype, autocast
 
 
-def keep_features(model: BitaModel, datasets: Sequence[Split], cfg: Config, device: torch.device) -> None:
-    """Give every training set its file of features, made where it is not there yet; all processes call this.
+def keep_features(
+    model: BitaModel,
+    training: Sequence[Split],
+    validation: Sequence[Split],
+    cfg: Config,
+    device: torch.device,
+) -> None:
+    """Give every training set and every validation set its file of features; all processes call this.
+
+    A file is made where it is not there yet. A set that is trained on too is validated from its images.
 
     Raises:
-        ConfigError: a set is stored as shards.
+        ConfigError: a training set is stored as shards.
         UserError: a file cannot be made.
     """
 
@@ -30,16 +38,22 @@ def keep_features(model: BitaModel, datasets: Sequence[Split], cfg: Config, devi
 
     precision = f"{amp_dtype(device, cfg.run.amp)} {device.type}"
     encoder = encoder_hash(model.visual_encoder, precision)
+
+    def features(data: CaptionDataset, views: int | None) -> FeatureCache:
+        seen = Views(data, views, cfg.run.seed)
+        folder = cache_folder(data.folder, cfg.env.cache_root, data.name)
+        path = folder / f"features_{data.split}_{seen.key(encoder)}.npy"
+        run = cfg.run
+        return open_features(seen, encode, path, batch_size=run.batch_size_eval, workers=run.num_workers)
+
     model.eval()
-    for data in datasets:
+    for data in training:
         if data.sharded:
             raise ConfigError(
                 f"run.cache_features: {data.name} is stored as shards; train from the image files"
             )
         images = data.for_evaluation()
-        views = Views(images, cfg.run.cache_features, cfg.run.seed)
-        folder = cache_folder(images.folder, cfg.env.cache_root, data.name)
-        path = folder / f"features_{data.split}_{views.key(encoder)}.npy"
-        images.features = open_features(
-            views, encode, path, batch_size=cfg.run.batch_size_eval, workers=cfg.run.num_workers
-        )
+        images.features = features(images, cfg.run.cache_features)
+    for images in (data.for_evaluation() for data in validation):
+        if not images.train:
+            images.eval_features = features(images, None)

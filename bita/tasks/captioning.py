@@ -57,7 +57,10 @@ class CaptioningTask(Task):
     def _write(self, model: BitaModel, batch: Batch) -> list[list[str]]:
         """Captions for each image of a batch; drawn ones by `run.seed` and the image's id alone."""
         generators = [seeded(self.cfg.run.seed, image_id) for image_id in batch["image_id"]]
-        return model.generate(batch["image"], self.settings, generators)
+        if "tokens" not in batch:
+            return model.generate(batch["image"], self.settings, generators)
+        found = model.candidates(batch["tokens"], self.settings, generators)
+        return [[candidate.text for candidate in captions] for captions in found]
 
     def _score(self, dataset: CaptionDataset, predictions: list[dict[str, Any]], save: Save) -> Evaluation:
         from bita.metrics import score_captions

@@ -10,7 +10,7 @@ import argparse
 import yaml
 
 from bita.config.load import CONFIGS
-from bita.datasets.builders import generate_synthetic
+from bita.datasets.synthetic.writer import generate_synthetic
 from bita.errors import UserError, program
 from bita.files import user_path
 

@@ -12,6 +12,7 @@ import torch
 from toy_run import SIZE, toy_config, toy_dataset, toy_runner
 
 from bita.datasets import faults, features
+from bita.datasets.cache import open_cache
 from bita.datasets.captions import seeded
 from bita.datasets.features import Views, encoder_hash, open_features
 from bita.errors import UserError
@@ -45,6 +46,20 @@ def test_every_view_is_what_the_encoder_says_of_it(data, tmp_path: Path) -> None
             kept.read([row], turn)[0].float(), brightness(image[None])[0], rtol=1e-3, atol=1e-3
         )
     assert list(tmp_path.iterdir()) == [tmp_path / "f.npy"]
+
+
+def test_views_of_cached_images_are_those_that_training_makes(data, tmp_path: Path, monkeypatch) -> None:
+    names = data.image_names
+    cache = open_cache(names, data.folder, data.opener, SIZE + 4, tmp_path / "cache")
+    plain = Views(data, 2, seed=7).key("")
+    monkeypatch.setattr(data, "cache", cache)
+    views = Views(data, 2, seed=7)
+    assert views.key("") != plain
+    kept = open_features(views, brightness, tmp_path / "f.npy", batch_size=4, workers=0)
+    for turn, rows in ((0, [0, 3]), (1, [5, 1])):
+        pixels = data.cached_pixels([data.groups[row][0] for row in rows])
+        images = data.processors.train_image.batch(pixels, [seeded(7, turn, row) for row in rows])
+        torch.testing.assert_close(kept.read(rows, turn).float(), brightness(images), rtol=1e-3, atol=1e-3)
 
 
 def test_the_file_is_made_once(data, tmp_path: Path) -> None:
@@ -128,3 +143,27 @@ def test_training_on_kept_features_learns_what_training_on_images_does(tmp_path:
         losses.append(runner.watch._losses)
     assert len(losses[0]) > 1
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_validation_encodes_its_images_once_and_the_test_itself(tmp_path: Path, monkeypatch) -> None:
+    """Captions are those of a run that keeps nothing, and the encoder sees each validation image one time."""
+    captions, seen = [], []
+    for number, options in enumerate(({}, {"cache_features": 1})):
+        options |= {"name": "run", "model__freeze_vit": True, "max_epoch": 3}
+        options |= {"task": "captioning", "report_metric": False}
+        cfg = toy_config(tmp_path / str(number), valid_splits=["val"], test_splits=["val"], **options)
+        runner = toy_runner(cfg, tmp_path / "images")
+        data = runner.datasets["train"][0]
+        data.processors = replace(data.processors, train_image=WholeImage(SIZE))
+        encode, counted = runner.model.raw_tokens, []
+        monkeypatch.setattr(
+            runner.model, "raw_tokens", lambda x, encode=encode, n=counted: n.append(len(x)) or encode(x)
+        )
+        runner.train()
+        seen.append(sum(counted))
+        results = [path.name for path in sorted(runner.run_dir.results.iterdir())]
+        assert results == ["val.json", *(f"val_epoch{epoch}.json" for epoch in (1, 2, 3))]
+        captions.append([(runner.run_dir.results / name).read_text() for name in results])
+    assert captions[0] == captions[1]
+    assert seen[0] == 3 * len(data) + 3 * 5 + 5  # each epoch, each validation, the test
+    assert seen[1] == (1 + 6) + (1 + 5) + 5  # a look at the shape, then each image once; the test

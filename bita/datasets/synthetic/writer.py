@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bita.datasets.synthetic.captions import five_captions
 from bita.datasets.synthetic.scenes import SCENES, draw_scene
 from bita.errors import UserError
+from bita.files import exclusive, write_text
+from bita.machine import cores
 
+LOG = logging.getLogger(__name__)
+GENERATED = "generated.json"
+"""File of a synthetic dataset that says what it was generated from."""
 JPEG_QUALITY = 93
 SMALLEST, LARGEST = 64, 256
+MANY = 500
+"""Scenes that are worth a process a core."""
+
+
+def generate_synthetic(out: Path, synthetic: dict[str, Any]) -> None:
+    """Generate the synthetic dataset below `out`; of several processes the first does, the others wait."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(out.parent / f".{out.name}.lock"):
+        if not (out / "annotations").is_dir():
+            LOG.info("generating the synthetic dataset in %s", out)
+            generate(out, **synthetic)
+            write_text(out / GENERATED, json.dumps(synthetic))
 
 
 def generate(out: Path, *, train: int, val: int, test: int, size: int = 128, seed: int = 42) -> None:
@@ -70,13 +90,12 @@ def _write(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
     progress = _Progress(sum(counts.values()))
     for split, number in counts.items():
         records: list[dict[str, Any]] = []
-        for index, kind in enumerate(_kinds(f"{seed} {split}", number)):
-            key = f"{seed} {split} {index}"
-            picture, facts = draw_scene(kind, key, size)
-            name = f"{split}_{index:05d}.jpg"
-            picture.save(folder / "images" / name, quality=JPEG_QUALITY, subsampling=0)
-            facts_of[image_id] = asdict(facts)
-            captions = five_captions(facts, key)
+        wanted = (
+            _Wanted(kind, f"{seed} {split} {index}", size, folder / "images" / f"{split}_{index:05d}.jpg")
+            for index, kind in enumerate(_kinds(f"{seed} {split}", number))
+        )
+        for name, facts, captions in _drawn(wanted, number):
+            facts_of[image_id] = facts
             records += [{"image": name, "caption": caption, "image_id": image_id} for caption in captions]
             image_id += 1
             progress.step()
@@ -84,6 +103,34 @@ def _write(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
         if split != "train":
             _save(folder / "annotations" / f"{split}_gt.json", _coco(records))
     _save(folder / "facts.json", facts_of)
+
+
+class _Wanted(NamedTuple):
+    """A scene to be drawn."""
+
+    kind: str
+    key: str
+    size: int
+    path: Path
+
+
+_Drawn = tuple[str, dict[str, Any], list[str]]
+"""The file's name, what it shows, and its captions."""
+
+
+def _draw(wanted: _Wanted) -> _Drawn:
+    picture, facts = draw_scene(wanted.kind, wanted.key, wanted.size)
+    picture.save(wanted.path, quality=JPEG_QUALITY, subsampling=0)
+    return wanted.path.name, asdict(facts), five_captions(facts, wanted.key)
+
+
+def _drawn(wanted: Iterable[_Wanted], number: int) -> Iterator[_Drawn]:
+    """Draw scenes, in their order: by a process a core, where they are many and a process can be forked off cheaply."""
+    if number < MANY or "torch" in sys.modules or sys.platform != "linux":
+        yield from map(_draw, wanted)
+        return
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_draw, wanted, chunksize=50)
 
 
 def _kinds(seed: str, number: int) -> Iterator[str]:
