@@ -116,7 +116,7 @@ def select(source: Source) -> Report:
         captions = tuple(caption for caption in record.captions if caption.strip())
         reason = _reason(record, names, fault, captions, first)
         if reason is not None:
-            left_out.append((_printable(f"{record.where} {record.image}"), reason))
+            left_out.append((_printable(" ".join(dict.fromkeys((record.where, record.image)))), reason))
             continue
         first[names[0]] = record.where
         kept.append(PreparedImage(index, names[0], record.split, captions, record.category))
