@@ -169,9 +169,9 @@ def test_files_of_other_systems_are_passed_over_and_nothing_is_dropped_in_silenc
     done = run("field", tmp_path / "source", tmp_path / "o", "--form", "text")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("left out")] == [
-        "left out: train/Thumbs.png train/Thumbs.png: no caption",
+        "left out: train/Thumbs.png: no caption",
         "left out: train/gone.txt train/gone: image is missing",
-        "left out: validation/d.png validation/d.png: split 'validation' is none of train, val, test",
+        "left out: validation/d.png: split 'validation' is none of train, val, test",
     ]
     train = load(tmp_path / "o/annotations/train.json")
     assert [r["caption"] for r in train] == ["three", "one\u2028line", "two"]
