@@ -1,125 +1,26 @@
-"""What the benchmarks of whole models share: steps and captions timed, memory and operations counted, a table."""
+"""What the benchmarks of whole models share: a batch of noise, waiting for a device, its memory."""
 
 from __future__ import annotations
 
 import resource
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bita.batch import Batch
-from bita.config.schema import RunConfig
-from bita.precision import autocast
-from bita.runners.optim import build_optimizer
 
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
 """Part of a device's name → its dense bf16 operations a second, as its maker gives them (SXM where it varies)."""
-LEARNING_RATE = 1e-4
 WORDS = "many planes are parked near the long runway of a large airport beside some green trees and grey buildings"
 
 
-@dataclass
-class Row:
-    """A line of the table."""
-
-    what: str
-    model: str
-    batch: int
-    seconds: float
-    operations: float
-    peak_bytes: int
-    loss: tuple[float, float] | None = None
-
-    def cells(self, peak_rate: float | None) -> str:
-        """Return the line itself."""
-        rate = self.operations / self.seconds
-        return (
-            "| "
-            + " | ".join(
-                (
-                    self.what,
-                    self.model,
-                    str(self.batch),
-                    f"{self.seconds:.3f}",
-                    f"{self.batch / self.seconds:.1f}",
-                    f"{self.peak_bytes / 2**30:.1f}",
-                    f"{self.operations / 1e12:.2f}",
-                    "" if peak_rate is None else f"{rate / peak_rate:.1%}",
-                    "" if self.loss is None else f"{self.loss[0]:.3f} → {self.loss[1]:.3f}",
-                )
-            )
-            + " |"
-        )
-
-
-HEADER = (
-    "| what | model | batch | s a step | images/s | peak GiB | TFLOP a step | MFU | loss |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def timed_steps(
-    what: str,
-    name: str,
-    model: nn.Module,
-    loss_of_batch: Callable[[], Tensor],
-    batch: int,
-    steps: int,
-    device: torch.device,
-) -> Row:
-    """Three steps that are not timed, in the first of which operations are counted, then `steps` that are."""
-    optimizer = build_optimizer(model, RunConfig(init_lr=LEARNING_RATE))
-    losses: list[Tensor] = []
-
-    def step() -> None:
-        with autocast(device):
-            loss = loss_of_batch()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach().float())
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    for _ in range(2):
-        step()
-    reset_peak(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait(device)
-    seconds = (time.perf_counter() - start) / steps
-    found = torch.stack(losses).cpu()
-    loss = (found[:3].mean().item(), found[-3:].mean().item())
-    return Row(what, name, batch, seconds, counter.get_total_flops(), peak_of(device), loss)
-
-
-def timed_captions(name: str, write: Callable[[], Any], batch: int, device: torch.device) -> Row:
-    """Return one run of a model without gradients that counts operations, then three that are timed."""
-    with torch.inference_mode(), autocast(device):
-        with FlopCounterMode(display=False) as counter:
-            write()
-        reset_peak(device)
-        start = time.perf_counter()
-        for _ in range(3):
-            write()
-        wait(device)
-    seconds = (time.perf_counter() - start) / 3
-    return Row("captioning, 5 beams", name, batch, seconds, counter.get_total_flops(), peak_of(device))
-
-
-def a_batch(size: int, image_size: int, device: torch.device, prompt: str = "") -> Batch:
-    """Noise for images, and captions that differ."""
+def a_batch(images: int, image_size: int, device: torch.device, prompt: str = "", captions: int = 1) -> Batch:
+    """Noise for images, and captions that differ, so many an image."""
     words = WORDS.split()
-    texts = [" ".join(words[i % 7 : i % 7 + 8 + i % 4]) for i in range(size)]
-    images = torch.randn(size, 3, image_size, image_size, device=device)
-    return {"image": images, "text": [f"{prompt} {t}".strip() for t in texts], "image_id": list(range(size))}
+    texts = [" ".join(words[i % 7 : i % 7 + 8 + i % 4]) for i in range(images * captions)]
+    pixels = torch.randn(images, 3, image_size, image_size, device=device)
+    ids = [number for number in range(images) for _ in range(captions)]
+    return {"image": pixels, "text": [f"{prompt} {t}".strip() for t in texts], "image_id": ids}
 
 
 def wait(device: torch.device) -> None:

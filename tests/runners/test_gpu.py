@@ -40,3 +40,22 @@ def test_resumed_run_is_within_the_noise_of_a_repeated_one(tmp_path, frozen):
     assert len(first) == len(resumed) == 6 * EPOCHS
     noise = float((first - repeated).abs().max())
     assert float((first - resumed).abs().max()) <= 2 * noise + 1e-6
+
+
+def test_deterministic_runs_are_equal_whole_repeated_and_resumed(tmp_path, request):
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    options = {"name": "run", "device": "cuda", "save_every_steps": 2, "max_epoch": 2, "resume": "auto"}
+    options |= {"deterministic": True}
+    weights = []
+    for name in ("first", "repeated", "resumed"):
+        if name == "resumed":
+            broken = toy_runner(toy_config(tmp_path / name, **options), tmp_path / "images")
+            interrupt_after(broken, 7)
+            with pytest.raises(StopHere):
+                broken.train()
+            broken.run_dir.lock.close()
+        run = toy_runner(toy_config(tmp_path / name, **options), tmp_path / "images")
+        run.train()
+        weights.append(run.model.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in weights[0].items())
