@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """As configurations spell them."""
@@ -36,3 +37,9 @@ def in_float32(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "meta":  # where nothing is computed, and autocast is not known
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Cast to the precision that autocast would cast it to, where it is on: once, for all that read it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +35,7 @@ from bita.models.contrast import (
 )
 from bita.models.heads import MaskedLanguageHead, WordHead
 from bita.models.language.decoder import IGNORED
-from bita.models.language.tokenizers import TEXT_TOKENIZER_FOLDER, load_tokenizer
+from bita.models.language.tokenizers import TEXT_TOKENIZER_FOLDER, Remembered, load_tokenizer
 from bita.precision import in_float32
 from bita.registry import NoKeys
 
@@ -346,11 +348,20 @@ class BitaITC(BitaModel):
 
     def _encode(self, texts: list[str]) -> Tensor:
         """B captions → ids (B, T), on the CPU."""
-        assert self.tokenizer is not None, "this model was built without a tokenizer"
-        ids: Tensor = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.cfg.max_txt_len, return_tensors="pt"
-        ).input_ids
-        return ids
+        return torch.from_numpy(np.stack(self._rows(texts))).long()
+
+    @cached_property
+    def _rows(self) -> Remembered[npt.NDArray[np.int32]]:
+        """Text → its ids (T,), padded."""
+        tokenizer = self.tokenizer
+        assert tokenizer is not None, "this model was built without a tokenizer"
+        longest = self.cfg.max_txt_len
+
+        def make(texts: list[str]) -> list[npt.NDArray[np.int32]]:
+            ids = tokenizer(texts, padding="max_length", truncation=True, max_length=longest).input_ids
+            return list(np.array(ids, dtype=np.int32))
+
+        return Remembered(make)
 
     def _groups(self, batch: Batch) -> Tensor | None:
         if self.cfg.itc_positives == "same_caption":

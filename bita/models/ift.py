@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bita.config.parts import BridgeSize, IFTSize
 from bita.models.bridge import LAYER_NORM_EPS, BertBridge, BridgeLayer
-from bita.precision import in_float32
+from bita.precision import as_autocast, in_float32
 
 
 class FourierMix(nn.Module):
@@ -59,6 +59,7 @@ class IFT(BertBridge):
     ) -> Tensor:
         """See `Bridge.forward`; padding takes part, so pad texts to a fixed length."""
         hidden = self.embed(queries, text_ids)
+        image = None if image is None else as_autocast(image)
         for layer in self.layers:
             hidden = layer(hidden, 0 if queries is None else queries.shape[1], image)
         return hidden

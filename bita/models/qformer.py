@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bita.config.parts import BridgeSize, QFormerSize
 from bita.models.bridge import PAD_ID, Attention, BertBridge, BridgeLayer
+from bita.precision import as_autocast
 
 
 class QFormerLayer(BridgeLayer):
@@ -59,6 +60,7 @@ class QFormer(BertBridge):
     ) -> Tensor:
         """See `Bridge.forward`; queries and text see each other."""
         hidden = self.embed(queries, text_ids)
+        image = None if image is None else as_autocast(image)
         count = 0 if queries is None else queries.shape[1]
         mask = None
         if text_ids is not None:
@@ -70,7 +72,7 @@ class QFormer(BertBridge):
 
     def read(self, queries: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the queries' output (B, Q, D), and what each layer was given, for `write`."""
-        hidden = self.embed(queries)
+        hidden, image = self.embed(queries), as_autocast(image)
         seen = []
         for layer in self.layers:
             seen.append(hidden)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +122,17 @@ class EpochRunner:
         with self.loader.watch(), progress as bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 size = min(self.run.accum_grad_iters, self.steps_per_epoch - self.step_in_epoch)
-                group = [to_device(batch, self.device) for batch in islice(batches, size)]
+                # Fetched one by one; the first before the seed, since torch's loader draws a number when it begins.
+                first = [next(batches)]
                 seeding.seed_step(self.run.seed, self.step)
-                outputs = [
-                    self.stepper.accumulate(batch, share=1 / size, last=number == size)
-                    for number, batch in enumerate(group, start=1)
-                ]
+                outputs, images = [], []
+                for number, batch in enumerate(chain(first, islice(batches, size - 1)), start=1):
+                    moved = to_device(batch, self.device)
+                    outputs.append(self.stepper.accumulate(moved, share=1 / size, last=number == size))
+                    images += batch["image_id"]
                 rate = self.schedule.lr_at(self.epoch, self.step_in_epoch + size - 1)
                 norm = self.stepper.optimizer_step(rate)
-                self.watch.add(self.step, outputs, norm, [i for batch in group for i in batch["image_id"]])
+                self.watch.add(self.step, outputs, norm, images)
                 self.step_in_epoch += size
                 bar.advance(size)
                 self.after_step(size, bar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from bita.models.bita_lm import BitaLM
 from bita.models.contrast import caption_number, top1_accuracy
 from bita.models.language.decoder import IGNORED
 from bita.models.language.generation import GenerationSettings
+from bita.models.language.tokenizers import Remembered
 from bita.weights.load import load_checkpoint
 from tests.weights.test_weights import PARITY, small, stage_1, stage_2
 
@@ -251,3 +253,52 @@ def test_right_answers_of_grouped_captions_are_those_of_the_image() -> None:
     scores = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [8.0, 1.0, 0.0]])
     right = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
     assert top1_accuracy(scores, right).item() == pytest.approx(2 / 3)
+
+
+def test_texts_are_tokenized_once_and_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def make(texts: list[str]) -> list[int]:
+        calls.append(texts)
+        return [len(text) for text in texts]
+
+    monkeypatch.setattr(Remembered, "most", 3)
+    lengths = Remembered(make)
+    assert lengths(["a", "bb", "a"]) == [1, 2, 1]
+    assert lengths(["bb", "ccc"]) == [2, 3]
+    assert lengths(["dddd", "a"]) == lengths(["dddd", "a"]) == [4, 1]  # there is no room for a fourth
+    assert calls == [["a", "bb"], ["ccc"], ["dddd"], ["dddd"]]
+    aligned, writer = stage_1(), stage_2()
+    assert aligned.tokenizer is not None
+    for texts in (TEXTS, TEXTS[1:3], [*TEXTS, "a new one"]):
+        expected = aligned.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=aligned.cfg.max_txt_len
+        )
+        assert aligned.tokenize(texts).tolist() == expected.input_ids
+        ids, labels = writer.tokenize(texts)
+        fresh = replace(writer.tokens).batch(texts, "", writer.cfg.max_txt_len)
+        assert ids.equal(fresh[0])
+        assert labels.equal(fresh[1])
+
+
+@pytest.mark.parametrize("queries", ["ift", "qformer"])
+def test_image_tokens_are_cast_once_where_autocast_would(
+    queries: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bridge's output is the same bits as where each of its projections casts them for itself."""
+    torch.manual_seed(0)
+    model = stage_1(bridge=queries).eval()
+    tokens = torch.randn(2, 5, model.visual_encoder.width)
+    left = []
+
+    def leave(x: torch.Tensor) -> torch.Tensor:
+        left.append(x)
+        return x
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        once = model.query_image(tokens)
+        for module in ("ift", "qformer"):
+            monkeypatch.setattr(f"bita.models.{module}.as_autocast", leave)
+        each = model.query_image(tokens)
+    assert len(left) == 1
+    assert once.equal(each)

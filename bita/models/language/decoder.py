@@ -9,6 +9,7 @@ Shapes: B images, S input positions, T text tokens, H width of the language mode
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bita.errors import ConfigError, first_line
-from bita.models.language.tokenizers import not_there
+from bita.models.language.tokenizers import Remembered, not_there
 from bita.packages import unpacked
 from bita.registry import nearest
 
@@ -88,14 +89,10 @@ class CaptionTokens:
         rows = [[*self.start, *ids, self.stop][:longest] for ids in self._ids(texts)]
         silent = len(self.prompt(prompt)) if prompt or not self.start_is_learned else 0
         pad = self.tokenizer.pad_token_id
-        ids = torch.full(
-            (len(rows), max(map(len, rows))), self.stop if pad is None else pad, dtype=torch.long
-        )
-        labels = torch.full_like(ids, IGNORED)
-        for row, (tokens, label) in zip(rows, zip(ids, labels, strict=True), strict=True):
-            tokens[: len(row)] = torch.tensor(row)
-            label[silent : len(row)] = tokens[silent : len(row)]
-        return ids, labels
+        pad, width = self.stop if pad is None else pad, max(map(len, rows))
+        ids = [[*row, *[pad] * (width - len(row))] for row in rows]
+        labels = [[*[IGNORED] * silent, *row[silent:], *[IGNORED] * width][:width] for row in rows]
+        return torch.tensor(ids), torch.tensor(labels)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Token ids → text, without `stop` and special tokens, stripped at both ends."""
@@ -103,9 +100,9 @@ class CaptionTokens:
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
-        return ids
+    @cached_property
+    def _ids(self) -> Remembered[list[int]]:
+        return Remembered(lambda texts: self.tokenizer(texts, add_special_tokens=False).input_ids)
 
 
 def load_language_model(source: str, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bita.errors import ConfigError
 from bita.magic import pointer, why_not_weights
@@ -20,6 +21,31 @@ TOKENIZER_FOLDER = "tokenizer"
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 """Where an exported folder keeps stage 1's."""
 VOCABULARY_SUFFIXES = (".json", ".txt", ".model", ".gguf")
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """What was made of each text, which is made once: captions come again in every epoch.
+
+    Args:
+        make: a list of texts → what each becomes, whatever the others are; nobody may change it.
+    """
+
+    most = 2**18
+    """Texts that are kept; all of the published sets are fewer. Those that come later are made every time."""
+
+    def __init__(self, make: Callable[[list[str]], list[T]]) -> None:
+        self._make = make
+        self._kept: dict[str, T] = {}
+
+    def __call__(self, texts: list[str]) -> list[T]:
+        """Return what each of some texts becomes."""
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        made = dict(zip(unknown, self._make(unknown), strict=True)) if unknown else {}
+        found = [made[text] if text in made else self._kept[text] for text in texts]
+        if len(self._kept) + len(made) <= self.most:
+            self._kept |= made
+        return found
 
 
 def load_tokenizer(
