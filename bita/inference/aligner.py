@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from bita.datasets.builders import processors_of
 from bita.datasets.captions import Processors
 from bita.distributed import setup
 from bita.errors import UserError
-from bita.export import STAGE_1_FOLDER, config_of, meta_of
+from bita.export import STAGE_1_FOLDER, config_of, hash_of, meta_of
 from bita.files import user_path
 from bita.inference.views import View
 from bita.models.base import BitaModel
@@ -39,6 +39,7 @@ class Aligner:
         device: `auto`, `cpu` or `cuda`.
 
     Attributes:
+        hash: of the model's weights, 16 hexadecimal digits.
         digests: file of weights → sha256; similarities of two models are not comparable.
 
     Raises:
@@ -55,11 +56,27 @@ class Aligner:
         self.model: Any = model.place(setup(device)).eval()
         self.processors = processors_of(cfg)
         self.view = View(self.processors)
+        self.hash = hash_of(cfg)
         self.digests = {
             file: str(entry["sha256"])
             for file, entry in meta_of(cfg).files.items()
             if file.startswith("model")
         }
+
+    @classmethod
+    def of(cls, run: str | Path, device: str = "auto") -> Self:
+        """Load a stage-1 run, or the one that a captioning run grew from.
+
+        Raises:
+            UserError: there is none.
+        """
+        cfg = config_of(run)
+        if not models.config(cfg.model.arch).writes_captions:
+            return cls(run, device)
+        before = stage_1_of(str(cfg.model.init_from))
+        if before is None:
+            raise UserError(f"{run}: the stage 1 that it grew from is not there any more; name its run")
+        return cls(before, device)
 
     @torch.no_grad()
     def embed_pixels(self, pixels: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ class TrainImageProcessor(_Normalise):
         draws = [self.draw(pixels.shape[2], pixels.shape[1], generator) for generator in generators]
         kind = torch.uint8 if on_cpu else torch.float32
         out = torch.empty((len(draws), 3, size, size), dtype=kind, device=pixels.device)
-        with _one_thread() if on_cpu else nullcontext():
+        with one_thread() if on_cpu else nullcontext():
             for image, draw, target in zip(pixels.permute(0, 3, 1, 2), draws, out, strict=True):
                 crop = image[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
                 resized = F.interpolate(crop.to(kind), (size, size), mode="bicubic", antialias=True)[0]
@@ -194,7 +194,7 @@ class TrainImageProcessor(_Normalise):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Small operations on one thread: torch's threads cost more than they give, many times more on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

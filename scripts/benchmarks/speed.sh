@@ -30,7 +30,7 @@ fi
 if [ -d "$OUT/quickstart/caption" ]; then
     measure files --run "$OUT/quickstart/caption" "${small[@]}"
 fi
-for row in captioning epoch input contrast grouped encoder features busy; do
+for row in captioning epoch input contrast grouped encoder features search busy; do
     measure "$row" "${small[@]}"
 done
 measure growth --plot "$OUT/growth.svg" "${small[@]}"
