@@ -40,6 +40,13 @@ Exit code: 0, every image has a caption; 1, some do not open, or nothing could b
 A checkout has it as caption.py."""
 
 
+CALIBRATE = """Fit the confidence of a captioning run to its validation split, and keep it in the run.
+
+bita-calibrate output/quickstart/caption
+
+Captions then have the quality to expect, from 0 to 1 (docs/captioning.md); so has what is exported afterwards."""
+
+
 def train(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-train`; its exit code."""
     return main(TRAIN, evaluate=False, argv=arguments)
@@ -64,13 +71,12 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     from bita.inference.captioner import Captioner
     from bita.inference.jobs import print_captions, write_captions
 
-    given = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
+    given = {name: value for name, value in vars(args).items() if name in CHANGES and value is not None}
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    stage1 = given.pop("stage1", None)
     given.setdefault("num_captions", 1)
     show_warnings(logging.WARNING)
-    captioner = Captioner.load(
-        args.checkpoint, args.device, args.quantize, args.stage1, given.pop("prompt", None)
-    )
+    captioner = Captioner.load(args.checkpoint, args.device, args.quantize, stage1, given.pop("prompt", None))
     if args.output is None:
         return int(print_captions(captioner, images, batch_size=args.batch_size, **given) > 0)
     with RecordFile(args.output, captioner.hash, settings, args.overwrite) as out:
@@ -85,7 +91,10 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-CHANGES = ("num_beams", "num_captions", "use_nucleus_sampling", "top_p", "temperature", "seed", "prompt")
+CHANGES = (
+    *("num_beams", "num_captions", "use_nucleus_sampling", "top_p", "temperature", "seed", "prompt"),
+    "stage1",
+)
 """Options that change what is written from what the run itself would write."""
 
 
@@ -123,6 +132,30 @@ def _caption_line() -> argparse.ArgumentParser:
     search.add_argument("--temperature", type=above(0), help="above 1 draws more freely")
     search.add_argument("--seed", type=at_least(0), help="of drawn captions (0)")
     return parser
+
+
+@program
+def calibrate(arguments: Sequence[str] | None = None) -> int:
+    """The command `bita-calibrate`; its exit code."""
+    parser = command_line(CALIBRATE)
+    parser.add_argument("run", help="a captioning run's folder, a checkpoint in it, or an export")
+    parser.add_argument("--split", help="(default: the one that the run validated on)")
+    parser.add_argument("--cache-root", type=user_path, help="where the datasets' relative paths start")
+    parser.add_argument(
+        "--stage1", metavar="RUN", help="stage-1 run for image-text scores (default: its own)"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=16, help="images encoded at a time (16)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args(arguments)
+    wait_briefly()
+    show_warnings(logging.WARNING)
+    from bita.inference.calibrate import calibrate as fit
+
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    path, calibration, _ = fit(args.run, **options)
+    share = f", the image-text score counting {calibration.mix.share:.0%}" if calibration.mix else ""
+    print(f"{path}: fitted to {calibration.captions} captions of {calibration.split}{share}")
+    return 0
 
 
 @program

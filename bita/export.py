@@ -7,6 +7,8 @@ An exported folder holds
     tokenizer/            its tokenizer; stage 1: text_tokenizer/
     config.yaml           the configuration, the image processors' size and normalisation written out
     meta.json             the same for programs, with the checksums of the weights
+    stage1/               the stage-1 model that a captioning model grew from, where it is still there
+    calibration.json      what its confidence is worked out with, where it was calibrated
 
 and is read wherever a checkpoint is: `bita.load(OUT)`, `caption.py --checkpoint OUT`, `model.init_from: OUT`.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,12 +44,15 @@ from bita.errors import UserError
 from bita.files import TEMPORARY, open_to_others, replacing, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of
 from bita.models.vision import image_input
+from bita.registry import models
 from bita.weights.files import read_config
 from bita.weights.layouts import published
 
 MAX_SHARD = "5GB"
 STAGE_1_FOLDER = "stage1"
 """Of an exported captioning model: the stage-1 model that it grew from, exported too."""
+CALIBRATION_FILE = "calibration.json"
+"""In a run or an export: what confidence is worked out with (`bita.inference.confidence`)."""
 
 
 def config_of(run: str | Path) -> Config:
@@ -98,7 +104,7 @@ def meta_of(cfg: Config) -> Meta:
 def hash_of(cfg: Config) -> str:
     """Sixteen hexadecimal digits of the weights that a configuration of `config_of` starts from.
 
-    Those of the checkpoint and of the files beside it that it names; a quantized model is another one.
+    Those of the checkpoint and of the files beside it that it names.
     """
     checkpoint = Path(str(cfg.model.init_from))
     if (folder_of(checkpoint) / META_FILE).is_file():
@@ -107,13 +113,56 @@ def hash_of(cfg: Config) -> str:
         said |= {key: entry["files"] for key, entry in (meta.outside or {}).items()}
     else:
         said = {"model": sha256(checkpoint)}
-    quantized = getattr(cfg.model, "lm_quantize", "none")
-    if quantized != "none":
-        said["quantize"] = quantized
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, half: bool = False) -> None:
+def stage_1_of(run: str | Path) -> Path | None:
+    """The stage-1 run that a captioning run started from, by what each run's checkpoint says; None: not to be found.
+
+    An exported folder may have it inside. Runs that were moved together are found beside each other.
+    """
+    folder = folder_of(resolve_checkpoint(user_path(run))).resolve()
+    if (folder / STAGE_1_FOLDER / META_FILE).is_file():
+        return folder / STAGE_1_FOLDER
+    seen = {folder}
+    while (folder / META_FILE).is_file():
+        source = _before(folder, read_meta(folder))
+        if source is None or source in seen:
+            return None
+        if (source / META_FILE).is_file() and not models.config(config_of(source).model.arch).writes_captions:
+            return source
+        seen.add(source)
+        folder = source
+    return None
+
+
+def _before(folder: Path, meta: Meta) -> Path | None:
+    """Return the checkpoint that a run's first weights came from, where it is still there."""
+    source = (meta.config.get("model") or {}).get("init_from")
+    if not source:
+        return None
+    places = [user_path(source)]
+    written_to = (meta.config.get("run") or {}).get("output_dir")
+    if written_to:  # checkpoints lie at OUTPUT_DIR/RUN/checkpoints/NAME
+        places.insert(0, folder.parents[2] / os.path.relpath(user_path(source), user_path(written_to)))
+    for place in places:
+        try:
+            return folder_of(resolve_checkpoint(place)).resolve()
+        except UserError:
+            continue
+    return None
+
+
+def calibration_of(cfg: Config) -> Path | None:
+    """Return the file that confidence is worked out with, of a configuration of `config_of`; None: there is none."""
+    folder = folder_of(Path(str(cfg.model.init_from))).resolve()
+    places = (folder / CALIBRATION_FILE, folder.parent.parent / CALIBRATION_FILE)
+    return next((place for place in places if place.is_file()), None)
+
+
+def export_folder(
+    run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, half: bool = False, stage1: bool = True
+) -> None:
     """Write a run's best checkpoint (or the one named) with everything that it needs as one folder.
 
     Args:
@@ -121,6 +170,7 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
         out: a folder that is not there yet; it appears when it is complete.
         max_shard: largest file of weights, such as `5GB`.
         half: all weights in 16 bit and in one file, of a model whose language model is one of its own.
+        stage1: also the stage-1 model that a captioning model grew from, where it is still there; not with `half`.
 
     Raises:
         UserError: `out` exists, or the model cannot be built.
@@ -128,6 +178,8 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
     """
     _check_free(out)
     cfg = config_of(run)
+    captions = models.config(cfg.model.arch).writes_captions
+    aligner = stage_1_of(run) if stage1 and captions and not half else None
     meta = meta_of(cfg)
     if half and not (isinstance(cfg.model, CaptionerConfig) and cfg.model.opt_model is None):
         raise UserError(
@@ -154,11 +206,26 @@ def export_folder(run: str | Path, out: Path, *, max_shard: str = MAX_SHARD, hal
             temporary / META_FILE,
             asdict(replace(meta, format=FORMAT, config=config_to_dict(own), files=files, outside={})),
         )
+        if aligner is not None:
+            export_folder(aligner, temporary / STAGE_1_FOLDER, max_shard=max_shard)
+        _keep_calibration(cfg, temporary)
         open_to_others(temporary)
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _keep_calibration(cfg: Config, folder: Path) -> None:
+    """Bind a run's calibration to what was exported of it: the same weights, in other files."""
+    source = calibration_of(cfg)
+    content = {} if source is None else json.loads(source.read_text(encoding="utf-8"))
+    if content.get("model") != hash_of(cfg):
+        return
+    content["model"] = hash_of(config_of(folder))
+    stage1 = folder / STAGE_1_FOLDER
+    content["stage1"] = hash_of(config_of(stage1)) if content["stage1"] and stage1.is_dir() else None
+    write_json(folder / CALIBRATION_FILE, content)
 
 
 def export_published(run: str | Path, out: Path) -> None:

@@ -27,13 +27,19 @@ def main() -> int:
         action="store_true",
         help="one file of weights, in 16 bit (folder; language model trained along)",
     )
+    parser.add_argument(
+        "--without-stage1",
+        dest="stage1",
+        action="store_false",
+        help="leave out the stage-1 model, which image-text scores need (folder)",
+    )
     args = parser.parse_args()
     from bita.export import export_folder, export_published
 
     if args.layout == "published":
         export_published(args.run, args.out)
     else:
-        export_folder(args.run, args.out, max_shard=args.max_shard, half=args.half)
+        export_folder(args.run, args.out, max_shard=args.max_shard, half=args.half, stage1=args.stage1)
     print(args.out)
     return 0
 

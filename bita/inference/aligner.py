@@ -1,11 +1,10 @@
-"""A stage-1 model at work: images and texts as vectors that can be compared; and which one belongs to a captioner.
+"""A stage-1 model at work: images and texts as vectors that can be compared.
 
 Shapes: N images, M texts, Q query tokens, E embedding width.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor
 
 from bita.build import build_model
-from bita.checkpoint import META_FILE, Meta, folder_of, read_meta, resolve_checkpoint
 from bita.datasets.builders import processors_of
 from bita.datasets.captions import Processors
 from bita.distributed import setup
 from bita.errors import UserError
-from bita.export import STAGE_1_FOLDER, config_of, hash_of, meta_of
-from bita.files import user_path
+from bita.export import config_of, hash_of, meta_of, stage_1_of
 from bita.inference.views import View
 from bita.models.base import BitaModel
 from bita.models.contrast import similarity
@@ -122,40 +119,3 @@ class Aligner:
         if same:
             self.model.visual_encoder = model.visual_encoder
         return same
-
-
-def stage_1_of(run: str | Path) -> Path | None:
-    """The stage-1 run that a captioning run started from, by what each run's checkpoint says; None: not to be found.
-
-    An exported folder may have it inside. Runs that were moved together are found beside each other.
-    """
-    folder = folder_of(resolve_checkpoint(user_path(run))).resolve()
-    if (folder / STAGE_1_FOLDER / META_FILE).is_file():
-        return folder / STAGE_1_FOLDER
-    seen = {folder}
-    while (folder / META_FILE).is_file():
-        source = _before(folder, read_meta(folder))
-        if source is None or source in seen:
-            return None
-        if (source / META_FILE).is_file() and not models.config(config_of(source).model.arch).writes_captions:
-            return source
-        seen.add(source)
-        folder = source
-    return None
-
-
-def _before(folder: Path, meta: Meta) -> Path | None:
-    """Return the checkpoint that a run's first weights came from, where it is still there."""
-    source = (meta.config.get("model") or {}).get("init_from")
-    if not source:
-        return None
-    places = [user_path(source)]
-    written_to = (meta.config.get("run") or {}).get("output_dir")
-    if written_to:  # checkpoints lie at OUTPUT_DIR/RUN/checkpoints/NAME
-        places.insert(0, folder.parents[2] / os.path.relpath(user_path(source), user_path(written_to)))
-    for place in places:
-        try:
-            return folder_of(resolve_checkpoint(place)).resolve()
-        except UserError:
-            continue
-    return None

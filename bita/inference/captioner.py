@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +24,11 @@ from bita.datasets.builders import processors_of
 from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
-from bita.export import config_of, hash_of
-from bita.inference.aligner import Aligner, stage_1_of
+from bita.export import calibration_of, config_of, hash_of, stage_1_of
+from bita.inference.aligner import Aligner
 from bita.inference.attention import CELLS, Look, look
 from bita.inference.captions import Caption
+from bita.inference.confidence import Calibration
 from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
@@ -47,7 +49,9 @@ class Captioner:
         model: on its device, in evaluation mode.
         settings: the search settings of its run; pass others to `caption`.
         processors: its run's; `processors.evaluated(image)` is what the model sees of an image.
-        hash: of the model's weights, 16 hexadecimal digits; the same for every copy of the run.
+        hash: of the model's weights, 16 hexadecimal digits, the same for every copy of the run; of quantized weights
+            followed by `-int8` or `-int4`.
+        calibration: what confidence is worked out with; None where the run has none.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Captioner:
         self.amp = cfg.run.amp
         self.processors = processors_of(cfg)
         self._view = View(self.processors)
-        self.hash = hash_of(cfg)
+        quantized = getattr(cfg.model, "lm_quantize", "none")
+        self.hash = hash_of(cfg) + f"-{quantized}" * (quantized != "none")
+        self.calibration = _calibration(cfg)
         self._stage1 = stage_1_of(str(cfg.model.init_from)) if stage1 is None else stage1
 
     @classmethod
@@ -197,6 +203,9 @@ class Captioner:
         if score and self.stage1 is not None:
             texts = self.stage1.embed_texts([captions[0].text for captions in written])
             scores = self.stage1.score(self._compared(seen, pixels, raw), texts).diagonal().tolist()
+        best = [captions[0] for captions in written]
+        expected = self._confidence([caption.log_probability / caption.tokens for caption in best], scores)
+        drawn = settings.use_nucleus_sampling
         return [
             Caption(
                 caption=captions[0].text,
@@ -204,10 +213,21 @@ class Captioner:
                 log_probability=captions[0].log_probability,
                 tokens=captions[0].tokens,
                 score=similarity,
+                confidence=None if drawn else confidence,
                 model=self.hash,
             )
-            for captions, similarity in zip(written, scores, strict=True)
+            for captions, similarity, confidence in zip(written, scores, expected, strict=True)
         ]
+
+    def _confidence(self, likelihood: list[float], scores: list[float | None]) -> Sequence[float | None]:
+        """The quality to expect of captions, by the scores too where the calibration knows the model they are of."""
+        if self.calibration is None:
+            return [None] * len(likelihood)
+        known = None not in scores and self.stage1 is not None and self.stage1.hash == self.calibration.stage1
+        found = self.calibration.confidence(
+            np.array(likelihood), np.array(scores, np.float64) if known else None
+        )
+        return [float(value) for value in found]
 
     def _compared(self, seen: Sequence[Seen], pixels: Tensor, raw: Tensor) -> Tensor:
         """Stage 1's vectors of a batch, from what the captioning model has already seen or encoded of it, if it may."""
@@ -293,6 +313,18 @@ class Captioner:
                 "this model has no stage 1 to compare images and texts by; name its run: bita.load(…, stage1=RUN)"
             )
         return self.stage1
+
+
+def _calibration(cfg: Config) -> Calibration | None:
+    """Return what was fitted for these weights; what was fitted for others is not used, and said."""
+    path = calibration_of(cfg)
+    if path is None:
+        return None
+    calibration = Calibration.load(path)
+    if calibration.model != hash_of(cfg):
+        LOG.warning("%s: was fitted for other weights; captions have no confidence (bita-calibrate)", path)
+        return None
+    return calibration
 
 
 def batched(images: Iterable[T], size: int) -> Iterator[list[T]]:

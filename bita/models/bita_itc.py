@@ -203,10 +203,14 @@ class BitaITC(BitaModel):
         """See `BitaModel.aligns`."""
         return "itc" in self.losses
 
-    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
-        """See `BitaModel.save_parts`: the tokenizer."""
+    def keep_tokenizer(self, folder: Path) -> None:
+        """See `BitaModel.keep_tokenizer`."""
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder / TEXT_TOKENIZER_FOLDER)
+
+    def save_parts(self, folder: Path, max_shard: str) -> set[str]:
+        """See `BitaModel.save_parts`: the tokenizer."""
+        self.keep_tokenizer(folder)
         return set()
 
     def tokenize(self, texts: list[str]) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bita.cli import caption
 from bita.errors import UserError
-from bita.inference.jobs import write_captions
+from bita.inference.jobs import progress, write_captions
 from bita.inference.outputs import COLUMNS, RecordFile
 from bita.inference.sources import find_images
 from bita.processors.rgb import stretch_to_uint8
@@ -214,6 +214,24 @@ def test_mistakes_are_one_line(
         with pytest.raises(SystemExit) as ended:
             run(pair, image, *arguments)
         assert ended.value.code == 2
+
+
+def test_a_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        terminal = True
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+    for terminal, shown in ((True, True), (False, True), (True, False)):
+        screen = Terminal()
+        screen.terminal = terminal
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setenv("TERM", "xterm")
+        with progress(3, shown) as step:
+            for _ in range(3):
+                step()
+        assert ("3/3" in screen.getvalue()) == ("images/s" in screen.getvalue()) == (terminal and shown)
 
 
 def test_odd_images_are_captioned_as_what_they_show(pair: Pair, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 import bita
 from bita.errors import UserError
-from bita.inference.aligner import Aligner, stage_1_of
+from bita.export import stage_1_of
+from bita.inference.aligner import Aligner
 from bita.inference.captions import Caption
 from bita.inference.views import View, seen_ahead
 from bita.models.bita_lm import BitaLM
@@ -92,6 +93,9 @@ def test_a_moved_pair_of_runs_and_an_export_find_their_stage_1(pair: Pair, tmp_p
     assert moved is not None
     assert moved.is_relative_to(tmp_path)
     shutil.rmtree(tmp_path / "stage1")
+    assert pair.captioner.stage1 is not None
+    pair.captioner.stage1.model.keep_tokenizer(tmp_path)  # as a run does, so that it can be moved
+    assert (tmp_path / "text_tokenizer/tokenizer_config.json").is_file()
     assert stage_1_of(pair.stage1) is None
 
 
