@@ -14,6 +14,7 @@ from bita.config.schema import Config
 from bita.errors import above, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import Others, wait_briefly
+from bita.scenes import command as scenes
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -31,6 +32,7 @@ CAPTION = """Caption images with a trained model: files, folders, patterns, or -
 
 bita-caption --checkpoint output/quickstart/caption image.jpg folder 'scenes/**/*.tif' > captions.txt
 bita-caption --checkpoint output/quickstart/caption folder --output captions.csv
+bita-caption --checkpoint output/quickstart/caption scene.tif --crop 256 --format gpkg
 
 On standard output stands one caption a line. With --output each line is a record; a second start of the same command
 leaves out images that are in the file with the same content. An image that does not open is told, and the others go on.
@@ -60,13 +62,17 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
 @program
 def caption(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-caption`; its exit code."""
-    args = _caption_line().parse_args(arguments)
+    parser = _caption_line()
+    args = parser.parse_args(arguments)
+    rasters = scenes.check(args) if scenes.is_wanted(args) else []
+    if not args.images and not rasters:
+        parser.error("name an image")
     from bita.inference.outputs import RecordFile, format_of
     from bita.inference.sources import find_images
 
-    if args.output is not None:
+    if args.output is not None and not rasters:
         format_of(args.output)
-    images = find_images(args.images)
+    images = [] if rasters else find_images(args.images)
     wait_briefly()
     from bita.inference.captioner import Captioner
     from bita.inference.jobs import print_captions, write_captions
@@ -77,6 +83,8 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     given.setdefault("num_captions", 1)
     show_warnings(logging.WARNING)
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize, stage1, given.pop("prompt", None))
+    if rasters:
+        return scenes.run(args, rasters, captioner, settings, **given)
     if args.output is None:
         return int(print_captions(captioner, images, batch_size=args.batch_size, **given) > 0)
     with RecordFile(args.output, captioner.hash, settings, args.overwrite) as out:
@@ -100,7 +108,7 @@ CHANGES = (
 
 def _caption_line() -> argparse.ArgumentParser:
     parser = command_line(CAPTION)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, a pattern, or -")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, a folder, a pattern, or -")
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -121,6 +129,7 @@ def _caption_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stage1", metavar="RUN", help="stage-1 run for image-text scores (default: its own)"
     )
+    scenes.add_options(parser)
     search = parser.add_argument_group("search (default: as in the run)")
     search.add_argument("--beams", dest="num_beams", type=at_least(1), help="of the search")
     search.add_argument("--num-captions", type=at_least(1), help="captions an image, tabs between them (1)")

@@ -17,7 +17,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -159,21 +159,54 @@ def open_rgb(path: Path) -> Image.Image:
     return ImageOpener().open(path)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """How a band's samples become 0..255, linearly, cut at both ends; what is no measurement becomes 0.
+
+    Attributes:
+        low: what becomes 0.
+        high: what becomes 255.
+        fill: a value that stands for no data; None: there is none.
+    """
+
+    low: float
+    high: float
+    fill: float | None = None
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], valid: Mask | None = None) -> Self:
+        """Stretch from the 2nd to the 98th percentile of a band's valid and finite samples."""
+        samples = values.astype(np.float64)
+        counted = cls(0, 0).measured(samples, valid)
+        lowest = samples[counted].min(initial=0)
+        fill = float(lowest) if lowest in FILLS else None
+        counted &= samples != fill
+        if not counted.any():
+            return cls(0, 0, fill)
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the end of float64 have no span
+            low, high = np.percentile(samples[counted], (2.0, 98.0))
+        return cls(float(low), float(high), fill)
+
+    def measured(self, values: npt.NDArray[Any], valid: Mask | None = None) -> Mask:
+        """Return which samples are data: valid ones, finite, not absurd and not the fill."""
+        counted: Mask = np.isfinite(values) & (np.abs(values) < ABSURD)
+        if valid is not None:
+            counted &= valid
+        return counted if self.fill is None else counted & (values != self.fill)
+
+    def __call__(self, values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:
+        """Stretch samples of any shape."""
+        samples = values.astype(np.float64)
+        span = self.high - self.low if self.high > self.low else 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            stretched = np.clip((samples - self.low) / span, 0.0, 1.0) * 255.0
+        shown = np.where(self.measured(samples, valid), np.rint(np.nan_to_num(stretched)), 0.0)
+        return shown.astype(np.uint8)
+
+
 def stretch_to_uint8(values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:
     """Stretch a band (H, W) from the 2nd..98th percentiles of its valid and finite samples to 0..255; others are 0."""
-    samples = values.astype(np.float64)
-    counted = np.isfinite(samples) & (np.abs(samples) < ABSURD)
-    if valid is not None:
-        counted &= valid
-    lowest = samples[counted].min(initial=0)
-    if lowest in FILLS:
-        counted &= samples != lowest
-    if not counted.any():
-        return np.zeros(samples.shape, np.uint8)
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers near the end of float64 have no span
-        low, high = np.percentile(samples[counted], (2.0, 98.0))
-        stretched = np.clip((samples - low) / (high - low if high > low else 1.0), 0.0, 1.0) * 255.0
-    return np.where(counted, np.rint(np.nan_to_num(stretched)), 0.0).astype(np.uint8)
+    return Stretch.of(values, valid)(values, valid)
 
 
 def _band_to_uint8(samples: Samples, band: int, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,197 @@
+"""The options of `bita-caption` that caption rasters tile by tile onto a map."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bita.errors import UserError, at_least, no_file
+from bita.files import user_path
+from bita.scenes.captioning import Wanted, Written, caption_scene, journal_of
+from bita.scenes.change import caption_changes
+from bita.scenes.vectors import FORMATS
+from bita.scenes.windows import EDGES
+
+if TYPE_CHECKING:
+    from bita.inference.captioner import Captioner
+
+LOG = logging.getLogger(__name__)
+Output = tuple[tuple[Path, ...], Path]
+"""A raster, or those of two dates; and the file that is made of them."""
+CROP = 256
+_EVERY = 0.5
+"""Seconds."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scenes; one of --crop, --format, --before and --after makes a scene of what is captioned."""
+    group = parser.add_argument_group("scenes: rasters cut into tiles, captions as polygons (docs/scenes.md)")
+    group.add_argument("--crop", type=at_least(1), metavar="PIXELS", help=f"side of a tile ({CROP})")
+    group.add_argument("--format", choices=tuple(FORMATS), help="of the file of polygons (geojson)")
+    group.add_argument("--before", type=user_path, metavar="RASTER", help="with --after: what changed")
+    group.add_argument("--after", type=user_path, metavar="RASTER", help="second date of --before")
+    group.add_argument("--stride", type=at_least(1), metavar="PIXELS", help="to the next tile (as --crop)")
+    group.add_argument("--gsd", type=_above_0, metavar="METRES", help="resample to so many a pixel")
+    group.add_argument("--edge", choices=EDGES, default="shift", help="tiles at the right and lower edge")
+    group.add_argument("--bands", type=_three, metavar="R,G,B", help="band numbers from 1 (1,2,3)")
+    group.add_argument("--crs", metavar="NAME", help="of a raster without, or with a wrong one: EPSG:32633")
+    group.add_argument("--min-valid", type=_share, default=0.0, help="share of a tile that must have data")
+    group.add_argument("--top", type=at_least(1), metavar="N", help="only the N tiles that changed most")
+    group.add_argument("--stac", action="store_true", help="write a STAC Item beside each output")
+
+
+def is_wanted(args: argparse.Namespace) -> bool:
+    """Whether parsed options ask for scenes."""
+    own = args.format in FORMATS and args.format != "csv"
+    return own or any(value is not None for value in (args.crop, args.before, args.after))
+
+
+def check(args: argparse.Namespace) -> list[Output]:
+    """Return the rasters of each output and its path, before any model is loaded.
+
+    Raises:
+        UserError: options do not fit together, a raster is missing, or an output is there or cannot be.
+    """
+    changes = args.before is not None or args.after is not None
+    if changes and (args.before is None or args.after is None):
+        raise UserError("--before and --after: give both")
+    if changes and args.images:
+        raise UserError("--before and --after: name no other raster beside them")
+    jobs: list[tuple[Path, ...]] = (
+        [(args.before, args.after)] if changes else [(user_path(path),) for path in args.images]
+    )
+    if not jobs:
+        raise UserError("name a raster, or two by --before and --after")
+    kind = args.format if args.format in FORMATS else "geojson"
+    outputs: list[Output] = []
+    for rasters in jobs:
+        for path in rasters:
+            if not path.is_file():
+                raise UserError(f"scene {path}: {no_file(path)}")
+        name = f"{rasters[-1].stem}.{'changes' if changes else 'captions'}{FORMATS[kind][0]}"
+        outputs.append((rasters, _output(args, name, len(jobs))))
+    twice = [out for k, (_, out) in enumerate(outputs) if out in [other for _, other in outputs[:k]]]
+    if twice:
+        raise UserError(f"{twice[0]}: two scenes of that name; caption them one by one")
+    return outputs
+
+
+def _output(args: argparse.Namespace, name: str, scenes: int) -> Path:
+    """Return where a scene's output goes: `--output` is its path, or the folder of several.
+
+    Raises:
+        UserError: it is there already, or has no folder.
+    """
+    given = args.output
+    out = Path(name) if given is None else given / name if scenes > 1 or given.is_dir() else given
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}")
+    if out.exists() and not journal_of(out).exists() and not args.overwrite:
+        raise UserError(f"{out}: exists already; say --overwrite, or name another --output")
+    return out
+
+
+def run(
+    args: argparse.Namespace, jobs: list[Output], captioner: Captioner, settings: str, **search: Any
+) -> int:
+    """Caption scenes; 0.
+
+    Args:
+        args: parsed options.
+        jobs: what `check` returned.
+        captioner: a trained model.
+        settings: what the captions depend on besides, for the journal.
+        search: what `Captioner.stream` takes.
+    """
+    kind = args.format if args.format in FORMATS else "geojson"
+    wanted = Wanted(
+        crop=args.crop or CROP,
+        stride=args.stride,
+        gsd=args.gsd,
+        edge=args.edge,
+        bands=args.bands,
+        crs=args.crs,
+        min_valid=args.min_valid,
+        batch_size=args.batch_size,
+        search=search,
+        settings=f"{args.quantize}; {settings}",
+    )
+    for rasters, out in jobs:
+        if args.overwrite:
+            journal_of(out).unlink(missing_ok=True)
+        shown = Shown(rasters[-1].name)
+        if len(rasters) == 1:
+            written = caption_scene(captioner, rasters[0], out, kind, wanted, shown)
+        else:
+            written = caption_changes(captioner, rasters, out, kind, wanted, shown, args.top)
+        shown.end(written)
+        print(out, flush=True)
+    return 0
+
+
+class Shown:
+    """How far a scene is, where someone looks, and a line at its end; on stderr.
+
+    Args:
+        name: of the scene.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.start, self.said = name, time.monotonic(), 0.0
+        self.first: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say how many tiles are done, twice a second at most."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done  # of a run that went on, the tiles before this are not its own
+        if sys.stderr.isatty() and now - self.said > _EVERY and done > self.first:
+            self.said = now
+            left = (now - self.start) / (done - self.first) * (total - done)
+            print(
+                f"\r{self.name}: {done}/{total} tiles, {left:.0f} s left  ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self, written: Written) -> None:
+        """Say what was written, and how quickly."""
+        seconds = time.monotonic() - self.start
+        new = written.captioned - written.resumed
+        said = [
+            f"{written.captioned} tiles",
+            f"{written.total - written.captioned} of {written.total} without data",
+        ]
+        if written.resumed:
+            said.append(f"{written.resumed} of them done before")
+        said.append(f"{seconds:.1f} s, {new / seconds:.1f} tiles/s")
+        start = "\r" if sys.stderr.isatty() else ""
+        print(f"{start}{self.name}: {', '.join(said)}", file=sys.stderr, flush=True)
+        if not written.captioned:
+            LOG.warning("%s: no tile has data, so that %s is empty", self.name, written.path)
+
+
+def _above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def _three(text: str) -> tuple[int, ...]:
+    bands = tuple(int(number) for number in text.split(","))
+    if len(bands) != 3 or min(bands) < 1:
+        raise argparse.ArgumentTypeError(f"wanted three band numbers from 1, such as 4,3,2, not {text}")
+    return bands

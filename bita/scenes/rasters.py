@@ -1,0 +1,283 @@
+"""Scenes: rasters that are read tile by tile, so that the memory needed does not grow with them.
+
+Samples become 8-bit RGB by the rule of `bita.processors.rgb`, but for one stretch a scene: its percentiles are those of
+an overview, or without one of windows spread evenly over the raster. Whatever GDAL opens is a scene, a mosaic (VRT)
+too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bita.errors import UserError, first_line
+from bita.processors.rgb import Stretch
+from bita.scenes.georeference import Georeference
+from bita.scenes.windows import Tile
+
+if TYPE_CHECKING:
+    from pyproj import CRS
+
+CACHE_MB = 256
+"""What GDAL may keep of decoded blocks; a row of blocks of a wide scene fits."""
+_SAMPLED = 512
+"""Percentiles are taken from the smallest overview whose longer side has so many pixels; from none of over four times
+as many."""
+_WINDOWS, _SIDE = 12, 64
+"""Without overviews: windows across and down, and their side in pixels."""
+_TIMES = (("IMAGERY", "ACQUISITIONDATETIME"), (None, "ACQUISITIONDATETIME"), (None, "TIFFTAG_DATETIME"))
+"""Where GDAL says when an image was taken: domain and tag."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A tile as a model sees it.
+
+    Attributes:
+        tile: which one.
+        pixels: (side, side, 3) RGB.
+        valid: share of the tile's pixels that have data, 0 to 1.
+    """
+
+    tile: Tile
+    pixels: npt.NDArray[np.uint8]
+    valid: float
+
+
+class Scene:
+    """One raster, to be used in a `with`; one thread at a time may read.
+
+    Args:
+        path: of the raster.
+        bands: three band numbers from 1 that become red, green and blue; None: the first three, or the only one.
+        crs: reference system that counts instead of the raster's.
+        like: a scene onto whose pixels this one is resampled; None: its own pixels.
+
+    Attributes:
+        where: the way from its pixels to the ground.
+
+    Raises:
+        UserError: it does not open, has not the bands, or is of complex numbers.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        bands: Sequence[int] | None = None,
+        crs: CRS | None = None,
+        like: Scene | None = None,
+    ) -> None:
+        self.path = path
+        self._exit = contextlib.ExitStack()
+        rasterio = _rasterio()
+        with self._one_line():
+            self._exit.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB))
+            self._exit.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            try:
+                self._source = self._exit.enter_context(rasterio.open(path))
+                self._dataset = self._source if like is None else self._onto(like)
+                self.bands = self._three(bands)
+                self.where = Georeference.of(self._dataset, crs)
+            except BaseException:
+                self._exit.close()
+                raise
+        self._stretches: dict[int, Stretch] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self._dataset.width, self._dataset.height
+
+    @property
+    def time(self) -> str | None:
+        """When it was taken, as its tags say, in ISO 8601 (UTC); None where they do not."""
+        for domain, name in _TIMES:
+            text = str(self._source.tags(ns=domain).get(name, "")).strip().replace("T", " ").rstrip("Z")
+            date, _, clock = text.partition(" ")
+            with contextlib.suppress(ValueError):
+                return str(np.datetime64(f"{date.replace(':', '-')}T{clock or '00:00:00'}", "s")) + "Z"
+        return None
+
+    def view(self, tile: Tile, window: tuple[int, int], side: int) -> View:
+        """Read one tile.
+
+        Args:
+            tile: of the scene.
+            window: (width, height) of a whole tile in the scene's pixels.
+            side: of a whole tile's image in pixels; beyond the edge of the scene it is black.
+
+        Raises:
+            UserError: the raster is broken there.
+        """
+        width, height = (
+            max(1, round(own * side / whole))
+            for own, whole in zip((tile.width, tile.height), window, strict=True)
+        )
+        pixels = np.zeros((side, side, 3), np.uint8)
+        with self._one_line():
+            shown, valid = self._read(tile, (height, width))
+            pixels[:height, :width] = shown
+        if self.where.mirrored:
+            pixels[:height] = pixels[:height][::-1]
+        return View(tile, pixels, round(float(valid.mean()), 4))
+
+    def _read(
+        self, tile: Tile, shape: tuple[int, int]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Return a tile's RGB pixels (H, W, 3), and where it has data in any band (H, W)."""
+        from rasterio.enums import Resampling
+        from rasterio.windows import Window
+
+        resampling = Resampling.nearest
+        if shape != (tile.height, tile.width) and self._palette is None:
+            fewer = shape[0] * shape[1] < tile.height * tile.width
+            resampling = Resampling.average if fewer else Resampling.bilinear
+        bands = sorted(set(self.bands))
+        window = Window(tile.x, tile.y, tile.width, tile.height)
+        values, valid = self._samples(self._dataset, bands, shape, window, resampling)
+        if self._palette is not None:
+            return self._palette[values[0]], valid[0]
+        if values.dtype == np.uint8:
+            shown = dict(zip(bands, values, strict=True))
+        else:
+            self._stretches = self._stretches or self._stretch(bands)
+            ways = [self._stretches[band] for band in bands]
+            valid = np.stack([way.measured(*own) for way, *own in zip(ways, values, valid, strict=True)])
+            shown = {band: way(*own) for band, way, *own in zip(bands, ways, values, valid, strict=True)}
+        return np.stack([shown[band] for band in self.bands], axis=2), np.asarray(valid.any(axis=0))
+
+    def _samples(
+        self,
+        dataset: Any,
+        bands: list[int],
+        shape: tuple[int, int],
+        window: Any = None,
+        resampling: Any = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Return samples and where they are data, both (B, H, W)."""
+        from rasterio.enums import MaskFlags, Resampling
+
+        whole = all(MaskFlags.all_valid in dataset.mask_flag_enums[band - 1] for band in bands)
+        found = dataset.read(
+            bands,
+            window=window,
+            out_shape=(len(bands), *shape),
+            resampling=resampling or Resampling.nearest,
+            masked=not whole,
+        )
+        return np.ma.getdata(found), ~np.ma.getmaskarray(found)
+
+    def _stretch(self, bands: list[int]) -> dict[int, Stretch]:
+        """Return the stretch of each band, from an overview or from windows."""
+        from rasterio.windows import Window
+
+        longest = max(self._source.width, self._source.height)
+        levels = [
+            level for level in (1, *self._source.overviews(bands[0])) if longest / level <= 4 * _SAMPLED
+        ]
+        fit = [level for level in levels if longest / level >= _SAMPLED] or levels[:1]
+        if fit:
+            shape = (-(-self._source.height // fit[-1]), -(-self._source.width // fit[-1]))
+            parts = [self._samples(self._source, bands, shape)]
+        else:
+            sides = [min(_SIDE, self._source.height), min(_SIDE, self._source.width)]
+            rows, columns = (
+                np.linspace(0, size - side, _WINDOWS).astype(int).tolist()
+                for size, side in zip((self._source.height, self._source.width), sides, strict=True)
+            )
+            windows = [Window(x, y, sides[1], sides[0]) for y in rows for x in columns]
+            parts = [self._samples(self._source, bands, (sides[0], sides[1]), window) for window in windows]
+        found = {}
+        for k, band in enumerate(bands):
+            values = np.concatenate([values[k].ravel() for values, _ in parts])
+            there = np.concatenate([valid[k].ravel() for _, valid in parts])
+            found[band] = Stretch.of(values, there)
+        return found
+
+    def _three(self, bands: Sequence[int] | None) -> tuple[int, int, int]:
+        """Return the bands that become red, green and blue; and see whether they can."""
+        from rasterio.enums import ColorInterp
+
+        count = self._source.count
+        found = tuple(bands) if bands is not None else ((1, 2, 3) if count >= 3 else (1, 1, 1))
+        if not count:
+            raise UserError("holds no bands of its own (name one of its subdatasets)")
+        if len(found) != 3 or min(found) < 1 or max(found) > count:
+            raise UserError(
+                f"bands {list(found)} are not three numbers from 1 to {count}, the raster's bands"
+            )
+        if any("complex" in kind for kind in self._source.dtypes):
+            raise UserError("is of complex numbers; write their amplitude as a raster first")
+        self._palette = None
+        if self._source.colorinterp[0] == ColorInterp.palette and set(found) == {1}:
+            self._palette = np.zeros((1 << 16, 3), np.uint8)
+            for value, colour in self._source.colormap(1).items():
+                self._palette[value] = colour[:3]
+        return found[0], found[1], found[2]
+
+    def _onto(self, like: Scene) -> Any:
+        """Return the raster resampled onto another's pixels; as it is where both have no place and one size."""
+        from rasterio.enums import MaskFlags, Resampling
+        from rasterio.vrt import WarpedVRT
+
+        other, own = like._dataset, self._source
+        if not own.crs and not other.crs and own.transform == other.transform and own.shape == other.shape:
+            return own
+        if not own.crs or not other.crs:
+            raise UserError(
+                f"and {like.path}: both need a coordinate reference system and a transform to be compared"
+            )
+        whole = all(MaskFlags.all_valid in flags for flags in own.mask_flag_enums)
+        return self._exit.enter_context(
+            WarpedVRT(
+                own,
+                crs=other.crs,
+                transform=other.transform,
+                width=other.width,
+                height=other.height,
+                resampling=Resampling.bilinear,
+                add_alpha=whole,
+            )
+        )
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turn what GDAL says into a line that names the raster."""
+        from rasterio.errors import RasterioError
+
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        except (OSError, RasterioError) as error:
+            raise UserError(f"{self.path}: cannot be read ({first_line(error.__cause__ or error)})") from None
+
+
+def _rasterio() -> Any:
+    """Return rasterio.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import rasterio
+    except ModuleNotFoundError:
+        raise UserError('scenes need rasterio and others: pip install "bita[scenes]"') from None
+    return rasterio

@@ -1,0 +1,59 @@
+"""Rasters, and a captioner of no weights, for tests of scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from PIL import Image
+from rasterio.transform import from_origin
+
+from bita.inference.captions import Caption
+
+UTM = {"crs": "EPSG:32633", "transform": from_origin(390_000, 5_820_000, 10, 10)}
+
+
+def raster(path: Path, values: npt.NDArray[Any], **profile: Any) -> Path:
+    """Write bands (B, H, W) as a GeoTIFF, or what `driver` names."""
+    bands, height, width = values.shape
+    size = {"width": width, "height": height, "count": bands, "dtype": values.dtype.name}
+    with rasterio.open(path, "w", **({"driver": "GTiff"} | size | profile)) as file:
+        file.write(values)
+    return path
+
+
+def noise(bands: int = 3, height: int = 100, width: int = 150, kind: str = "uint16") -> npt.NDArray[Any]:
+    return np.random.default_rng(0).integers(1, 250, (bands, height, width)).astype(kind)
+
+
+class Colours:
+    """A captioner that says the mean colour of an image; `after` images it raises, as a kill would."""
+
+    hash = "0123456789abcdef"
+    stage1 = None
+
+    def __init__(self, after: int | None = None, confident: bool = True) -> None:
+        self.left, self.confident = after, confident
+        self.seen: list[npt.NDArray[np.uint8]] = []
+
+    def stream(self, images: Iterable[Image.Image], *, batch_size: int, **search: Any) -> Iterator[Caption]:
+        for image in images:
+            if self.left == len(self.seen):
+                raise KeyboardInterrupt
+            pixels = np.asarray(image)
+            self.seen.append(pixels)
+            red, green, blue = pixels.mean((0, 1)).round(3).tolist()
+            share = red / 255 if self.confident else None
+            text = f"red {red}, green {green}, blue {blue}"
+            yield Caption(
+                caption=text,
+                candidates=[text, "“grün”, too"],
+                log_probability=-red,
+                tokens=3,
+                confidence=share,
+                model=self.hash,
+            )
