@@ -42,4 +42,6 @@ def in_float32(device: torch.device) -> AbstractContextManager[Any]:
 def as_autocast(x: Tensor) -> Tensor:
     """Cast to the precision that autocast would cast it to, where it is on: once, for all that read it."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -13,6 +14,7 @@ JOINTS = ("space", "glued")
 SLOT = "{caption}"
 
 
+@lru_cache(2**17)  # captions come again in every epoch
 def clean_caption(caption: str, max_words: int = 50) -> str:
     """Return `caption` in lower case, without the published punctuation, cut to `max_words` words.
 

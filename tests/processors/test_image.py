@@ -7,11 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from bita.processors.image import CLIP_MEAN, CLIP_STD, EvalImageProcessor, TrainImageProcessor
+from bita.processors.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    EvalImageProcessor,
+    TrainImageProcessor,
+    _turn,
+    resampled,
+)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -135,6 +143,25 @@ def test_colour_jitter_changes_colours_within_its_bounds() -> None:
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"scale|color_jitter"):
         TrainImageProcessor(8, **options)  # type: ignore[arg-type]
+
+
+def test_a_batch_resampled_at_once_is_torchs_interpolation_of_each_and_nearly_pils() -> None:
+    """Enlarged, reduced, flipped and turned; PIL rounds between its two passes, which is a level here and there."""
+    processor = TrainImageProcessor(32, min_scale=0.1, max_scale=1.0, vertical_flip=True, rotate90=True)
+    images = [picture(70, 61, seed) for seed in range(24)]
+    draws = [processor.draw(70, 61, seeded(seed)) for seed in range(24)]
+    assert {draw.height > 32 for draw in draws} == {draw.quarter_turns > 0 for draw in draws} == {True, False}
+    found = resampled(torch.from_numpy(np.stack([np.asarray(image) for image in images])), draws, 32)
+    errors = []
+    for image, draw, out in zip(images, draws, found, strict=True):
+        crop = image.crop((draw.left, draw.top, draw.left + draw.width, draw.top + draw.height))
+        whole = TF.pil_to_tensor(crop).float()[None]
+        torchs = F.interpolate(whole, (32, 32), mode="bicubic", antialias=True)[0]
+        torch.testing.assert_close(out, _turn(torchs, draw), rtol=0, atol=2e-3)
+        pils = TF.pil_to_tensor(crop.resize((32, 32), Image.Resampling.BICUBIC)).float()
+        errors.append((out.clamp(0, 255) - _turn(pils, draw)).abs())
+    assert torch.stack(errors).max() < 1.6  # of 255 levels
+    assert torch.stack(errors).mean() < 0.4
 
 
 @pytest.mark.gpu
