@@ -79,9 +79,10 @@ def serve(engine: Engine, host: str, port: int) -> None:
     """
     import uvicorn
 
+    from bita.app.page import mount
     from bita.app.service import Service
 
-    app = Service(engine).app()
+    app = mount(Service(engine).app(), engine)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
     with listening(host, port) as place:
         name = f"[{host}]" if ":" in host else host

@@ -77,12 +77,17 @@ class Engine:
         Raises:
             TooLargeError: they are more than `limits.image_pixels`.
         """
+        most = self.limits.image_pixels
         try:
             with warnings.catch_warnings(action="ignore"):  # of Pillow's own limit
                 width, height, bands = declared_size(io.BytesIO(content))
+        except Image.DecompressionBombError:  # Pillow's own limit, which names no size
+            raise TooLargeError(
+                f"{where}: image is refused (it has far more than {most:,} pixels, which are taken here at most: cut "
+                "it into tiles)"
+            ) from None
         except Exception:
             return 0  # opening it says what is wrong
-        most = self.limits.image_pixels
         if width * height > most or width * height * bands > 4 * most:
             raise TooLargeError(
                 f"{where}: image is refused ({width} × {height} pixels of {bands} bands; {most:,} pixels are taken "

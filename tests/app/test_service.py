@@ -77,7 +77,7 @@ BAD: dict[str, tuple[int, bytes, str, str]] = {
     "cut off TIFF": (422, as_bytes(image(0), "TIFF")[:2000], "image/tiff", "does not open"),
     "many bytes": (413, bytes(200_001), "image/png", "0 MiB"),
     "many pixels": (413, giant_png(1001), "image/png", "1001 × 1001 pixels"),
-    "giant": (413, giant_png(30_000), "image/png", "30000 × 30000|900000000 pixels"),
+    "giant": (413, giant_png(30_000), "image/png", "far more than 1,000,000 pixels"),
     "no form": (422, b"x", "multipart/form-data", "form cannot be read"),
 }
 
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said(client: Client, what: str) -> None:
     answer = client.post("/v1/caption", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status, answer.text
     (line,) = answer.json()["detail"].splitlines()
-    assert any(words in line for words in said.split("|")), line
+    assert said in line
 
 
 def test_forms_that_hold_no_image(client: Client) -> None:

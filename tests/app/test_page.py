@@ -1,0 +1,196 @@
+"""The page: what its parts show, and all of it in a browser, without a network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from bita.app.__main__ import listening, main
+from bita.app.dropped import Dropped
+from bita.app.engine import Engine, Limits
+from bita.app.page import Page, mount
+from bita.app.service import Service
+from bita.inference.captioner import Captioner
+from tests.app.conftest import image
+from tests.app.test_service import LIMITS, giant_png
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+@pytest.fixture
+def page(captioner: Captioner) -> Iterator[Page]:
+    engine = Engine(captioner, LIMITS)
+    yield Page(engine)
+    engine.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    names = [tmp_path / f"a <b> {seed}.png" for seed in range(3)]
+    for seed, name in enumerate(names):
+        image(seed, 120).save(name)
+    return [str(name) for name in names]
+
+
+def drawn(*box: float) -> Any:
+    return SimpleNamespace(box=box)
+
+
+def caption_in(html: str) -> str:
+    found = re.search(r"<blockquote>(.*?)</blockquote>", html)
+    assert found, html
+    return found[1]
+
+
+def test_an_image_is_captioned_and_a_box_in_it(page: Page, images: list[str], captioner: Captioner) -> None:
+    dropped, stage, shown = page.drop(images[0])
+    assert dropped is not None
+    opened = Image.open(images[0])
+    assert caption_in(shown) == str(captioner.caption(opened))
+    assert stage["picture"].startswith("data:image/jpeg;base64,")
+    assert "120 × 120 px" in stage["says"]
+    part = page.select(dropped, drawn(0.25, 0.5, 0.75, 1.0))
+    assert caption_in(part) == str(captioner.caption(opened.crop((30, 60, 90, 120))))
+    assert "60 × 60 px from column 30, row 60" in part
+    assert caption_in(page.whole(dropped)) == caption_in(shown)
+    words = caption_in(shown).split()
+    assert shown.count("Where the model looked: ") == 1 + len(words)  # a map for all and for each
+    assert "a &lt;b&gt; 0.png" in shown
+    assert "<b> 0" not in shown
+
+
+@pytest.mark.parametrize(
+    ("sides", "box"),
+    [
+        ((0.25, 0.5, 0.75, 1.0), (25, 100, 75, 200)),
+        ((0.5, 0.5, 0.5, 0.5), (34, 84, 66, 116)),  # a click
+        ((0.0, 0.0, 0.0, 0.0), (0, 0, 32, 32)),
+        ((1.0, 1.0, 1.0, 1.0), (68, 168, 100, 200)),
+    ],
+)
+def test_boxes(page: Page, sides: tuple[float, ...], box: tuple[int, ...]) -> None:
+    assert Dropped(Path("x.png"), (100, 200), page.engine).box_of(sides, 32) == box
+
+
+def test_what_is_no_image_is_said(page: Page, tmp_path: Path, images: list[str]) -> None:
+    for name, content, said in (
+        ("notes.jpg", b"notes", "notes.jpg: image does not open"),
+        ("giant.png", giant_png(30_000), "far more than 1,000,000 pixels"),
+        ("large.png", bytes(200_001), "are taken here at most"),
+        ("none.png", b"", "the file is empty"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        dropped, stage, shown = page.drop(str(tmp_path / name))
+        assert dropped is None
+        assert stage == {}
+        assert said in shown
+        assert str(tmp_path) not in shown
+    kept, _, _ = page.drop(images[0])
+    Path(images[0]).unlink()
+    assert "drop it again" in page.select(kept, drawn(0, 0, 1, 1))
+    assert "Drop an image" in page.drop(None)[2]
+    assert "Drop an image" in page.select(None, drawn(0, 0, 1, 1))
+
+
+def test_many_images_with_a_bad_one(
+    page: Page, images: list[str], tmp_path: Path, captioner: Captioner
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("notes")
+    *_, (shown, table, lines, left) = page.many([images[0], str(bad), *images[1:]])
+    assert left is None
+    assert table is not None
+    assert lines is not None
+    wanted = [str(record) for record in captioner.stream([Path(name) for name in images])]
+    rows = list(csv.DictReader(Path(table).read_text("utf-8").splitlines()))
+    records = [json.loads(line) for line in Path(lines).read_text("utf-8").splitlines()]
+    assert [row["caption"] for row in rows] == [wanted[0], "", *wanted[1:]]
+    assert [record["caption"] for record in records] == [wanted[0], None, *wanted[1:]]
+    assert "bad.jpg: image does not open" in rows[1]["error"]
+    assert all(text in shown for text in wanted)
+    assert "Drop images first" in next(page.many(None))[0]
+
+
+def test_search_needs_a_model_that_compares(page: Page, images: list[str]) -> None:
+    found, shown = page.gather(images)
+    assert found is None
+    assert "no stage 1" in shown
+    assert "Drop the images" in page.search("a lake", None)
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        assert main(["--checkpoint", str(run), "--port", str(taken.getsockname()[1]), "--device", "cpu"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "choose another --port" in line
+
+
+@pytest.fixture
+def address(captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where page and service answer."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    engine = Engine(captioner, Limits(image_pixels=1_000_000))
+    server = uvicorn.Server(uvicorn.Config(mount(Service(engine).app(), engine), log_level="error"))
+    with listening("127.0.0.1", 0) as place:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+        thread.start()
+        yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium")
+def test_in_a_browser(address: str, images: list[str], tmp_path: Path, captioner: Captioner) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "notes.jpg").write_text("notes")
+    (tmp_path / "giant.png").write_bytes(giant_png(30_000))
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        for width in (1200, 390):
+            view = browser.new_page(viewport={"width": width, "height": 900})
+            hosts: set[str | None] = set()
+            view.on("request", lambda request, hosts=hosts: hosts.add(urlsplit(request.url).hostname))
+            view.goto(address)
+            view.set_input_files("#file input[type=file]", images[0])
+            said = view.locator("#result blockquote")
+            said.wait_for()
+            assert said.inner_text() == str(captioner.caption(images[0]))
+            view.locator("#result .words label").nth(1).click()
+            assert view.locator("#result .shown img:visible").count() == 1
+            frame = view.locator("#stage .frame")
+            frame.scroll_into_view_if_needed()
+            box = frame.bounding_box()
+            assert box is not None
+            view.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+            view.mouse.down()
+            view.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.99 * box["height"], steps=4)
+            view.mouse.up()
+            view.locator("#result :text('from column 30, row 60')").wait_for()
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            for name, words in (("notes.jpg", "image does not open"), ("giant.png", "far more than")):
+                view.locator("#file button[aria-label*=lear], #file button[aria-label*=emove]").first.click()
+                view.locator("#file input[type=file]").wait_for(state="attached")
+                view.set_input_files("#file input[type=file]", str(tmp_path / name))
+                view.locator("#result .bad", has_text=words).wait_for()
+            assert hosts <= {"127.0.0.1", None, ""}
+        view.goto(f"{address}/docs")
+        view.set_input_files("form input", images[1])
+        view.get_by_role("button", name="Try it").click()
+        answer = view.locator("pre", has_text='"log_probability"')
+        answer.wait_for()
+        status, record = answer.inner_text().split("\n", 1)
+        assert (status, json.loads(record)["caption"]) == ("200", str(captioner.caption(images[1])))
+        browser.close()
