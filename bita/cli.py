@@ -99,6 +99,17 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
+@program
+def search(arguments: Sequence[str] | None = None) -> int:
+    """The command `bita-search`; its exit code."""
+    wait_briefly()
+    from bita.scenes import search as command
+
+    args = command.parser().parse_args(arguments)
+    show_warnings(logging.WARNING)
+    return command.run(args)
+
+
 CHANGES = (
     *("num_beams", "num_captions", "use_nucleus_sampling", "top_p", "temperature", "seed", "prompt"),
     "stage1",

@@ -1,0 +1,126 @@
+"""`bita-search` on a folder and on a scene: as the model compares them, on the map where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+from PIL import Image
+
+from bita.cli import search
+from bita.inference.aligner import Aligner
+from tests.datasets.makers import write_image
+from tests.inference.conftest import Pair
+from tests.scenes.makers import UTM, noise, raster
+
+TEXT = "two planes"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    values = noise(height=100, width=150, kind="uint8")
+    values[:, :50, 50:100] = 0  # the second tile has no data
+    return raster(tmp_path / "scene #1.tif", values, nodata=0, **UTM)
+
+
+def similarities(pair: Pair, images: list[Image.Image]) -> list[float]:
+    return pair.captioner.score(images, [TEXT])[:, 0].tolist()
+
+
+def test_a_folder_is_searched_and_shown(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        write_image(tmp_path / f"images/{number % 2}/ü {number}.png", number, (40, 36))
+    (tmp_path / "images/0/broken.png").write_bytes(b"nothing")
+    command = [TEXT, str(tmp_path / "images"), "--checkpoint", str(pair.run), "--device", "cpu"]
+    assert search([*command, "--top", "3"]) == 0
+    printed, said = capsys.readouterr()
+    assert "warning: passed over" in said
+    assert "broken.png" in said
+    files = sorted((tmp_path / "images").rglob("ü*.png"))
+    expected = sorted(zip(similarities(pair, files), files, strict=True), reverse=True)[:3]  # type: ignore[arg-type]
+    rows = [line.split("\t") for line in printed.splitlines()]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [row[2] for row in rows] == [
+        path.relative_to(tmp_path / "images").as_posix() for _, path in expected
+    ]
+    assert [float(row[1]) for row in rows] == pytest.approx([score for score, _ in expected], abs=2e-3)
+    assert search([*command, "--output", str(tmp_path / "found.png")]) == 0
+    with Image.open(tmp_path / "found.png") as image:
+        assert image.size == (5 * 192 + 8, image.height)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_tiles_of_a_scene_are_found_on_the_map(
+    pair: Pair,
+    scene: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [TEXT, str(scene), "--checkpoint", str(pair.run), "--crop", "50", "--device", "cpu"]
+    assert search([*command, "--output", str(tmp_path / "found.geojson")]) == 0
+    features = json.loads((tmp_path / "found.geojson").read_text())["features"]
+    with Image.open(scene) as image:
+        pixels = np.asarray(image)
+    tiles = [(x, y) for y in (0, 50) for x in (0, 50, 100) if (x, y) != (50, 0)]
+    scores = similarities(pair, [Image.fromarray(pixels[y : y + 50, x : x + 50]) for x, y in tiles])
+    expected = [tiles[k] for k in np.argsort(scores)[::-1]]
+    found = [feature["properties"] for feature in features]
+    assert [(row["column"], row["row"]) for row in found] == expected
+    assert [row["rank"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row["similarity"] for row in found] == pytest.approx(sorted(scores, reverse=True), abs=2e-3)
+    assert {(row["query"], row["scene"], round(row["gsd"], 1)) for row in found} == {
+        (TEXT, "scene #1.tif", 10.0)
+    }
+    ground = geopandas.read_file(tmp_path / "found.geojson").to_crs(UTM["crs"])
+    for polygon, (x, y) in zip(ground.geometry, expected, strict=True):
+        place = (390_000 + 10 * x, 5_820_000 - 10 * (y + 50), 390_000 + 10 * (x + 50), 5_820_000 - 10 * y)
+        assert polygon.bounds == pytest.approx(place, abs=0.01)
+    monkeypatch.setattr(Aligner, "embed_pixels", lambda self, pixels: pytest.fail("embedded again"))
+    capsys.readouterr()
+    assert search([*command, "--top", "1"]) == 0
+    x, y = expected[0]
+    assert capsys.readouterr().out.endswith(f"\t{x},{y},50,50\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "says"),
+    [
+        ("no", [], "no: no such folder or file"),
+        ("empty", [], "empty: no image in this folder or below"),
+        (
+            "empty",
+            ["--output", "x.geojson"],
+            "x.geojson: images of a folder have no place on a map; take FILE.png",
+        ),
+        ("empty", ["--output", "x.jpg"], "x.jpg: its name ends with none of .png, .geojson"),
+        ("text.tif", [], "text.tif"),
+    ],
+)
+def test_mistakes_are_one_line(
+    target: str, options: list[str], says: str, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.tif").write_text("no raster")
+    assert search([TEXT, str(tmp_path / target), "--checkpoint", str(pair.run), *options]) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_an_index_of_another_model_is_refused(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "images/a.png", 1, (40, 36))
+    command = [TEXT, str(tmp_path / "images"), "--checkpoint", str(pair.stage1)]
+    assert search(command) == 0
+    header = tmp_path / "images/.bita-index/index.json"
+    header.write_text(header.read_text().replace('"model": "', '"model": "0'))
+    assert search(command) == 1
+    assert "it was made by another model; name another --index" in capsys.readouterr().err
