@@ -256,6 +256,21 @@ def highest(value: int) -> int:
     return int(box)
 
 
+def highest_later(value: int) -> Callable[[], int]:
+    """Begin to find the largest of the processes' values, beside whatever comes next; the result waits for it."""
+    if world_size() == 1:
+        return lambda: value
+    box = torch.tensor(value, dtype=torch.int64)
+    work = dist.all_reduce(box, op=dist.ReduceOp.MAX, async_op=True)
+
+    def found() -> int:
+        assert work is not None  # this process is one of the group
+        work.wait()
+        return int(box)
+
+    return found
+
+
 class _GatherWithGrad(torch.autograd.Function):
     """All-gather whose backward sums what every process wants from this one's rows."""
 

@@ -140,10 +140,10 @@ class EpochRunner:
 
     def after_step(self, size: int, bar: ProgressBar) -> None:
         """Log, save, or stop, where one of these is due; `size` steps have just been done."""
-        wish = self.interrupt.wish()
+        inside = self.step_in_epoch < self.steps_per_epoch
+        wish = self.interrupt.wish(now=not inside)
         if self.passed(self.run.log_freq, size):
             self.report(bar)
-        inside = self.step_in_epoch < self.steps_per_epoch
         if wish is Wish.STOP or (inside and (wish or self.passed(self.run.save_every_steps, size))):
             self.save()
         if wish is Wish.STOP:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -40,6 +41,7 @@ class Interrupt:
         self._seconds = None if save_every_minutes is None else save_every_minutes * 60
         self._saved = time.monotonic()
         self._before: dict[int, Any] = {}
+        self._asked: Callable[[], int] | None = None
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
@@ -54,8 +56,12 @@ class Interrupt:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
 
-    def wish(self) -> Wish:
-        """Return what all processes together wish for; every process calls it after the same step."""
+    def wish(self, now: bool) -> Wish:
+        """Return what all processes together wish for; every process calls it after the same step.
+
+        Of several processes the wishes of a step are known after the next one, so that nobody waits for their exchange;
+        with `now`, those of both steps are.
+        """
         own = Wish.NOTHING
         if (
             self._seconds is not None
@@ -65,7 +71,14 @@ class Interrupt:
             own = Wish.SAVE
         if self.signal_name:
             own = Wish.STOP
-        return Wish(distributed.highest(own))
+        if distributed.world_size() == 1:
+            return own
+        before = Wish.NOTHING if self._asked is None else Wish(self._asked())
+        if now:
+            self._asked = None
+            return max(before, Wish(distributed.highest(own)))
+        self._asked = distributed.highest_later(own)
+        return before
 
     def stopped(self) -> Interrupted:
         """Return what to raise once everything is saved."""

@@ -129,7 +129,7 @@ def one_step(stepper: Stepper, batch: Batch, guarded: bool) -> float:
     if guarded:
         norm: Tensor = stepper.optimizer_step(1e-6)
         watch.add(0, [output], norm, batch["image_id"])
-        interrupt.wish()
+        interrupt.wish(now=False)
     else:
         stepper.optimizer.step()
         stepper.optimizer.zero_grad(set_to_none=True)

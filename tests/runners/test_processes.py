@@ -110,7 +110,7 @@ def load_file_of(out: Path) -> dict[str, torch.Tensor]:
 def test_signal_to_one_process_stops_all_with_the_documented_code(tmp_path, toy, whole):
     out = tmp_path / "stopped"
     with pytest.raises(ChildFailedError) as caught:
-        toy(2, out, *EXACT, fault="term@3@1")
+        toy(2, out, *EXACT, fault="term@1@1")  # in step 2: all know of it after the next, 4
     assert 75 in {failure.exitcode for failure in caught.value.failures.values()}
     assert (out / "run/checkpoints/last").resolve().name == "epoch_0001_step_000004"
     toy(2, out, *EXACT, "resume=auto")
@@ -133,7 +133,7 @@ def test_fsdp_equals_ddp_and_holds_half_of_the_decoder(tmp_path, toy, frozen):
     scores = [json.loads((tmp_path / kind / "run/scores.json").read_text()) for kind in ("ddp", "fsdp")]
     assert scores[0]["test"]["loss"] == pytest.approx(scores[1]["test"]["loss"], abs=1e-6)
     with pytest.raises(ChildFailedError):
-        toy(2, tmp_path / "stopped", *options, "parallel=fsdp", fault="term@3@1")
+        toy(2, tmp_path / "stopped", *options, "parallel=fsdp", fault="term@1@1")
     toy(2, tmp_path / "stopped", *options, "parallel=fsdp", "resume=auto")
     assert weights(tmp_path / "stopped") == weights(tmp_path / "fsdp")
 
