@@ -21,6 +21,7 @@ from bita.errors import UserError
 from bita.files import sha256
 from bita.inference.captions import Caption
 from bita.inference.outputs import FORMATS, record_of
+from bita.models.contrast import similarity
 
 MANY = 200
 """Images of the second and third tab at a time."""
@@ -143,7 +144,7 @@ class Page:
         try:
             with self.engine.lock:
                 texts = self.engine.captioner.embed_texts(text[:500])
-            scores = torch.einsum("nqe,e->nq", found[1], texts[0]).amax(dim=1)
+            scores = similarity(found[1], texts)[:, 0]
         except UserError as error:
             return views.error(error)
         ranked = scores.argsort(descending=True, stable=True)[:FOUND].tolist()

@@ -106,6 +106,19 @@ class Scene:
         return self._dataset.width, self._dataset.height
 
     @property
+    def coarsest(self) -> tuple[int, int]:
+        """Width and height of its coarsest overview; its own where it has none."""
+        level = max((1, *self._source.overviews(self.bands[0])))
+        return -(-self._source.width // level), -(-self._source.height // level)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that its largest block has, all bands decoded."""
+        shapes = zip(self._source.block_shapes, self._source.dtypes, strict=True)
+        largest = max(rows * columns * np.dtype(kind).itemsize for (rows, columns), kind in shapes)
+        return largest * int(self._source.count)
+
+    @property
     def time(self) -> str | None:
         """When it was taken, as its tags say, in ISO 8601 (UTC); None where they do not."""
         for domain, name in _TIMES:

@@ -7,14 +7,19 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+import rasterio
 import uvicorn
+from affine import Affine
 from PIL import Image
+from pyproj import Transformer
 
 from bita.app.__main__ import listening, main
 from bita.app.dropped import Dropped
@@ -101,6 +106,47 @@ def test_what_is_no_image_is_said(page: Page, tmp_path: Path, images: list[str])
     assert "drop it again" in page.select(kept, drawn(0, 0, 1, 1))
     assert "Drop an image" in page.drop(None)[2]
     assert "Drop an image" in page.select(None, drawn(0, 0, 1, 1))
+
+
+def write_scene(path: Path, pixels: np.ndarray, north_up: bool = True, **options: Any) -> np.ndarray:
+    """A GeoTIFF in UTM, 0.5 m a pixel; returns its rows as a map shows them."""
+    step = -0.5 if north_up else 0.5
+    transform = Affine(0.5, 0, 500_000, 0, step, 5_000_000)
+    height, width, bands = pixels.shape
+    given = {"driver": "GTiff", "dtype": "uint8", "crs": "EPSG:32633", "transform": transform} | options
+    with rasterio.open(path, "w", width=width, height=height, count=bands, **given) as file:
+        if not options:
+            file.write(np.moveaxis(pixels, 2, 0))
+    return pixels if north_up else pixels[::-1]
+
+
+@pytest.mark.parametrize("north_up", [True, False])
+def test_a_box_on_a_scene(page: Page, tmp_path: Path, captioner: Captioner, north_up: bool) -> None:
+    path = tmp_path / "scene.tif"
+    pixels = write_scene(path, np.asarray(image(5, 1200)), north_up)
+    page.engine.limits = replace(LIMITS, image_bytes=10_000_000, image_pixels=2_000_000)
+    dropped, stage, shown = page.drop(str(path))
+    assert "Draw a box on the scene" in shown
+    assert "1200 × 1200 px, around" in stage["says"]
+    part = page.select(dropped, drawn(0.25, 0.5, 0.5, 1.0))
+    assert caption_in(part) == str(captioner.caption(Image.fromarray(pixels[600:1200, 300:600])))
+    assert dropped is not None
+    assert np.array_equal(dropped.window((300, 600, 600, 1200)), pixels[600:1200, 300:600])
+    y = 5_000_000 - 450 if north_up else 5_000_000 + 150
+    east, north = Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True).transform(500_225, y)
+    assert f"around {north:.5f}° N, {east:.5f}° E" in part
+
+
+def test_a_small_tiff_without_a_place_is_an_image(page: Page, tmp_path: Path, captioner: Captioner) -> None:
+    image(1).save(tmp_path / "plain.tif")
+    assert caption_in(page.drop(str(tmp_path / "plain.tif"))[2]) == str(captioner.caption(image(1)))
+
+
+def test_a_scene_that_cannot_be_read_in_parts_is_refused(page: Page, tmp_path: Path) -> None:
+    write_scene(tmp_path / "x.tif", np.zeros((8000, 8000, 1)), tiled=True, compress="deflate", sparse_ok=True)
+    assert "8000 × 8000 pixels that cannot be read in parts" in page.drop(str(tmp_path / "x.tif"))[2]
+    (tmp_path / "vrt.tif").write_text("<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>")
+    assert "does not open" in page.drop(str(tmp_path / "vrt.tif"))[2]
 
 
 def test_many_images_with_a_bad_one(
