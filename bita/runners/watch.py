@@ -106,8 +106,9 @@ class StepWatch:
 
     def _judge(self, window: Window) -> None:
         loss = window.means["loss"]
-        if len(self._losses) >= RECENT // 4 and loss > SPIKE * median(self._losses):
-            window.spike = loss / median(self._losses)
+        usual = median(self._losses) if len(self._losses) >= RECENT // 4 else 0.0
+        if 0 < SPIKE * usual < loss:  # below zero, as a reward makes it, times say nothing
+            window.spike = loss / usual
         if math.isfinite(loss):
             self._losses.append(loss)
 

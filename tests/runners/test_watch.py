@@ -18,6 +18,11 @@ def test_loss_that_jumps_is_told_by_how_much_and_a_quiet_one_is_not():
     assert window(watch, 11, 1.1).spike is None
 
 
+def test_a_loss_below_zero_is_no_jump():
+    watch = StepWatch()
+    assert [window(watch, step, -2.0 + step / 100).spike for step in range(10)] == [None] * 10
+
+
 def test_bad_loss_is_no_part_of_the_mean_and_counts_in_a_row():
     watch = StepWatch()
     for step, loss in enumerate((2.0, math.nan, math.inf)):
