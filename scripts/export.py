@@ -33,6 +33,9 @@ def main() -> int:
         action="store_false",
         help="leave out the stage-1 model, which image-text scores need (folder)",
     )
+    parser.add_argument(
+        "--stac", action="store_true", help="write model.stac.json, an Item of STAC's MLM extension (folder)"
+    )
     args = parser.parse_args()
     from bita.export import export_folder, export_published
 
@@ -40,6 +43,10 @@ def main() -> int:
         export_published(args.run, args.out)
     else:
         export_folder(args.run, args.out, max_shard=args.max_shard, half=args.half, stage1=args.stage1)
+    if args.stac and args.layout == "folder":
+        from bita.scenes.stac import write_model_item
+
+        write_model_item(args.out)
     print(args.out)
     return 0
 

@@ -15,6 +15,7 @@ from PIL import Image
 from bita.scenes.journal import Journal
 from bita.scenes.layers import CAPTIONS, Layer, Row, place_of
 from bita.scenes.rasters import Scene, View
+from bita.scenes.stac import check_item, write_item
 from bita.scenes.tiling import Ahead, Tiling, batches
 from bita.scenes.vectors import Tiles, check_format, write_tiles
 from bita.scenes.windows import Edge
@@ -46,6 +47,7 @@ class Wanted:
         batch_size: tiles that the model sees at a time.
         search: what `Captioner.stream` takes besides.
         settings: what else captions depend on; a journal of others does not fit.
+        stac: whether a STAC Item is written beside the file.
     """
 
     crop: int
@@ -58,6 +60,7 @@ class Wanted:
     batch_size: int = 16
     search: dict[str, Any] = field(default_factory=dict)
     settings: str = ""
+    stac: bool = False
 
     def open(self, path: Path, like: Scene | None = None) -> Scene:
         """Open a raster; `like` as for `Scene`.
@@ -134,6 +137,8 @@ def run(
         progress: told of each batch.
     """
     check_format(kind, job.scene)
+    if wanted.stac:
+        check_item(job.scene)
     with Journal(journal_of(out), _head(captioner, wanted, job.rasters)) as journal:
         resumed = journal.rows
         work = _captioned(captioner, job.items(journal.done + 1), len(job.rasters), wanted)
@@ -144,6 +149,8 @@ def run(
         progress(total, total)
         moment = _instant(job.rasters[-1].stat().st_mtime)
         tiles = write_tiles(out, kind, Tiles(job.layer, job.order(journal), job.scene.where, moment))
+        if wanted.stac:
+            write_item(job.scene, out, job.rasters, captioner.hash)
         journal.remove()
     return Written(out, tiles, journal.rows, total, resumed)
 

@@ -119,6 +119,7 @@ def run(
         batch_size=args.batch_size,
         search=search,
         settings=f"{args.quantize}; {settings}",
+        stac=args.stac,
     )
     for rasters, out in jobs:
         if args.overwrite:
