@@ -24,6 +24,7 @@ from bita.models.language.generation import Candidate, GenerationSettings, Hypot
 from bita.models.language.language_model import LanguageModel
 from bita.models.language.packing import pack
 from bita.models.language.tokenizers import TOKENIZER_FOLDER
+from bita.models.products import fast_products
 from bita.precision import PRECISIONS, sixteen_bit
 from bita.registry import decoders
 
@@ -228,7 +229,8 @@ class BitaLM(BitaModel):
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.decoder.embed(prompt).expand(len(prefix), -1, -1)
         decoder = self.decoder.search(torch.cat([prefix.to(words.dtype), words], dim=1), settings)
-        return search(decoder, len(prefix), self.tokens.stop, settings, generators)
+        with fast_products(settings.speed == "fast"):
+            return search(decoder, len(prefix), self.tokens.stop, settings, generators)
 
     @torch.inference_mode()
     def generate_ids(

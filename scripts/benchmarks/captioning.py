@@ -21,6 +21,7 @@ from turns import Row, compare, same_lists
 from bita.models.language.decoder import fresh_language_model
 from bita.models.language.generation import GenerationSettings, generate
 from bita.models.language.language_model import TransformersDecoder
+from bita.models.products import fast_products
 
 STOP = 3
 """Never written: `min_len` is `max_len`."""
@@ -94,7 +95,8 @@ def ways(decoder: TransformersDecoder, batch: int, sizes: Sizes) -> list[Callabl
     def ours(speed: Any) -> list[list[int]]:
         longest = sizes.tokens + 1
         settings = GenerationSettings(num_beams=sizes.beams, max_len=longest, min_len=longest, speed=speed)
-        written = generate(decoder.search(inputs, settings), batch, STOP, settings)
+        with fast_products(speed == "fast"):
+            written = generate(decoder.search(inputs, settings), batch, STOP, settings)
         return [captions[0] for captions in written]
 
     def theirs() -> list[list[int]]:
@@ -130,7 +132,8 @@ def products_of(model: nn.Module, run: Callable[[], Any]) -> Callable[[], None]:
     noise = {shape: torch.randn(shape) for shape in rows}
 
     def again() -> None:
-        for layer, count in calls:
-            nn.functional.linear(noise[count, layer.in_features], layer.weight, layer.bias)
+        with fast_products():
+            for layer, count in calls:
+                nn.functional.linear(noise[count, layer.in_features], layer.weight, layer.bias)
 
     return again
