@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bita import registry
 from bita.config.checks import check_annotations, check_encoder_has_weights
 from bita.config.load import config_to_yaml, load_config
 from bita.config.schema import Config
-from bita.errors import above, at_least, command_line, program
+from bita.errors import ConfigError, above, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import Others, wait_briefly
 from bita.scenes import command as scenes
@@ -209,6 +210,8 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and the files it names, and stop"
     )
+    if evaluate:
+        parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
     args = parser.parse_args(argv)
     options = [*args.options, "run.evaluate=true"] if evaluate else args.options
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
@@ -219,11 +222,16 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
         return 0
     check_encoder_has_weights(cfg)
     check_annotations(cfg)
+    report = evaluate and args.report
+    if report and not registry.tasks.config(cfg.run.task).needs_captions:
+        raise ConfigError(
+            f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
+        )
     if not args.check:
         wait_briefly()
         from bita import distributed
 
-        distributed.together(lambda: run(cfg))
+        distributed.together(lambda: run(cfg, report))
     return 0
 
 
@@ -236,10 +244,15 @@ def show_warnings(level: int) -> None:
     log.setLevel(level)
 
 
-def run(cfg: Config) -> dict[str, dict[str, float]]:
-    """Build everything that a configuration names, and run it, inside `distributed.together`; split → scores."""
+def run(cfg: Config, report: bool = False) -> dict[str, dict[str, float]]:
+    """Build everything that a configuration names, and run it, inside `distributed.together`; split → scores.
+
+    Args:
+        cfg: the resolved configuration.
+        report: write the report of what was captioned, beside the scores.
+    """
     others = Others()  # looks on while libraries are imported and the model is built
-    from bita import distributed, registry
+    from bita import distributed
     from bita.build import build_model
     from bita.datasets.builders import build_datasets
     from bita.runners.run_dir import open_run_dir
@@ -258,4 +271,10 @@ def run(cfg: Config) -> dict[str, dict[str, float]]:
     task = registry.tasks.get(cfg.run.task)(cfg)
     runner = registry.runners.get(cfg.run.runner)(cfg, model, task, datasets, run_dir)
     scores: dict[str, dict[str, float]] = runner.evaluate() if cfg.run.evaluate else runner.train()
+    if report:
+        from bita.reports.report import write_reports
+
+        for path in distributed.on_main(lambda: write_reports(run_dir.path)):
+            if distributed.is_main():
+                print(f"look at {path}")
     return scores

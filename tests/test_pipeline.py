@@ -86,7 +86,7 @@ def test_report_and_captions_outside_training(pipeline: tuple[Path, dict[str, st
     assert scores["test"].keys() == scores["test_shuffled_images"].keys()
     assert scores["facts"].keys() >= {"kind", "count"}
     page = (out / "report.html").read_text()
-    assert page.count('<div class="card">') == SCENES["test"]
+    assert page.count('<article class="card"') == SCENES["test"]
 
     entries = json.loads((out / "data/synthetic/annotations/test.json").read_text())
     paths = {entry["image_id"]: str(out / "data/synthetic/images" / entry["image"]) for entry in entries}

@@ -289,7 +289,7 @@ class SpiceConfig(MetricConfig):
 class InventedConfig(MetricConfig):
     """Keys of `invented`."""
 
-    scores: ClassVar = ("invented",)
+    scores: ClassVar = ("invented", "invented_words")
     words: FilePath | None = None
     """A file of one's own like `bita/metrics/things.yaml`."""
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from bita.config.parts import InventedConfig
@@ -48,12 +49,14 @@ class Invented:
         things: share of the named things that are invented (CHAIR's per-instance value).
         counts: share of the counted things whose number is invented, of those that a reference counts too.
         examples: image id → what its caption invents, such as "river" or "three airplane".
+        of_images: image id → how many of the things that its caption names are invented, and how many it names.
     """
 
     captions: float
     things: float
     counts: float
     examples: dict[Id, list[str]]
+    of_images: dict[Id, tuple[int, int]]
 
 
 class Vocabulary:
@@ -115,7 +118,8 @@ def invented(
         vocabulary: the words.
     """
     examples: dict[Id, list[str]] = {}
-    things = wrong_things = counts = wrong_counts = 0
+    of_images: dict[Id, tuple[int, int]] = {}
+    counts = wrong_counts = 0
     for image_id, hypothesis in hypotheses.items():
         own = vocabulary.named(hypothesis)
         seen = [vocabulary.named(reference) for reference in references[image_id]]
@@ -125,20 +129,26 @@ def invented(
         new = [thing for thing in own.things if thing not in known]
         judged = [pair for pair in own.counts if any(pair[0] == thing for thing, _ in counted)]
         odd = [f"{NUMBERS[number - 1]} {thing}" for thing, number in judged if (thing, number) not in counted]
-        things, wrong_things = things + len(own.things), wrong_things + len(new)
+        of_images[image_id] = len(new), len(own.things)
         counts, wrong_counts = counts + len(judged), wrong_counts + len(odd)
         if new or odd:
             examples[image_id] = [*dict.fromkeys(new), *odd]
+    wrong, things = (sum(of_image[k] for of_image in of_images.values()) for k in (0, 1))
     return Invented(
         captions=len(examples) / max(len(hypotheses), 1),
-        things=wrong_things / max(things, 1),
+        things=wrong / max(things, 1),
         counts=wrong_counts / max(counts, 1),
         examples=examples,
+        of_images=of_images,
     )
 
 
 class InventedMetric(Metric):
-    """The share of captions that invent a thing or a number: `invented`, 1 or 0 for each image; lower is better."""
+    """What captions invent; lower is better.
+
+    `invented`: the share of captions that invent a thing or a number, 1 or 0 for each image. `invented_words`: of the
+    things that are named, the share that is invented.
+    """
 
     def __init__(self, config: InventedConfig) -> None:
         super().__init__(config)
@@ -147,4 +157,10 @@ class InventedMetric(Metric):
     def __call__(self, references: ReferenceSet, hypotheses: Hypotheses) -> Measured:
         """See `Metric.__call__`."""
         found = invented(references.tokens, hypotheses, self.vocabulary)
-        return Measured({"invented": (found.captions, [float(n in found.examples) for n in hypotheses])})
+        captions = [float(image_id in found.examples) for image_id in hypotheses]
+        things = np.array([found.of_images[image_id] for image_id in hypotheses], np.float64)
+        shares = things[:, 0] / things[:, 1].clip(min=1)
+        return Measured(
+            {"invented": (found.captions, captions), "invented_words": (found.things, shares.tolist())},
+            {"invented": np.stack([captions, np.ones(len(captions))], axis=1), "invented_words": things},
+        )

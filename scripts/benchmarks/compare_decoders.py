@@ -19,7 +19,7 @@ import bita
 from bita.errors import command_line, program
 from bita.metrics import score_captions
 from bita.models.language.quantize import size_in_bytes
-from bita.reports.evaluation import TestSplit, load_run, shuffled
+from bita.reports.split import Run, Split, shuffled
 
 COLUMNS = ("Bleu_4", "METEOR", "CIDEr")
 HEADER = (
@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(run: Path, images: int) -> str:
     """Return the row of one run."""
-    _, cfg, captions = load_run(str(run))
-    split = TestSplit(cfg)
+    opened = Run.open(run)
+    split = Split(opened)
+    captions = opened.captions(split.name)
     scores = score_captions(split.references, captions).overall
     control = score_captions(split.references, shuffled(captions)).overall
     chosen = sorted(captions)[:images]

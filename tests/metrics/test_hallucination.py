@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bita.config.parts import InventedConfig
 from bita.errors import UserError
 from bita.metrics import score_captions
 from bita.metrics.hallucination import Vocabulary, invented
+from bita.metrics.stats import values as sums
 
 WORDS = Vocabulary()
 
@@ -47,6 +49,7 @@ def test_shares_by_hand() -> None:
     assert found.captions == 2 / 4
     assert found.things == 1 / 6
     assert found.counts == 1 / 1
+    assert found.of_images == {1: (0, 2), 2: (1, 2), 3: (0, 1), 4: (0, 1)}
 
 
 def test_a_reference_never_invents(bita_data: Path) -> None:
@@ -61,8 +64,10 @@ def test_the_metric_is_asked_for_by_name() -> None:
     references = {1: ["a lake"], 2: ["a road through a forest"]}
     hypotheses = {1: "a pond with boats .", 2: "a road, and trees"}
     scores = score_captions(references, hypotheses, metrics={"invented": InventedConfig()})
-    assert scores.overall == {"invented": 0.5}
-    assert scores.per_image == {1: {"invented": 1.0}, 2: {"invented": 0.0}}
+    assert scores.overall == {"invented": 0.5, "invented_words": 0.25}
+    each = {1: {"invented": 1.0, "invented_words": 0.5}, 2: {"invented": 0.0, "invented_words": 0.0}}
+    assert scores.per_image == each
+    assert {name: values[0] for name, values in sums(scores, np.ones((1, 2))).items()} == scores.overall
 
 
 def test_a_word_that_stands_for_two_things_is_refused(tmp_path: Path) -> None:

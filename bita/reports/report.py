@@ -1,0 +1,191 @@
+"""A report: one page that says how good a run's captions are and how sure that is, and shows them.
+
+    from bita.reports.report import write_report
+    write_report(["output/quickstart/caption"])
+
+The page needs nothing beside it, and no network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bita.errors import UserError
+from bita.files import write_text
+from bita.metrics.hallucination import Invented
+from bita.metrics.stats import by_class, paired_test
+from bita.records import Id
+from bita.reports import cards, figures, stages
+from bita.reports.judge import Judge, Judged
+from bita.reports.split import Run, Split, shuffled
+
+FREQUENT = 10
+"""Lines of a list of what comes most often."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report says.
+
+    Attributes:
+        split: that was captioned.
+        runs: the run, or the two that are compared, by folder.
+        systems: captions judged: first those of the runs, then the first run's with the images shuffled, then others
+            that need no model.
+        people: what a reference is like by the others (`Judge.people`).
+    """
+
+    split: Split
+    runs: list[Run]
+    systems: list[Judged]
+    people: tuple[dict[str, float], Invented, float | None]
+
+    @property
+    def judged(self) -> list[Judged]:
+        """The runs' captions."""
+        return self.systems[: len(self.runs)]
+
+
+def findings(
+    paths: Sequence[str | Path], *, name: str | None = None, data: Path | None = None, baselines: bool = False
+) -> Findings:
+    """Judge the captions of a run, or of two on the same split.
+
+    Args:
+        paths: their folders.
+        name: of the results, such as `test`; None: the first that there are.
+        data: in the place of `env.cache_root`.
+        baselines: judge captions that need no model, too; it takes as long as opening all training images.
+
+    Raises:
+        UserError: no such run, no captions, or two runs that did not caption the same images.
+    """
+    runs = [Run.open(path, data) for path in paths]
+    split = Split(runs[0], name)
+    judge, systems = Judge(split, runs[0].cfg), []
+    for run in runs:
+        if split.name not in run.splits():
+            raise UserError(
+                f"{run.folder}: no captions of {split.name}: {', '.join(run.splits()) or 'none at all'}"
+            )
+        title = "this model" if len(runs) == 1 else run.name
+        systems.append(judge(title, run.captions(split.name)))
+    systems.append(judge(f"{systems[0].name}, images shuffled", shuffled(systems[0].captions)))
+    if baselines:
+        systems += [judge(title, captions) for title, captions in split.baselines().items()]
+    return Findings(split, runs, systems, judge.people())
+
+
+def write_report(path: Path, found: Findings, classes: Mapping[Id, str] | None = None) -> None:
+    """Write the page.
+
+    Args:
+        path: the file.
+        found: what it says.
+        classes: image id → class; None: as `Split.classes` finds them.
+    """
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": lambda value: f"{value:.3f}",
+        "percent": lambda value: f"{value:.1%}",
+        "metric": lambda name: name.replace("Bleu_", "BLEU-").replace("ROUGE_", "ROUGE-").replace("_", " "),
+    }
+    template = environment.get_template("report.html.j2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(
+        path, template.render(content(found, found.split.classes() if classes is None else classes)) + "\n"
+    )
+
+
+def write_reports(folder: Path) -> list[Path]:
+    """Write a report of each split that a run captioned: `report.html`; `report_SPLIT.html` where there are several.
+
+    Args:
+        folder: of the run.
+    """
+    names: list[str | None] = [*Run.open(folder).splits()] or [None]
+    paths = [folder / ("report.html" if len(names) == 1 else f"report_{name}.html") for name in names]
+    for name, path in zip(names, paths, strict=True):
+        write_report(path, findings([folder], name=name))
+    return paths
+
+
+def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
+    """Return what the template puts on the page."""
+    first, split = found.systems[0], found.split
+    confidence = found.runs[0].confidence(split.name)
+    every = cards.rows(found.judged, split, classes, confidence)
+    kinds = cards.chosen(found.judged, confidence)
+    every_stage = {stage.folder: stage for run in found.runs for stage in stages.stages(run)}
+    return {
+        "title": f"{split.dataset}, {split.name}",
+        "runs": [run.name for run in found.runs],
+        "images": len(first.captions),
+        "metrics": [name for name in first.scores.overall if not name.startswith("invented")],
+        "systems": found.systems,
+        "differences": paired_test(first.scores, found.judged[1].scores) if len(found.runs) == 2 else {},
+        "by": cards.rank_by(first),
+        "classes": _classes(found.judged, classes),
+        "people": found.people,
+        "words": [(system.name, system.scores.diversity) for system in found.systems]
+        + [("references, the first of each image", found.people[0])],
+        "lengths": figures.lengths(_texts(found)),
+        "frequent": Counter(first.captions.values()).most_common(FREQUENT),
+        "inventions": Counter(what for said in first.invented.examples.values() for what in said).most_common(
+            FREQUENT
+        ),
+        "kinds": list(kinds),
+        "cards": cards.cards(every, kinds, split),
+        "every": every,
+        "calibration": _calibration(first, confidence),
+        "stages": [stages.described(stage) for stage in every_stage.values()],
+        "notes": list(dict.fromkeys(note for system in found.systems for note in system.scores.notes)),
+        "provenance": first.scores.provenance,
+        "made": [_made(run) for run in found.runs],
+    }
+
+
+def _texts(found: Findings) -> dict[str, list[str]]:
+    """Whose → captions, for their lengths."""
+    own = {judged.name: list(judged.captions.values()) for judged in found.judged}
+    return own | {"references": [text for texts in found.split.references.values() for text in texts]}
+
+
+def _classes(judged: Sequence[Judged], classes: Mapping[Id, str]) -> dict[str, list[dict[str, float]]]:
+    """Class → its scores under each run; {} where classes are not known."""
+    if not classes:
+        return {}
+    each = [by_class(one.scores, classes) for one in judged]
+    return {name: [of[name] for of in each] for name in each[0]}
+
+
+def _calibration(judged: Judged, confidence: Mapping[Id, float]) -> list[str]:
+    """Plots of what confidence is worth; none where there is none."""
+    if not confidence:
+        return []
+    metric = cards.rank_by(judged)
+    ids = list(judged.captions)
+    sure, quality = [confidence[n] for n in ids], [judged.scores.per_image[n][metric] for n in ids]
+    return [figures.reliability(sure, quality), figures.risk_coverage(metric, sure, quality)]
+
+
+def _made(run: Run) -> dict[str, Any]:
+    """What a run's folder says of how it came about."""
+    record, config = run.folder / "run.json", run.folder / "config.yaml"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    said = {
+        key: known[key]
+        for key in ("command", "git_commit", "started", "finished", "device")
+        if known.get(key)
+    }
+    return {"name": run.name, "said": said, "config": config.read_text(encoding="utf-8")}

@@ -1,0 +1,210 @@
+"""What a report is about: a run's folder, and a split that it captioned, as files."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bita.config.layers import read_layer
+from bita.config.load import recorded_config
+from bita.config.schema import Config
+from bita.datasets.annotations import captions_by_image, read_annotations, read_ground_truth
+from bita.datasets.names import ImageFolder
+from bita.datasets.synthetic import load_facts, oracle_captions
+from bita.datasets.synthetic.facts import Facts
+from bita.errors import UserError
+from bita.files import user_path
+from bita.metrics.files import read_hypotheses, read_images
+from bita.prepare.baselines import constant_captions, nearest_captions
+from bita.processors.rgb import ImageOpener
+from bita.records import Id, ordered, read_object, read_records
+
+Captions = dict[Id, str]
+
+UCM = (
+    "agricultural airplane baseballdiamond beach buildings chaparral denseresidential forest freeway golfcourse harbor "
+    "intersection mediumresidential mobilehomepark overpass parkinglot river runway sparseresidential storagetanks "
+    "tenniscourt"
+)
+"""Classes of the UC Merced images, of which UCM-Captions numbers a hundred after the other, from 1."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its configuration, with the images and annotations where they are now."""
+
+    folder: Path
+    cfg: Config
+
+    @classmethod
+    def open(cls, path: str | Path, data: Path | None = None) -> Run:
+        """Open a run.
+
+        Args:
+            path: its folder, or its output folder (then the latest in it).
+            data: in the place of its `env.cache_root`.
+
+        Raises:
+            UserError: there is no run.
+        """
+        start = user_path(path)
+        folder = cls._folder(start)
+        if folder is None:
+            raise UserError(f"run {start}: no config.yaml in it or in latest/; name a run's folder")
+        config = folder / "config.yaml"
+        cfg = recorded_config(read_layer(config).content, config)
+        if data is not None:
+            cfg.env.cache_root = str(data)
+        return cls(folder.resolve(), cfg)
+
+    @classmethod
+    def is_at(cls, path: Path) -> bool:
+        """Whether `open` finds a run there."""
+        return cls._folder(path) is not None
+
+    @staticmethod
+    def _folder(start: Path) -> Path | None:
+        return next((f for f in (start / "latest", start) if (f / "config.yaml").is_file()), None)
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it: its output folder and its own."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def splits(self) -> dict[str, tuple[str, str]]:
+        """Name of the results, as the runner gives it → split and dataset, of those that were captioned."""
+        named = {
+            split if len(self.cfg.datasets) == 1 else f"{split}_{dataset}": (split, dataset)
+            for split in dict.fromkeys([*self.cfg.run.test_splits, "test", "val"])
+            for dataset in self.cfg.datasets
+        }
+        return {name: where for name, where in named.items() if self._results(name).is_file()}
+
+    def captions(self, name: str) -> Captions:
+        """Image id → caption of a split."""
+        return read_hypotheses(self._results(name))
+
+    def confidence(self, name: str) -> dict[Id, float]:
+        """Image id → the quality to expect of its caption, from 0 to 1; {} where the results do not say."""
+        said = {
+            record.image_id(): record.fields.get("confidence") for record in read_records(self._results(name))
+        }
+        return (
+            {n: float(value) for n, value in said.items() if value is not None}
+            if None not in said.values()
+            else {}
+        )
+
+    def _results(self, name: str) -> Path:
+        return self.folder / "results" / f"{name}.json"
+
+
+class Split:
+    """A split of a dataset that a run captioned, as files.
+
+    Args:
+        run: its configuration says where the files are.
+        name: of the results, one of `Run.splits`; None: the first.
+
+    Raises:
+        UserError: the run captioned no such split.
+    """
+
+    def __init__(self, run: Run, name: str | None = None) -> None:
+        known = run.splits()
+        if name is None and known:
+            name = next(iter(known))
+        if name not in known:
+            have = (
+                f"has {', '.join(known)}"
+                if known
+                else "none; run evaluate.py, or training with run.test_splits=[test]"
+            )
+            raise UserError(f"{run.folder}: no captions of {name or 'a test split'}: {have}")
+        self.name, (self.split, self.dataset) = name, known[name]
+        entry, self.root = run.cfg.datasets[self.dataset], Path(run.cfg.env.cache_root)
+        files = {split: self.root / str(of.storage) for split, of in entry.build_info.annotations.items()}
+        self.train, self.test = files.get("train"), files[self.split]
+        truth = entry.build_info.annotations[self.split].ground_truth
+        self.ground_truth = None if truth is None else self.root / truth
+        self.folder = self.root / str(entry.build_info.images.storage)
+        records, images = read_annotations([self.test]), ImageFolder(self.folder)
+        self.references: Mapping[Id, list[str]] = (
+            captions_by_image(records) if self.ground_truth is None else read_ground_truth(self.ground_truth)
+        )
+        self.images = {record.image_id: images.path(record.image) for record in records}
+        self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
+        spice = run.cfg.env.spice_dir
+        self.spice_dir = None if spice is None else Path(spice)
+
+    @cached_property
+    def facts(self) -> dict[Id, Facts] | None:
+        """Of the synthetic dataset: image id → what is on it."""
+        path = self.folder.parent / "facts.json"
+        return load_facts(path) if path.is_file() else None
+
+    @cached_property
+    def training_captions(self) -> list[str]:
+        """Every caption of the training split; none where it has no annotation file."""
+        if self.train is None or not self.train.is_file():
+            return []
+        return [record.caption for record in read_annotations([self.train])]
+
+    def baselines(self) -> dict[str, Captions]:
+        """Captions that need no model, by name."""
+        if self.train is None:
+            return {}
+        found = {
+            "the most frequent training caption": constant_captions(self.train, self.test),
+            "the nearest training image's caption": nearest_captions(self.train, self.test, self.folder),
+        }
+        if self.facts is not None:
+            found["the true facts in a typical sentence"] = oracle_captions(self.facts, self.images)
+        return found
+
+    def classes(self, file: Path | None = None) -> dict[Id, str]:
+        """Image id → class, {} where that is not known.
+
+        Args:
+            file: JSON {image id: class}; None: as the ground truth says, else the kind of a synthetic scene, else what
+                stands before the number in the file's name, else, for UCM's files, what their number says.
+
+        Raises:
+            UserError: the file lacks an image.
+        """
+        if file is not None:
+            known = read_object(file)
+            return {image_id: known.text(str(image_id)) for image_id in self.references}
+        entries = {} if self.ground_truth is None else read_images(self.ground_truth)
+        found = {
+            n: str(entries[str(n)].fields.get("category") or "") for n in self.references if str(n) in entries
+        }
+        if len(found) == len(self.references) and all(found.values()):
+            return found
+        if self.facts is not None:
+            return {image_id: self.facts[image_id].kind or "(no class)" for image_id in self.references}
+        return self._classes_of_names()
+
+    def _classes_of_names(self) -> dict[Id, str]:
+        stems = {image_id: self.images[image_id].stem for image_id in self.references}
+        numbers = {image_id: int(stem) for image_id, stem in stems.items() if stem.isdecimal()}
+        if (
+            "ucm" in self.dataset
+            and len(numbers) == len(stems)
+            and all(1 <= n <= 2100 for n in numbers.values())
+        ):
+            return {image_id: UCM.split()[(number - 1) // 100] for image_id, number in numbers.items()}
+        before = {image_id: re.sub(r"[_-]?\d+$", "", stem) for image_id, stem in stems.items()}
+        several = 1 < len(set(before.values())) <= len(before) / 2
+        return {image_id: name or "(no class)" for image_id, name in before.items()} if several else {}
+
+
+def shuffled(captions: Captions) -> Captions:
+    """Return the same captions, each under another image (a seeded cycle through all of them)."""
+    ids = ordered(captions)
+    random.Random(0).shuffle(ids)
+    return {image: captions[other] for image, other in zip(ids, ids[1:] + ids[:1], strict=True)}

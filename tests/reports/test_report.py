@@ -1,0 +1,180 @@
+"""What a report says, against calculations of another kind; that its page is whole and needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+from bita.errors import UserError
+from bita.metrics.stats import draws, paired_test
+from bita.metrics.tokenizer import Tokenizer
+from bita.reports import figures
+from bita.reports.cards import chosen
+from bita.reports.report import Findings, content, findings, write_report
+from bita.reports.split import Run, Split
+from bita.reports.stages import Log, stages
+
+from .conftest import FIRST, REFERENCES, ROOT, make_data, make_run
+
+SCRIPT = [sys.executable, "scripts/report.py"]
+
+
+def shown(page: Path, row: str) -> dict[str, tuple[str, str, str]]:
+    """Metric → value and bounds, as the table of scores has them."""
+    text = page.read_text()
+    table = text[text.index('<section id="scores">') : text.index("</table>")]
+    names = re.findall(r"<th>([^<]+)</th>", table[: table.index("</thead>")])[1:]
+    cells = re.search(rf"<th>{row}</th>(.*?)</tr>", table, re.DOTALL)
+    assert cells is not None
+    numbers = re.findall(r'<td>([\d.]+)<span class="bounds">([\d.]+) – ([\d.]+)</span>', cells[1])
+    return dict(zip(names, numbers, strict=True))
+
+
+def bleu(sets: list[list[int]], tokens: dict[int, str], references: dict[int, list[str]]) -> list[float]:
+    """BLEU-4 of sets of images, which may hold an image several times, by pycocoevalcap itself."""
+    found = []
+    for images in sets:
+        scorer = BleuScorer(n=4)
+        for image_id in images:
+            scorer += (tokens[image_id], references[image_id])
+        found.append(scorer.compute_score(option="closest", verbose=0)[0][3])
+    return found
+
+
+def test_intervals_equal_a_bootstrap_that_scores_every_drawn_set(found: Findings, page: Path) -> None:
+    ids, scores = sorted(FIRST), found.systems[0].scores
+    counts = draws(len(ids), 1000, seed=0).astype(int)
+    sets = [[n for n, times in zip(ids, row, strict=True) for _ in range(times)] for row in counts]
+    tokens = dict(zip(FIRST, Tokenizer().tokenize(FIRST.values()), strict=True))
+    values = {"BLEU-4": bleu(sets, tokens, REFERENCES)}
+    cider = {n: of["CIDEr"] for n, of in scores.per_image.items()}
+    values["CIDEr"] = [sum(cider[n] for n in images) / len(images) for images in sets]
+    said = shown(page, "this model")
+    for name, drawn in values.items():
+        drawn.sort()
+        bounds = [np.interp(share * 999, range(1000), drawn) for share in (0.025, 0.975)]
+        assert [float(text) for text in said[name][1:]] == pytest.approx(bounds, abs=6e-4), name
+    assert float(said["BLEU-4"][0]) == pytest.approx(bleu([ids], tokens, REFERENCES)[0], abs=6e-4)
+    assert float(said["CIDEr"][0]) == pytest.approx(sum(cider.values()) / 8, abs=6e-4)
+
+
+def test_the_page_is_one_file_and_the_same_bytes_every_time(
+    found: Findings, page: Path, tmp_path: Path
+) -> None:
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!#|data:image/jpeg;base64,)', text)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|https?://(?!www\.w3\.org/)", text)
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+    assert text.count('<article class="card"') == 8
+    assert text.count("<svg") == 3  # lengths; loss and learning rate
+    write_report(tmp_path / "again.html", found)
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+
+
+def test_what_is_invented_and_copied(found: Findings) -> None:
+    model, control = found.systems[:2]
+    assert model.invented.examples == {2: ["three airplane"], 302: ["beach", "wave"]}
+    assert [n for n, copied in model.copied.items() if copied] == [101]
+    assert Counter(model.captions.values()) == Counter(control.captions.values())
+    assert all(model.captions[n] != control.captions[n] for n in FIRST)
+    assert model.intervals["invented"].value == 2 / 8
+    assert {system.name for system in found.systems[2:]} == {
+        "the most frequent training caption",
+        "the nearest training image's caption",
+    }
+
+
+def test_classes_come_from_what_there_is(found: Findings, tmp_path: Path) -> None:
+    split = found.split
+    names = split.classes()
+    assert (names[1], names[101], names[301]) == ("agricultural", "airplane", "beach")
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({str(n): f"c{n % 2}" for n in REFERENCES}))
+    assert split.classes(file)[2] == "c0"
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"classes\.json: field '1' is missing"):
+        split.classes(file)
+    by_name = dict(zip(REFERENCES, ["airport_1", "airport_2", "0007", "pond_9"] * 2, strict=True))
+    split.images, before = {n: Path(f"{name}.jpg") for n, name in by_name.items()}, split.images
+    try:
+        assert [*split.classes().values()][:4] == ["airport", "airport", "(no class)", "pond"]
+    finally:
+        split.images = before
+    of_classes = content(found, split.classes())["classes"]
+    ids = [1, 2]
+    assert of_classes["agricultural"][0]["images"] == 2
+    scores = found.systems[0].scores.per_image
+    assert of_classes["agricultural"][0]["CIDEr"] == pytest.approx(sum(scores[n]["CIDEr"] for n in ids) / 2)
+
+
+def test_two_runs_side_by_side(both: Findings, tmp_path: Path) -> None:
+    path = tmp_path / "both.html"
+    write_report(path, both)
+    text = path.read_text()
+    expected = paired_test(both.systems[0].scores, both.systems[1].scores)["CIDEr"]
+    foot = text[text.index("<tfoot>") : text.index("</tfoot>")]
+    assert f"{expected.value:+.3f}" in foot
+    assert f"p = {expected.p:.3f}" in foot
+    kinds = chosen(both.judged, {})
+    assert kinds["second better"][0] == 2
+    assert kinds["first better"][0] == 102
+    assert text.count('class="said run2"') == 8
+    assert (
+        text.count("<h3>first/run</h3>") == 2
+    )  # how it was trained, which is where the second began; how it was made
+
+
+def test_doubt_comes_from_the_results(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "sure"
+    shutil.copytree(runs[0], folder, symlinks=True)
+    results = folder / "run/results/test.json"
+    records = json.loads(results.read_text())
+    for k, record in enumerate(records):
+        record["confidence"] = 0.9 - k / 10
+    results.write_text(json.dumps(records))
+    said = content(findings([folder]), {})
+    assert "most doubtful" in said["kinds"]
+    assert len(said["calibration"]) == 2
+    assert [card["id"] for card in said["cards"] if "most doubtful" in card["kinds"]]
+    del records[0]["confidence"]
+    results.write_text(json.dumps(records))
+    assert Run.open(folder).confidence("test") == {}
+
+
+def test_stages_and_their_logs(runs: tuple[Path, Path]) -> None:
+    assert [stage.name for stage in stages(Run.open(runs[1]))] == ["first/run", "second/run"]
+    log = Log.read(runs[0] / "run/log.jsonl")
+    assert log.training["loss"] == {2: 2.8, 4: 2.6, 5: 2.0}
+
+
+def test_a_figure_takes_the_pages_colours() -> None:
+    text = figures.curves('a "curve"', {"a": ([1, 2], [1.0, 2.0]), "b": ([1, 2], [2.0, 1.0])})
+    assert text.startswith("<svg")
+    assert 'aria-label="a &quot;curve&quot;"' in text
+    assert all(name in text for name in ("var(--first)", "var(--second)", "var(--line)", "currentColor"))
+    assert "#0a0b0" not in text
+    assert text == figures.curves('a "curve"', {"a": ([1, 2], [1.0, 2.0]), "b": ([1, 2], [2.0, 1.0])})
+
+
+def test_mistakes_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.yaml in it or in latest/"):
+        Run.open(tmp_path)
+    with pytest.raises(UserError, match="no captions of val: has test"):
+        Split(Run.open(runs[0]), "val")
+    data = make_data(tmp_path / "data")
+    few = make_run(tmp_path / "few", data, {n: text for n, text in FIRST.items() if n != 1})
+    with pytest.raises(UserError, match=r"1 .*\(id 1\)"):
+        findings([few])
+    done = subprocess.run([*SCRIPT, "a", "b", "c"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 3 runs: a report is of one, or of two")
