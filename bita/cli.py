@@ -188,6 +188,30 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
         evaluate: only score `run.test_splits`.
         argv: the arguments; None takes the program's own.
     """
+    args = _parser(description, evaluate).parse_args(argv)
+    options = [*args.options, "run.evaluate=true"] if evaluate else args.options
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
+    show_warnings(logging.WARNING if first else logging.ERROR)
+    cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
+    if args.print_config:
+        print(config_to_yaml(cfg), end="")
+        return 0
+    check_encoder_has_weights(cfg)
+    check_annotations(cfg)
+    report = evaluate and args.report
+    if report and not registry.tasks.config(cfg.run.task).needs_captions:
+        raise ConfigError(
+            f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
+        )
+    if not args.check:
+        wait_briefly()
+        from bita import distributed
+
+        distributed.together(lambda: run(cfg, report))
+    return 0
+
+
+def _parser(description: str | None, evaluate: bool) -> argparse.ArgumentParser:
     parser = command_line(description)
     parser.add_argument(
         "--cfg-path",
@@ -212,27 +236,7 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
     )
     if evaluate:
         parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
-    args = parser.parse_args(argv)
-    options = [*args.options, "run.evaluate=true"] if evaluate else args.options
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
-    show_warnings(logging.WARNING if first else logging.ERROR)
-    cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
-    if args.print_config:
-        print(config_to_yaml(cfg), end="")
-        return 0
-    check_encoder_has_weights(cfg)
-    check_annotations(cfg)
-    report = evaluate and args.report
-    if report and not registry.tasks.config(cfg.run.task).needs_captions:
-        raise ConfigError(
-            f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
-        )
-    if not args.check:
-        wait_briefly()
-        from bita import distributed
-
-        distributed.together(lambda: run(cfg, report))
-    return 0
+    return parser
 
 
 def show_warnings(level: int) -> None:

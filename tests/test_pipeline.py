@@ -87,6 +87,7 @@ def test_report_and_captions_outside_training(pipeline: tuple[Path, dict[str, st
     assert scores["facts"].keys() >= {"kind", "count"}
     page = (out / "report.html").read_text()
     assert page.count('<article class="card"') == SCENES["test"]
+    assert page.count("<figcaption>attention</figcaption>") == 6
 
     entries = json.loads((out / "data/synthetic/annotations/test.json").read_text())
     paths = {entry["image_id"]: str(out / "data/synthetic/images" / entry["image"]) for entry in entries}

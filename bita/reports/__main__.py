@@ -41,12 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="score captions that need no model, too; opens all training images",
     )
+    parser.add_argument("--model", action="store_true", help="load the model, too, and show where it looked")
     args = parser.parse_args(arguments)
     if len(args.runs) > 2:
         raise UserError(
             f"{len(args.runs)} runs: a report is of one, or of two side by side; see scripts/compare_runs.py"
         )
-    found = findings(args.runs, name=args.split, data=args.data, baselines=args.baselines)
+    found = findings(args.runs, name=args.split, data=args.data, baselines=args.baselines, model=args.model)
     path: Path = args.out or found.runs[0].folder / "report.html"
     write_report(path, found, args.classes and found.split.classes(args.classes))
     print(f"look at {path}")

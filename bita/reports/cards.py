@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -25,6 +25,13 @@ def rank_by(judged: Judged) -> str:
     return "CIDEr" if "CIDEr" in judged.scores.overall else next(iter(judged.scores.overall))
 
 
+def some(ids: Iterable[Id]) -> list[Id]:
+    """Return ids in an order that is no order, the same every time."""
+    mixed = ordered(ids)
+    random.Random(1).shuffle(mixed)
+    return mixed
+
+
 def chosen(runs: Sequence[Judged], confidence: Mapping[Id, float]) -> dict[str, list[Id]]:
     """Return kind → images of it, ordered.
 
@@ -36,9 +43,7 @@ def chosen(runs: Sequence[Judged], confidence: Mapping[Id, float]) -> dict[str, 
     values = [{n: of[metric] for n, of in run.scores.per_image.items()} for run in runs]
     ids = ordered(runs[0].captions)
     rising = sorted(ids, key=lambda n: values[0][n])
-    some = list(ids)
-    random.Random(1).shuffle(some)
-    kinds = {"at random": some[:RANDOM], "best": rising[::-1][:EACH], "worst": rising[:EACH]}
+    kinds = {"at random": some(ids)[:RANDOM], "best": rising[::-1][:EACH], "worst": rising[:EACH]}
     if confidence:
         kinds["most doubtful"] = sorted(ids, key=lambda n: confidence[n])[:EACH]
     if len(runs) > 1:
@@ -89,10 +94,10 @@ def cards(
     ]
 
 
-def data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image, side: int = SIDE) -> str:
     """Return an image, made smaller, as an address that holds it, so that the page is one file."""
     small = image.copy()
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

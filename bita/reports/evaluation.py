@@ -23,7 +23,7 @@ COLUMNS = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 def report(run: str, out: Path, seconds: float | None) -> dict[str, Any]:
     """Score, write both files, print the table; what `scores.json` holds."""
-    found = findings([run], baselines=True)
+    found = findings([run], baselines=True, model=True)
     first, control, *others = found.systems
     scores: dict[str, Any] = {
         "test": first.usual,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from bita.metrics.stats import by_class, paired_test
 from bita.records import Id
 from bita.reports import cards, figures, stages
 from bita.reports.judge import Judge, Judged
+from bita.reports.looks import Looked, captioner_of, looked
 from bita.reports.split import Run, Split, shuffled
 
+LOOKED = 6
+"""Images of which the page shows where the model looked."""
 FREQUENT = 10
 """Lines of a list of what comes most often."""
 
@@ -40,12 +43,16 @@ class Findings:
         systems: captions judged: first those of the runs, then the first run's with the images shuffled, then others
             that need no model.
         people: what a reference is like by the others (`Judge.people`).
+        confidence: image id → the quality to expect of the first run's caption, from 0 to 1; {} where it is not known.
+        looked: where the first run's model looked in a few images.
     """
 
     split: Split
     runs: list[Run]
     systems: list[Judged]
     people: tuple[dict[str, float], Invented, float | None]
+    confidence: dict[Id, float] = field(default_factory=dict)
+    looked: list[Looked] = field(default_factory=list)
 
     @property
     def judged(self) -> list[Judged]:
@@ -54,7 +61,12 @@ class Findings:
 
 
 def findings(
-    paths: Sequence[str | Path], *, name: str | None = None, data: Path | None = None, baselines: bool = False
+    paths: Sequence[str | Path],
+    *,
+    name: str | None = None,
+    data: Path | None = None,
+    baselines: bool = False,
+    model: bool = False,
 ) -> Findings:
     """Judge the captions of a run, or of two on the same split.
 
@@ -63,6 +75,7 @@ def findings(
         name: of the results, such as `test`; None: the first that there are.
         data: in the place of `env.cache_root`.
         baselines: judge captions that need no model, too; it takes as long as opening all training images.
+        model: load the first run's model and ask it where it looked.
 
     Raises:
         UserError: no such run, no captions, or two runs that did not caption the same images.
@@ -80,7 +93,11 @@ def findings(
     systems.append(judge(f"{systems[0].name}, images shuffled", shuffled(systems[0].captions)))
     if baselines:
         systems += [judge(title, captions) for title, captions in split.baselines().items()]
-    return Findings(split, runs, systems, judge.people())
+    pictures = []
+    if model:
+        captions = systems[0].captions
+        pictures = looked(captioner_of(runs[0]), split, captions, cards.some(captions)[:LOOKED])
+    return Findings(split, runs, systems, judge.people(), looked=pictures)
 
 
 def write_report(path: Path, found: Findings, classes: Mapping[Id, str] | None = None) -> None:
@@ -123,7 +140,7 @@ def write_reports(folder: Path) -> list[Path]:
 def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
     """Return what the template puts on the page."""
     first, split = found.systems[0], found.split
-    confidence = found.runs[0].confidence(split.name)
+    confidence = found.confidence
     every = cards.rows(found.judged, split, classes, confidence)
     kinds = cards.chosen(found.judged, confidence)
     every_stage = {stage.folder: stage for run in found.runs for stage in stages.stages(run)}
@@ -148,6 +165,7 @@ def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
         "cards": cards.cards(every, kinds, split),
         "every": every,
         "calibration": _calibration(first, confidence),
+        "looked": found.looked,
         "stages": [stages.described(stage) for stage in every_stage.values()],
         "notes": list(dict.fromkeys(note for system in found.systems for note in system.scores.notes)),
         "provenance": first.scores.provenance,

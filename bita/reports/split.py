@@ -21,7 +21,7 @@ from bita.files import user_path
 from bita.metrics.files import read_hypotheses, read_images
 from bita.prepare.baselines import constant_captions, nearest_captions
 from bita.processors.rgb import ImageOpener
-from bita.records import Id, ordered, read_object, read_records
+from bita.records import Id, ordered, read_object
 
 Captions = dict[Id, str]
 
@@ -87,17 +87,6 @@ class Run:
     def captions(self, name: str) -> Captions:
         """Image id → caption of a split."""
         return read_hypotheses(self._results(name))
-
-    def confidence(self, name: str) -> dict[Id, float]:
-        """Image id → the quality to expect of its caption, from 0 to 1; {} where the results do not say."""
-        said = {
-            record.image_id(): record.fields.get("confidence") for record in read_records(self._results(name))
-        }
-        return (
-            {n: float(value) for n, value in said.items() if value is not None}
-            if None not in said.values()
-            else {}
-        )
 
     def _results(self, name: str) -> Path:
         return self.folder / "results" / f"{name}.json"

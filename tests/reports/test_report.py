@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,21 +134,12 @@ def test_two_runs_side_by_side(both: Findings, tmp_path: Path) -> None:
     )  # how it was trained, which is where the second began; how it was made
 
 
-def test_doubt_comes_from_the_results(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "sure"
-    shutil.copytree(runs[0], folder, symlinks=True)
-    results = folder / "run/results/test.json"
-    records = json.loads(results.read_text())
-    for k, record in enumerate(records):
-        record["confidence"] = 0.9 - k / 10
-    results.write_text(json.dumps(records))
-    said = content(findings([folder]), {})
-    assert "most doubtful" in said["kinds"]
+def test_doubt_and_what_it_is_worth(found: Findings) -> None:
+    sure = {n: 0.9 - k / 10 for k, n in enumerate(FIRST)}
+    said = content(replace(found, confidence=sure), {})
+    assert said["kinds"][-1] == "most doubtful"
     assert len(said["calibration"]) == 2
-    assert [card["id"] for card in said["cards"] if "most doubtful" in card["kinds"]]
-    del records[0]["confidence"]
-    results.write_text(json.dumps(records))
-    assert Run.open(folder).confidence("test") == {}
+    assert chosen(found.judged, sure)["most doubtful"][:2] == [302, 301]
 
 
 def test_stages_and_their_logs(runs: tuple[Path, Path]) -> None:
