@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="score captions that need no model, too; opens all training images",
     )
-    parser.add_argument("--model", action="store_true", help="load the model, too, and show where it looked")
+    parser.add_argument(
+        "--model", action="store_true", help="load the model, too: where it looked, how sure it is"
+    )
     args = parser.parse_args(arguments)
     if len(args.runs) > 2:
         raise UserError(

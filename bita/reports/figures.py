@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bita.inference.confidence import Bin, Values
+
 INK, LINE, FIRST, SECOND = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 STYLES = {INK: "currentColor", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 """Colours that stand in a drawing → what the page calls them."""
 COLOURS = (FIRST, SECOND, INK)
 SIZE = (3.6, 2.4)
 """Of a plot, in inches."""
+
+LEAST_SHARE = 0.02
+"""Of the images: the mean quality of fewer says nothing."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -70,19 +75,9 @@ def curves(title: str, named: Mapping[str, Curve]) -> str:
         return svg(figure, title)
 
 
-def reliability(confidence: Sequence[float], quality: Sequence[float], bins: int = 10) -> str:
-    """Mean quality of captions of about equal confidence, against that confidence.
-
-    Args:
-        confidence: expected quality, 0 to 1.
-        quality: what it came to, on the same scale.
-        bins: groups of equal size.
-    """
-    order = np.argsort(np.asarray(confidence), kind="stable")
-    groups = [group for group in np.array_split(order, bins) if len(group)]
-    expected, found = (
-        [float(np.asarray(values)[group].mean()) for group in groups] for values in (confidence, quality)
-    )
+def reliability(bins: Sequence[Bin]) -> str:
+    """Mean quality of captions of a like confidence, against that confidence."""
+    expected, found = [part.confidence for part in bins], [part.quality for part in bins]
     with plot() as (figure, axes):
         top = max([*expected, *found, 1e-9]) * 1.05
         axes.plot([0, top], [0, top], color=LINE)
@@ -91,28 +86,21 @@ def reliability(confidence: Sequence[float], quality: Sequence[float], bins: int
         return svg(figure, "Quality against confidence")
 
 
-def risk_coverage(name: str, confidence: Sequence[float], quality: Sequence[float]) -> str:
-    """Mean quality of the most confident captions, against how many are kept.
+def coverage(name: str, kept: Mapping[str, tuple[Values, Values]]) -> str:
+    """Mean quality of the captions that are kept, against how many are.
 
     Args:
         name: of the quality.
-        confidence: higher is kept first.
-        quality: of each caption.
+        kept: what is kept first → shares that are kept, mean qualities; those of the whole split come last.
     """
-    order = np.argsort(-np.asarray(confidence), kind="stable")
-    values = np.asarray(quality, np.float64)
-    shares = np.arange(1, len(values) + 1) / len(values)
-    kept, best = (
-        np.cumsum(found) / np.arange(1, len(values) + 1) for found in (values[order], -np.sort(-values))
-    )
-    first = max(0, min(len(values) - 1, len(values) // 50))  # the mean of a few says nothing
     with plot() as (figure, axes):
-        axes.plot(shares[first:], best[first:], color=LINE, label="sorted by quality itself")
-        axes.plot(shares[first:], kept[first:], color=FIRST, label="most confident first")
-        axes.axhline(values.mean(), color=INK, linestyle=":", label="any")
+        for colour, (title, (shares, means)) in zip(COLOURS, kept.items(), strict=False):
+            enough = shares >= LEAST_SHARE
+            axes.plot(shares[enough], means[enough], color=colour, label=title)
+        axes.axhline(next(iter(kept.values()))[1][-1], color=INK, linestyle=":", label="all")
         axes.set(xlabel="share of images kept", ylabel=f"mean {name}", xlim=(0, 1))
         axes.legend()
-        return svg(figure, f"Mean {name} of the most confident captions")
+        return svg(figure, f"Mean {name} of the captions that are kept")
 
 
 @contextmanager

@@ -11,20 +11,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bita.errors import UserError
 from bita.files import write_text
+from bita.inference.calibrate import PERFECT
+from bita.inference.confidence import expected_calibration_error, reliability, risk_coverage
 from bita.metrics.hallucination import Invented
 from bita.metrics.stats import by_class, paired_test
 from bita.records import Id
 from bita.reports import cards, figures, stages
 from bita.reports.judge import Judge, Judged
-from bita.reports.looks import Looked, captioner_of, looked
+from bita.reports.model import Looked, captioner_of, confidences, looked
 from bita.reports.split import Run, Split, shuffled
 
 LOOKED = 6
@@ -44,6 +47,7 @@ class Findings:
             that need no model.
         people: what a reference is like by the others (`Judge.people`).
         confidence: image id → the quality to expect of the first run's caption, from 0 to 1; {} where it is not known.
+        consensus: the CIDEr whose quality is 1 (`bita.inference.confidence`).
         looked: where the first run's model looked in a few images.
     """
 
@@ -52,6 +56,7 @@ class Findings:
     systems: list[Judged]
     people: tuple[dict[str, float], Invented, float | None]
     confidence: dict[Id, float] = field(default_factory=dict)
+    consensus: float = PERFECT
     looked: list[Looked] = field(default_factory=list)
 
     @property
@@ -75,7 +80,7 @@ def findings(
         name: of the results, such as `test`; None: the first that there are.
         data: in the place of `env.cache_root`.
         baselines: judge captions that need no model, too; it takes as long as opening all training images.
-        model: load the first run's model and ask it where it looked.
+        model: load the first run's model and ask it where it looked and, where it is calibrated, how sure it is.
 
     Raises:
         UserError: no such run, no captions, or two runs that did not caption the same images.
@@ -93,11 +98,19 @@ def findings(
     systems.append(judge(f"{systems[0].name}, images shuffled", shuffled(systems[0].captions)))
     if baselines:
         systems += [judge(title, captions) for title, captions in split.baselines().items()]
-    pictures = []
-    if model:
-        captions = systems[0].captions
-        pictures = looked(captioner_of(runs[0]), split, captions, cards.some(captions)[:LOOKED])
-    return Findings(split, runs, systems, judge.people(), looked=pictures)
+    found = Findings(split, runs, systems, judge.people())
+    return asked(found) if model else found
+
+
+def asked(found: Findings) -> Findings:
+    """Return the same, with what the first run's model says itself."""
+    split, captions, captioner = found.split, found.systems[0].captions, captioner_of(found.runs[0])
+    return replace(
+        found,
+        confidence=confidences(captioner, split, captions),
+        consensus=PERFECT if captioner.calibration is None else captioner.calibration.consensus,
+        looked=looked(captioner, split, captions, cards.some(captions)[:LOOKED]),
+    )
 
 
 def write_report(path: Path, found: Findings, classes: Mapping[Id, str] | None = None) -> None:
@@ -164,7 +177,7 @@ def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
         "kinds": list(kinds),
         "cards": cards.cards(every, kinds, split),
         "every": every,
-        "calibration": _calibration(first, confidence),
+        "calibration": _calibration(found),
         "looked": found.looked,
         "stages": [stages.described(stage) for stage in every_stage.values()],
         "notes": list(dict.fromkeys(note for system in found.systems for note in system.scores.notes)),
@@ -187,14 +200,21 @@ def _classes(judged: Sequence[Judged], classes: Mapping[Id, str]) -> dict[str, l
     return {name: [of[name] for of in each] for name in each[0]}
 
 
-def _calibration(judged: Judged, confidence: Mapping[Id, float]) -> list[str]:
-    """Plots of what confidence is worth; none where there is none."""
-    if not confidence:
-        return []
-    metric = cards.rank_by(judged)
-    ids = list(judged.captions)
-    sure, quality = [confidence[n] for n in ids], [judged.scores.per_image[n][metric] for n in ids]
-    return [figures.reliability(sure, quality), figures.risk_coverage(metric, sure, quality)]
+def _calibration(found: Findings) -> dict[str, Any]:
+    """What confidence is worth, where there is one: plots, the error, what keeping half gains."""
+    first, metric = found.systems[0], cards.rank_by(found.systems[0])
+    if not found.confidence:
+        return {}
+    sure = np.array([found.confidence[n] for n in first.captions])
+    scores = np.array([first.scores.per_image[n][metric] for n in first.captions])
+    quality = np.minimum(1.0, scores / found.consensus)
+    kept = {"the most confident": risk_coverage(sure, scores), "the best": risk_coverage(scores, scores)}
+    half = np.argsort(-sure, kind="stable")[: (len(sure) + 1) // 2]
+    return {
+        "error": expected_calibration_error(sure, quality),
+        "half": float(scores[half].mean()),
+        "figures": [figures.reliability(reliability(sure, quality)), figures.coverage(metric, kept)],
+    }
 
 
 def _made(run: Run) -> dict[str, Any]:

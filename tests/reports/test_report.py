@@ -138,7 +138,11 @@ def test_doubt_and_what_it_is_worth(found: Findings) -> None:
     sure = {n: 0.9 - k / 10 for k, n in enumerate(FIRST)}
     said = content(replace(found, confidence=sure), {})
     assert said["kinds"][-1] == "most doubtful"
-    assert len(said["calibration"]) == 2
+    cider = [
+        of["CIDEr"] for of in found.systems[0].scores.per_image.values()
+    ]  # ids ascend, as confidence falls
+    assert said["calibration"]["half"] == pytest.approx(sum(cider[:4]) / 4)
+    assert len(said["calibration"]["figures"]) == 2
     assert chosen(found.judged, sure)["most doubtful"][:2] == [302, 301]
 
 

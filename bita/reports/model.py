@@ -1,4 +1,4 @@
-"""What only the model itself can say: where it looked for the captions of a few images."""
+"""What only the model itself can say: how sure it is of its captions, and where it looked for some."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def captioner_of(run: Run) -> Captioner:
     """Load the model that wrote a run's captions: its own, or for an evaluation the one that it evaluated."""
     own = (run.folder / "checkpoints").is_dir()
     return Captioner.load(run.folder if own or run.cfg.model.init_from is None else run.cfg.model.init_from)
+
+
+def confidences(captioner: Captioner, split: Split, captions: Mapping[Id, str]) -> dict[Id, float]:
+    """Image id → the quality to expect of its caption, which is written again; {} where the run is not calibrated."""
+    if captioner.calibration is None:
+        return {}
+    records = captioner.stream([split.images[image_id] for image_id in captions], num_captions=1)
+    sure = {image_id: record.confidence for image_id, record in zip(captions, records, strict=True)}
+    return {image_id: value for image_id, value in sure.items() if value is not None}
 
 
 def looked(captioner: Captioner, split: Split, captions: Mapping[Id, str], ids: Iterable[Id]) -> list[Looked]:
