@@ -25,6 +25,10 @@ WORDS = Path(__file__).with_name("things.yaml")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 REACH = 3
 """A number counts a thing that is named at most so many words after it: "two large white planes"."""
+ENDS = re.compile(
+    r"\b(?:an?|the|some|many|several|of|by|in|on|at|with|to|for|from|into|near|beside|is|are)\b"
+)
+"""Words that no number reaches across: "two rows of trees" are not two trees."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ class Vocabulary:
         """Return the things that a caption names, and how many of each it says there are."""
         text = " ".join(caption.lower().split())
         found = [(match.start(), self._thing[match[0]]) for match in self._pattern.finditer(text)]
-        found = [(place, thing) for place, thing in found if thing]
         counts = []
         for match in re.finditer(rf"\b({'|'.join(NUMBERS)})\b", text):
             after = [(place, thing) for place, thing in found if place > match.end()]
-            if after and len(text[match.end() : after[0][0]].split()) <= REACH:
+            between = text[match.end() : after[0][0]] if after else ""
+            if after and after[0][1] and len(between.split()) <= REACH and not ENDS.search(between):
                 counts.append((after[0][1], NUMBERS.index(match[0]) + 1))
-        return Named([thing for _, thing in found], counts)
+        return Named([thing for _, thing in found if thing], counts)
 
 
 def invented(

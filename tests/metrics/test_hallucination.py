@@ -22,6 +22,11 @@ WORDS = Vocabulary()
     [
         ("Two large white planes beside a terminal .", ["airplane", "terminal"], [("airplane", 2)]),
         ("a baseball field near some fields", ["baseball field", "farmland"], []),
+        ("two red and white planes", ["airplane"], [("airplane", 2)]),
+        ("three rows of trees in two sides of a railway station", ["tree", "railway station"], []),
+        ("divided into four parts by the road", ["road"], []),
+        ("plants on one bank and a road on the other side", ["road"], []),
+        ("a road across another one diagonally with some cars", ["road", "car"], []),
         ("many green trees on both sides of a curved river", ["tree", "river"], []),
         ("there is a parking lot with three cars", ["parking lot", "car"], [("car", 3)]),
         ("one of the mobile home parks and a viaduct", ["mobile home", "bridge"], [("mobile home", 1)]),
