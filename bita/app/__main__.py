@@ -9,6 +9,7 @@ no network."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -67,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = Engine(Captioner.load(args.checkpoint, args.device, args.quantize), limits)
     with tempfile.TemporaryDirectory(prefix="bita-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder
-        serve(engine, args.host, args.port)
+        try:
+            serve(engine, args.host, args.port)
+        finally:
+            tempfile.tempdir = None
     return 0
 
 
@@ -83,7 +87,10 @@ def serve(engine: Engine, host: str, port: int) -> None:
     from bita.app.service import Service
 
     app = mount(Service(engine).app(), engine)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # uvicorn raises it again at its end
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=75)
     with listening(host, port) as place:
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{place.getsockname()[1]}  (the service: /docs)  Ctrl-C ends it", flush=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import re
+import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import rasterio
@@ -180,6 +185,32 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], run: Path) -> 
         assert main(["--checkpoint", str(run), "--port", str(taken.getsockname()[1]), "--device", "cpu"]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "choose another --port" in line
+
+
+def test_sigterm_leaves_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with listening("127.0.0.1", 0) as place:
+        port = place.getsockname()[1]
+    seen: list[int] = []
+
+    def stop() -> None:
+        while not seen:
+            with contextlib.suppress(httpx.TransportError):
+                seen.append(httpx.get(f"http://127.0.0.1:{port}/").status_code)
+        seen.append(len(list(tmp_path.glob("bita-app-*"))))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["--checkpoint", str(run), "--port", str(port), "--device", "cpu"])
+    signal.signal(signal.SIGTERM, before)
+    thread.join()
+    assert ended.value.code == 143
+    assert seen == [200, 1]
+    assert list(tmp_path.glob("bita-app-*")) == []
 
 
 @pytest.fixture
