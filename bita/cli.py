@@ -15,7 +15,6 @@ from bita.config.schema import Config
 from bita.errors import ConfigError, above, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import Others, wait_briefly
-from bita.scenes import command as scenes
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -63,6 +62,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
 @program
 def caption(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-caption`; its exit code."""
+    from bita.scenes import command as scenes
+
     parser = _caption_line()
     args = parser.parse_args(arguments)
     rasters = scenes.check(args) if scenes.is_wanted(args) else []
@@ -119,6 +120,8 @@ CHANGES = (
 
 
 def _caption_line() -> argparse.ArgumentParser:
+    from bita.scenes.command import add_options as add_scenes
+
     parser = command_line(CAPTION)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, a folder, a pattern, or -")
     parser.add_argument(
@@ -141,7 +144,7 @@ def _caption_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stage1", metavar="RUN", help="stage-1 run for image-text scores (default: its own)"
     )
-    scenes.add_options(parser)
+    add_scenes(parser)
     search = parser.add_argument_group("search (default: as in the run)")
     search.add_argument("--beams", dest="num_beams", type=at_least(1), help="of the search")
     search.add_argument("--num-captions", type=at_least(1), help="captions an image, tabs between them (1)")
