@@ -8,12 +8,13 @@ no network."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bita.errors import UserError, at_least, command_line, program
@@ -87,14 +88,21 @@ def serve(engine: Engine, host: str, port: int) -> None:
     from bita.app.service import Service
 
     app = mount(Service(engine).app(), engine)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # uvicorn raises it again at its end
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=75)
-    with listening(host, port) as place:
+    with listening(host, port) as place, exits_on_sigterm():
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{place.getsockname()[1]}  (the service: /docs)  Ctrl-C ends it", flush=True)
         uvicorn.Server(config).run(sockets=[place])
+
+
+@contextlib.contextmanager
+def exits_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which uvicorn raises again at its end, unwind what is open; then what stood there stands again."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listening(host: str, port: int) -> socket.socket:

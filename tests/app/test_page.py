@@ -206,8 +206,8 @@ def test_sigterm_leaves_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.M
     thread.start()
     with pytest.raises(SystemExit) as ended:
         main(["--checkpoint", str(run), "--port", str(port), "--device", "cpu"])
-    signal.signal(signal.SIGTERM, before)
     thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
     assert ended.value.code == 143
     assert seen == [200, 1]
     assert list(tmp_path.glob("bita-app-*")) == []
