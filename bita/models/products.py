@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+FEW, MANY = 10, 48
+"""Between so many rows, oneDNN's threads lay the weights out anew at every call; parts of few rows are faster."""
+
 
 @cache
 def _onednn() -> Callable[..., Tensor] | None:
@@ -34,9 +37,18 @@ class _OneDnn(TorchFunctionMode):
         self.linear = linear
 
     def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs and _plain(*args):
-            return self.linear(args[0], args[1], args[2] if len(args) > 2 else None, "none", [], "")
-        return func(*args, **(kwargs or {}))
+        """See `TorchFunctionMode`."""
+        if func is not F.linear or kwargs or not _plain(*args):
+            return func(*args, **(kwargs or {}))
+        inputs, weight, bias = (*args, None)[:3]
+        rows = inputs.numel() // inputs.shape[-1]
+        if FEW < rows < MANY and torch.get_num_threads() > 1:
+            parts = [
+                self.linear(part, weight, bias, "none", [], "")
+                for part in inputs.reshape(rows, -1).split(FEW)
+            ]
+            return torch.cat(parts).unflatten(0, inputs.shape[:-1])
+        return self.linear(inputs, weight, bias, "none", [], "")
 
 
 def _plain(*tensors: Tensor | None) -> bool:

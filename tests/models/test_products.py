@@ -17,10 +17,22 @@ def not_intel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "bias"), [((7, 5), True), ((2, 3, 5), True), ((2, 1, 4, 5), False), ((1, 5), False)]
+    ("shape", "bias"),
+    [
+        ((7, 5), True),
+        ((11, 5), True),
+        ((3, 9, 5), False),
+        ((2, 3, 5), True),
+        ((2, 1, 4, 5), False),
+        ((1, 5), False),
+    ],
 )
-def test_the_sums_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_sums_are_those_of_torch(
+    shape: tuple[int, ...], bias: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layer, x = nn.Linear(5, 9, bias=bias), torch.randn(shape)
     wanted = layer(x)
     with torch.no_grad(), fast_products():
