@@ -42,17 +42,18 @@ def keep_memory() -> bool:
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """Return what `work`, which waits for the disk or leaves Python's lock, gives for each item, several at a time."""
-    with _threads() as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, items))
 
 
 def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
     """What `work` gives for each item, in order, up to `most` of them worked out in threads before they are asked for.
 
-    Items are taken by the thread that asks, so that they may come from what only one thread may use.
+    Items are taken by the thread that asks, so that they may come from what only one thread may use. There are no more
+    threads than cores: on a CPU they share these with the model, whose own threads wait for each other.
     """
     waiting: deque[Future[B]] = deque()
-    with _threads() as pool:
+    with ThreadPoolExecutor(min(8, cores())) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
@@ -63,10 +64,6 @@ def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def wait_briefly() -> None:
