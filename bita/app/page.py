@@ -20,8 +20,8 @@ from bita.app.engine import Engine
 from bita.errors import UserError
 from bita.files import sha256
 from bita.inference.captions import Caption
+from bita.inference.index import Vectors, search
 from bita.inference.outputs import FORMATS, record_of
-from bita.models.contrast import similarity
 
 MANY = 200
 """Images of the second and third tab at a time."""
@@ -40,8 +40,8 @@ HEAD = """<h1>BITA</h1><p>Captions for aerial and satellite images. Model {model
 Nothing is sent elsewhere. <a href="/docs">For programs</a></p>"""
 START = "Drop an image on the left. Then draw a box on it to caption a part."
 
-Found = tuple[list[tuple[str, Image.Image]], Tensor]
-"""Images that can be searched, and their embeddings (N, Q, E)."""
+Found = tuple[list[tuple[str, Image.Image]], Vectors]
+"""Images that can be searched, and their vectors (N, Q, E)."""
 
 
 class Page:
@@ -133,7 +133,7 @@ class Page:
         if not opened:
             return None, views.cards(wrong) if wrong else views.hint("Drop the images to be searched.")
         said = views.hint(f"{len(opened)} images can be searched. Say what you look for.")
-        return (opened, torch.cat(embedded)), said + (views.cards(wrong) if wrong else "")
+        return (opened, torch.cat(embedded).half().numpy()), said + (views.cards(wrong) if wrong else "")
 
     def search(self, text: str, found: Found | None) -> str:
         """Rank images by how well they fit words."""
@@ -144,11 +144,10 @@ class Page:
         try:
             with self.engine.lock:
                 texts = self.engine.captioner.embed_texts(text[:500])
-            scores = similarity(found[1], texts)[:, 0]
         except UserError as error:
             return views.error(error)
-        ranked = scores.argsort(descending=True, stable=True)[:FOUND].tolist()
-        return views.cards([views.card(*found[0][place], score=float(scores[place])) for place in ranked])
+        (ranked,) = search(found[1], texts, FOUND)
+        return views.cards([views.card(*found[0][place], score=score) for place, score in ranked])
 
     def _caption(self, dropped: Dropped, box: Box, image: Image.Image) -> str:
         """Caption a window, with other candidates and where the model looked."""

@@ -30,18 +30,37 @@ _EVERY = 0.5
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of scenes; one of --crop, --format, --before and --after makes a scene of what is captioned."""
     group = parser.add_argument_group("scenes: rasters cut into tiles, captions as polygons (docs/scenes.md)")
-    group.add_argument("--crop", type=at_least(1), metavar="PIXELS", help=f"side of a tile ({CROP})")
     group.add_argument("--format", choices=tuple(FORMATS), help="of the file of polygons (geojson)")
     group.add_argument("--before", type=user_path, metavar="RASTER", help="with --after: what changed")
     group.add_argument("--after", type=user_path, metavar="RASTER", help="second date of --before")
+    add_cut(group)
+    group.add_argument("--top", type=at_least(1), metavar="N", help="only the N tiles that changed most")
+    group.add_argument("--stac", action="store_true", help="write a STAC Item beside each output")
+
+
+def add_cut(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how a raster is read and cut into tiles; `wanted` takes them."""
+    group.add_argument("--crop", type=at_least(1), metavar="PIXELS", help=f"side of a tile ({CROP})")
     group.add_argument("--stride", type=at_least(1), metavar="PIXELS", help="to the next tile (as --crop)")
     group.add_argument("--gsd", type=_above_0, metavar="METRES", help="resample to so many a pixel")
     group.add_argument("--edge", choices=EDGES, default="shift", help="tiles at the right and lower edge")
     group.add_argument("--bands", type=_three, metavar="R,G,B", help="band numbers from 1 (1,2,3)")
     group.add_argument("--crs", metavar="NAME", help="of a raster without, or with a wrong one: EPSG:32633")
     group.add_argument("--min-valid", type=_share, default=0.0, help="share of a tile that must have data")
-    group.add_argument("--top", type=at_least(1), metavar="N", help="only the N tiles that changed most")
-    group.add_argument("--stac", action="store_true", help="write a STAC Item beside each output")
+
+
+def wanted(args: argparse.Namespace, **others: Any) -> Wanted:
+    """Return what parsed options of `add_cut` ask for; `others` are further fields."""
+    return Wanted(
+        crop=args.crop or CROP,
+        stride=args.stride,
+        gsd=args.gsd,
+        edge=args.edge,
+        bands=args.bands,
+        crs=args.crs,
+        min_valid=args.min_valid,
+        **others,
+    )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
@@ -108,14 +127,8 @@ def run(
         search: what `Captioner.stream` takes.
     """
     kind = args.format if args.format in FORMATS else "geojson"
-    wanted = Wanted(
-        crop=args.crop or CROP,
-        stride=args.stride,
-        gsd=args.gsd,
-        edge=args.edge,
-        bands=args.bands,
-        crs=args.crs,
-        min_valid=args.min_valid,
+    asked = wanted(
+        args,
         batch_size=args.batch_size,
         search=search,
         settings=f"{args.quantize}; {settings}",
@@ -126,9 +139,9 @@ def run(
             journal_of(out).unlink(missing_ok=True)
         shown = Shown(rasters[-1].name)
         if len(rasters) == 1:
-            written = caption_scene(captioner, rasters[0], out, kind, wanted, shown)
+            written = caption_scene(captioner, rasters[0], out, kind, asked, shown)
         else:
-            written = caption_changes(captioner, rasters, out, kind, wanted, shown, args.top)
+            written = caption_changes(captioner, rasters, out, kind, asked, shown, args.top)
         shown.end(written)
         print(out, flush=True)
     return 0

@@ -22,10 +22,10 @@ from bita.inference.search import INDEX, Item, file_items, find, open_index, sta
 from bita.inference.sources import find_images
 from bita.processors.rgb import open_rgb
 from bita.scenes.captioning import Wanted
+from bita.scenes.command import CROP, add_cut, wanted
 from bita.scenes.layers import PLACE, Layer, place_of
 from bita.scenes.rasters import Scene
 from bita.scenes.vectors import FORMATS, Tiles, check_format, write_tiles
-from bita.scenes.windows import EDGES
 
 DESCRIPTION = """Find images, or tiles of a scene, by words.
 
@@ -164,12 +164,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch-size", type=at_least(1), default=32, help="images embedded at a time (%(default)s)"
     )
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    scenes = made.add_argument_group("scenes (docs/scenes.md)")
-    scenes.add_argument(
-        "--crop", type=at_least(1), default=256, help="side of a tile in pixels (%(default)s)"
-    )
-    scenes.add_argument("--stride", type=at_least(1), metavar="PIXELS", help="to the next tile (as --crop)")
-    scenes.add_argument("--edge", choices=EDGES, default="shift", help="tiles at the right and lower edge")
+    add_cut(made.add_argument_group("scenes (docs/scenes.md)"))
     return made
 
 
@@ -181,14 +176,18 @@ def run(args: argparse.Namespace) -> int:
     """
     kind = _kind(args)
     with ExitStack() as stack:
+        cut = wanted(args)
         if args.target.is_dir():
+            if cut != Wanted(crop=CROP):
+                raise UserError(
+                    f"{args.target}: its images are compared whole; --crop and the like are for a scene"
+                )
             source: Source = FolderSource(args.target)
         elif args.target.is_file():
-            wanted = Wanted(crop=args.crop, stride=args.stride, edge=args.edge)
-            scene = stack.enter_context(wanted.open(args.target))
+            scene = stack.enter_context(cut.open(args.target))
             if kind in FORMATS:
                 check_format(kind, scene)
-            source = SceneSource(scene, wanted)
+            source = SceneSource(scene, cut)
         else:
             raise UserError(f"{args.target}: no such folder or file")
         items = source.items()

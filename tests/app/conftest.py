@@ -13,8 +13,11 @@ from PIL import Image
 
 import bita
 from bita.inference.captioner import Captioner
+from tests.inference.conftest import pair
 from tests.test_export import write_run
 from tests.weights.test_weights import PARITY, small
+
+__all__ = ["pair"]
 
 
 def image(seed: int, side: int = 40) -> Image.Image:

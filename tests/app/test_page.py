@@ -32,8 +32,10 @@ from bita.app.engine import Engine, Limits
 from bita.app.page import Page, mount
 from bita.app.service import Service
 from bita.inference.captioner import Captioner
+from bita.inference.search import file_items, find, open_index, update
 from tests.app.conftest import image
 from tests.app.test_service import LIMITS, giant_png
+from tests.inference.conftest import Pair
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -178,6 +180,24 @@ def test_search_needs_a_model_that_compares(page: Page, images: list[str]) -> No
     assert found is None
     assert "no stage 1" in shown
     assert "Drop the images" in page.search("a lake", None)
+
+
+def test_search_ranks_as_the_command_does(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("notes")
+    engine = Engine(pair.captioner, LIMITS)
+    page = Page(engine)
+    found, shown = page.gather([str(path) for path in (*pair.images, tmp_path / "bad.png")])
+    assert "5 images can be searched" in shown
+    assert "bad.png: image does not open" in shown
+    shown = page.search("two planes", found)
+    engine.close()
+    assert pair.captioner.stage1 is not None
+    index = open_index(tmp_path / "index", pair.captioner.stage1)
+    update(index, list(file_items(pair.images, pair.images[0].parent)), pair.captioner.stage1)
+    hits = find(index, pair.captioner.stage1, "two planes", 12)
+    assert re.findall(r'class="note">(.*?)</p>', shown) == [name for name, _ in hits]
+    assert re.findall(r"<span>(-?\d\.\d\d)</span>", shown) == [f"{score:.2f}" for _, score in hits]
+    assert "Say what you look for" in page.search("  ", found)
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], run: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bita.cli import search
 from bita.inference.aligner import Aligner
+from bita.scenes.captioning import Wanted
 from tests.datasets.makers import write_image
 from tests.inference.conftest import Pair
 from tests.scenes.makers import UTM, noise, raster
@@ -88,9 +89,38 @@ def test_tiles_of_a_scene_are_found_on_the_map(
     assert capsys.readouterr().out.endswith(f"\t{x},{y},50,50\n")
 
 
+def test_tiles_are_cut_as_the_options_say(pair: Pair, tmp_path: Path) -> None:
+    values = noise(bands=6, height=100, width=150, kind="uint8")
+    values[:, 60:100, 50:100] = 0  # the middle tile of the lower row has data on a fifth
+    path = raster(tmp_path / "scene.tif", values, nodata=0, transform=UTM["transform"])
+    options = ["--crop", "25", "--gsd", "20", "--bands", "3,2,1", "--min-valid", "0.5", "--crs", "EPSG:32633"]
+    command = [TEXT, str(path), "--checkpoint", str(pair.run), "--device", "cpu", *options]
+    assert search([*command, "--output", str(tmp_path / "found.gpkg")]) == 0
+    found = geopandas.read_file(tmp_path / "found.gpkg", layer="found")
+    cut = Wanted(crop=25, gsd=20, bands=(3, 2, 1), crs="EPSG:32633")
+    with cut.open(path) as scene:
+        views = list(cut.tiling(scene).views(scene, 0, 0.5))
+    assert {view.pixels.shape for view in views} == {(25, 25, 3)}
+    scores = similarities(pair, [Image.fromarray(view.pixels) for view in views])
+    expected = [views[k].tile for k in np.argsort(scores)[::-1]]
+    assert [(row.column, row.row) for row in found.itertuples()] == [(tile.x, tile.y) for tile in expected]
+    assert sorted((tile.x, tile.y) for tile in expected) == [(0, 0), (0, 50), (50, 0), (100, 0), (100, 50)]
+    assert found.similarity.tolist() == pytest.approx(sorted(scores, reverse=True), abs=2e-3)
+    assert found.gsd.round(2).unique().tolist() == pytest.approx([20], abs=0.1)
+    assert found.crs.to_epsg() == 32633
+    (x, y) = (expected[0].x, expected[0].y)
+    place = (390_000 + 10 * x, 5_820_000 - 10 * (y + 50), 390_000 + 10 * (x + 50), 5_820_000 - 10 * y)
+    assert found.geometry[0].bounds == pytest.approx(place, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("target", "options", "says"),
     [
+        (
+            "empty",
+            ["--gsd", "2"],
+            "empty: its images are compared whole; --crop and the like are for a scene",
+        ),
         ("no", [], "no: no such folder or file"),
         ("empty", [], "empty: no image in this folder or below"),
         (
