@@ -182,8 +182,8 @@ def _add_style(path: Path, tiles: Tiles) -> None:
         base.execute(
             "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
             "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
-            "VALUES ('', '', ?, 'geometry', ?, ?, '', 1, ?, '', NULL, ?)",
-            (name, name, qml(tiles.layer), f"by {tiles.layer.shade}", tiles.moment),
+            "SELECT '', '', table_name, column_name, ?, ?, '', 1, ?, '', NULL, ? FROM gpkg_geometry_columns",
+            (name, qml(tiles.layer), f"by {tiles.layer.shade}", tiles.moment),
         )
         base.execute(
             "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id) "
