@@ -8,8 +8,8 @@ its tile (by pyproj and the raster's own transform) and the killed run's file eq
 byte for byte.
 
 The other figures are printed, and written by --json: memory above the model's (peak of the command less the
-peak of a process that captions two batches), objects that are named by the tile that holds them, tiles/s of
-the command by its own line and of the model alone on the same tiles in memory.
+peak of a process that captions two batches of images that it has), objects that are named by the tile that
+holds them, tiles/s of the command by its own line and of the model alone on the same tiles in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bita.files import user_path, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 BANDS = "3,2,1"
+BATCH = 16
 OFF = 0.5
 """Pixels that a polygon may lie beside its tile."""
 
@@ -50,22 +51,25 @@ def measured(line: list[str]) -> tuple[str, float]:
 
 
 def alone(args: Any, scene: Path, tiles: int) -> None:
-    """Print the tiles/s of the model on tiles that are in memory; as a process of its own."""
+    """Print the tiles/s of the model on tiles that are in memory, without any: on two batches of empty images."""
     from itertools import islice
 
     from PIL import Image
 
     import bita
-    from bita.scenes.captioning import Wanted
 
     captioner = bita.load(args.checkpoint)
-    wanted = Wanted(crop=args.crop, bands=(3, 2, 1))
-    with wanted.open(scene) as raster:
-        views = islice(wanted.tiling(raster).views(raster, 0, 0.0), tiles)
-        images = [Image.fromarray(view.pixels) for view in views]
-    list(captioner.stream(images[:16], batch_size=16, num_captions=1))
+    images = [] if tiles else 2 * BATCH * [Image.new("RGB", (args.crop, args.crop))]
+    if tiles:
+        from bita.scenes.captioning import Wanted
+
+        wanted = Wanted(crop=args.crop, bands=(3, 2, 1))
+        with wanted.open(scene) as raster:
+            views = islice(wanted.tiling(raster).views(raster, 0, 0.0), tiles)
+            images = [Image.fromarray(view.pixels) for view in views]
+    list(captioner.stream(images[:BATCH], batch_size=BATCH, num_captions=1))
     start = time.monotonic()
-    list(captioner.stream(images, batch_size=16, num_captions=1))
+    list(captioner.stream(images, batch_size=BATCH, num_captions=1))
     print(len(images) / (time.monotonic() - start), file=sys.stderr)
 
 
@@ -106,24 +110,28 @@ def named(features: list[dict[str, Any]], objects: list[dict[str, Any]]) -> floa
     return hits / len(objects)
 
 
-def killed(args: Any, scene: Path, out: Path, tiles: int) -> None:
-    """Caption the scene under `--kills` kills, each after a share of the tiles, then to the end."""
+def killed(args: Any, scene: Path, out: Path, tiles: int) -> int:
+    """Caption the scene under `--kills` kills, each after a share of the tiles, then to the end; how many hit."""
     journal, dice = out.with_name(f"{out.name}.journal"), random.Random(0)
+
+    def batches() -> int:
+        return journal.read_bytes().count(b"\n") - 1 if journal.exists() else -1
+
     for kill in range(args.kills):
         process = subprocess.Popen(
             command(args, scene, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        batches = (kill + 1) * tiles // 16 // (args.kills + 1)
+        wanted = (kill + 1) * tiles // BATCH // (args.kills + 1)
         while process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") > batches:
+            if batches() >= wanted:
                 time.sleep(dice.uniform(0, 0.3))
                 process.kill()
             time.sleep(0.02)
-        process.wait()
-        print(
-            f"kill {kill + 1}: {journal.read_bytes().count(bytes([10])) - 1 if journal.exists() else 0} batches"
-        )
+        if process.wait() == 0:  # it was done before the kill
+            return kill
+        print(f"kill {kill + 1}: {batches()} batches")
     measured(command(args, scene, out))
+    return int(args.kills)
 
 
 def check(args: Any) -> dict[str, Any]:
@@ -141,9 +149,9 @@ def check(args: Any) -> dict[str, Any]:
     features = json.loads(plain.read_text(encoding="utf-8"))["features"]
     own = [sys.executable, __file__, "--checkpoint", args.checkpoint, "--out", str(args.out)]
     own += ["--side", str(args.side), "--crop", str(args.crop), "--alone"]
-    _, model_peak = measured([*own, "32"])
+    _, model_peak = measured([*own, "0"])
     speed, _ = measured([*own, str(len(features))])
-    killed(args, scene, other, len(features))
+    kills = killed(args, scene, other, len(features))
     objects = json.loads(scene.with_suffix(".json").read_text(encoding="utf-8"))
     rate = float(said.strip().splitlines()[-1].rpartition(", ")[2].split()[0])
     alone_rate = float(speed.strip().splitlines()[-1])
@@ -155,7 +163,7 @@ def check(args: Any) -> dict[str, Any]:
         "tiles/s": rate,
         "tiles/s of the model alone": round(alone_rate, 1),
         "share of the model's speed": round(rate / alone_rate, 3),
-        "kills": args.kills,
+        "kills": kills,
         "equal": plain.read_bytes() == other.read_bytes(),
     }
 
@@ -170,7 +178,7 @@ def main() -> int:
     parser.add_argument("--crop", type=at_least(64), default=256)
     parser.add_argument("--kills", type=at_least(1), default=5)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--alone", type=at_least(1), metavar="TILES", help="only the model, on so many tiles")
+    parser.add_argument("--alone", type=at_least(0), metavar="TILES", help="only the model, on so many tiles")
     args = parser.parse_args()
     if args.alone is not None:
         alone(args, args.out / f"scene_{args.side}.tif", args.alone)
