@@ -9,7 +9,7 @@ from bita.scenes.layers import Layer
 _BOUNDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _COLOURS = ("215,48,39", "252,141,89", "254,224,139", "145,207,96", "26,152,80")
 _UNKNOWN = "150,150,150"
-_CLEAR, _OPAQUE = 90, 255
+_CLEAR, _OPAQUE = 60, 255
 """Of 255: how much of a fill and of an outline covers the scene."""
 _LABEL_SCALE = 40_000
 """Labels are drawn from this scale on; all over a whole scene they would cover it."""
@@ -53,7 +53,7 @@ def _symbol(number: int, colour: str) -> str:
         "color": f"{colour},{_CLEAR}",
         "outline_color": f"{colour},{_OPAQUE}",
         "outline_style": "solid",
-        "outline_width": "0.3",
+        "outline_width": "0.5",
         "outline_width_unit": "MM",
         "style": "solid",
     }
@@ -71,7 +71,7 @@ def _labels(layer: Layer) -> str:
     return (
         '<labeling type="simple"><settings calloutType="simple">'
         f'<text-style fieldName={quoteattr(layer.label)} isExpression="1" fontFamily="Sans Serif" fontSize="8" '
-        'fontSizeUnit="Point" textColor="20,20,20,255" textOpacity="1" multilineHeight="1">'
+        'fontSizeUnit="Point" fontWeight="75" textColor="20,20,20,255" textOpacity="1" multilineHeight="1">'
         '<text-buffer bufferDraw="1" bufferSize="0.8" bufferSizeUnits="MM" bufferColor="255,255,255,255" '
         'bufferOpacity="0.8"/></text-style>'
         '<text-format autoWrapLength="24" useMaxLineLengthForAutoWrap="1" multilineAlign="1"/>'

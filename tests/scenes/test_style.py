@@ -34,8 +34,8 @@ def test_qgis_colours_tiles_by_confidence(tmp_path: Path, confident: bool) -> No
     pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
     (red, green, _), right = pixels[20, 30], pixels[20, 370]
     if confident:
-        assert red > green + 30
-        assert right[1] > right[0] + 30
+        assert red > green + 15
+        assert right[1] > right[0] + 15
     else:
         assert np.ptp(pixels[20, 30]) < 3
         assert pixels[20, 30].max() < 240
