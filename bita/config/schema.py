@@ -236,6 +236,9 @@ class RunConfig(WithParts):
     amp: bool = True
     threads: int | None = key(None, at_least=1, at_most=1024)
     """Of torch, on a CPU; null: one for each core that other programs leave free at the start (docs/reliability.md)."""
+    compile: bool = False
+    """Training computes blocks of encoder, bridge and language model as torch.compile makes them: that takes a minute
+    at the first step, and rounds otherwise."""
     deterministic: bool = False
     evaluate: bool = False
     resume: FilePath | None = None

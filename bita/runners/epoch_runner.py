@@ -24,7 +24,7 @@ from bita.errors import UserError
 from bita.files import write_json
 from bita.models.base import BitaModel
 from bita.precision import autocast
-from bita.runners import parallel, seeding, validations
+from bita.runners import compiling, parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
 from bita.runners.features import keep_features
 from bita.runners.interrupt import Interrupt, Wish
@@ -60,6 +60,8 @@ class EpochRunner:
         self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
         self.device = distributed.setup(cfg.run.device)
         self.model = parallel.place(model, self.device, cfg.run)
+        if cfg.run.compile:
+            compiling.compile_blocks(self.model, self.device)
         self.log = RunLog(run_dir.path, cfg.run.loggers)
         self.interrupt = Interrupt(self.run.save_every_minutes)
         best_by = cfg.run.best_by or registry.tasks.config(cfg.run.task).best_by
@@ -315,7 +317,7 @@ class EpochRunner:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
-        with loader.watch(), parallel.unsharded(self.model), progress as bar, precision:
+        with loader.watch(), parallel.unsharded(self.model), progress as bar, precision, compiling.eager():
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)
         self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)
