@@ -1,7 +1,8 @@
 """BITA: remote-sensing image captioning with bootstrapped interactive image-text alignment.
 
 import bita
-bita.load("output/quickstart/caption").caption("image.jpg")
+bita.load().caption("image.jpg")                                # the model that the package brings
+bita.load("output/quickstart/caption").caption("image.jpg")     # one's own
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    run: str | Path,
+    run: str | Path | None = None,
     device: str = "auto",
     quantize: str = "none",
     stage1: str | Path | None = None,
@@ -23,7 +24,7 @@ def load(
     """Load a captioning model from a run, its output folder (then its latest run), or a checkpoint in it.
 
     Args:
-        run: its folder.
+        run: its folder; None: the model that the package brings.
         device: `auto`, `cpu` or `cuda`.
         quantize: `int8` or `int4` keep the language model's weights in 8 bit (torchao) or 4 bit (bitsandbytes).
         stage1: the stage-1 run that compares images and texts for it; None: the one that it grew from.
@@ -33,5 +34,6 @@ def load(
         UserError: there is no checkpoint of a captioning model.
     """
     from bita.inference.captioner import Captioner
+    from bita.packages import BOX
 
-    return Captioner.load(run, device, quantize, stage1, prompt)
+    return Captioner.load(BOX if run is None else run, device, quantize, stage1, prompt)

@@ -15,6 +15,7 @@ from bita.config.schema import Config
 from bita.errors import ConfigError, above, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import Others, wait_briefly
+from bita.packages import BOX
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -30,7 +31,7 @@ torchrun --standalone --nproc-per-node 4 --no-python bita-evaluate --cfg-path â€
 A checkout has it as evaluate.py."""
 CAPTION = """Caption images with a trained model: files, folders, patterns, or - for a list on standard input.
 
-bita-caption --checkpoint output/quickstart/caption image.jpg folder 'scenes/**/*.tif' > captions.txt
+bita-caption image.jpg folder 'scenes/**/*.tif' > captions.txt
 bita-caption --checkpoint output/quickstart/caption folder --output captions.csv
 bita-caption --checkpoint output/quickstart/caption scene.tif --crop 256 --format gpkg
 
@@ -126,8 +127,8 @@ def _caption_line() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, a folder, a pattern, or -")
     parser.add_argument(
         "--checkpoint",
-        required=True,
-        help="a run's folder, a checkpoint in it, or what scripts/export.py wrote",
+        default=BOX,
+        help="a run's folder, a checkpoint in it, or what scripts/export.py wrote (default: what the package brings)",
     )
     parser.add_argument(
         "--output",

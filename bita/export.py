@@ -39,7 +39,7 @@ from bita.checkpoint import (
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
 from bita.config.parts import CaptionerConfig, ImageConfig
 from bita.config.plugins import ModuleError
-from bita.config.schema import Config
+from bita.config.schema import Config, EnvConfig, RunConfig
 from bita.errors import UserError
 from bita.files import TEMPORARY, open_to_others, replacing, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of
@@ -169,7 +169,8 @@ def export_folder(
         run: as for `bita.load`.
         out: a folder that is not there yet; it appears when it is complete.
         max_shard: largest file of weights, such as `5GB`.
-        half: all weights in 16 bit and in one file, of a model whose language model is one of its own.
+        half: all weights in 16 bit and in one file, of a model whose language model is one of its own; nothing of this
+            machine's folders is in it, so that it can be given away.
         stage1: also the stage-1 model that a captioning model grew from, where it is still there; not with `half`.
 
     Raises:
@@ -195,6 +196,7 @@ def export_folder(
             _write_half(model, temporary)
             assert isinstance(own.model, CaptionerConfig)
             own.model.opt_model = None  # it is in that file
+            own.env, own.run.output_dir, own.run.name = EnvConfig(), RunConfig().output_dir, None
         else:
             _write_weights(model, temporary, max_shard)
         files = {

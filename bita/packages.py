@@ -15,6 +15,8 @@ from bita.errors import ConfigError, UserError
 from bita.files import sha256
 
 SCHEME = "package:"
+BOX = Path(__file__).parent / "box"
+"""The trained model that this package itself brings."""
 
 
 @dataclass(frozen=True)

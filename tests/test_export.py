@@ -224,6 +224,7 @@ def test_one_file_in_16_bit_holds_all_of_a_model_with_a_language_model_of_its_ow
         MODEL_FILE,
         "tokenizer",
     }
+    assert config_of(tmp_path / "out").env.cache_root == "data"
     whole, half = build_model(config_of(tmp_path / "run").model), bita.load(tmp_path / "out").model
     own = half.state_dict()
     for name, tensor in whole.state_dict().items():

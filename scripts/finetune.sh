@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# A model for images of your own, from the one that the package brings:
+#   bash scripts/finetune.sh FOLDER OUT [KEY=VALUE …]
+# FOLDER holds images with captions, from 50 on: one .csv (columns image, caption), one .jsonl, one COCO .json, or a .txt beside
+# each image, one caption a line. Folders train/, val/ and test/ of the latter are taken as splits; otherwise 15% of the images
+# are drawn for val and 15% for test, and the dataset's card says so. KEY=VALUE are options of the training (run.max_epoch=80).
+# Results: OUT/{scores.json,report.html}; the model is OUT/caption.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: bash scripts/finetune.sh FOLDER OUT [KEY=VALUE …]   (FOLDER holds images with captions)" >&2
+    exit 2
+fi
+source=$(realpath -- "$1") OUT=$(realpath -m -- "$2")
+shift 2
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+source scripts/launch.sh
+
+SECONDS=0 MODEL=
+draw=(--draw val=0.15 test=0.15)
+if [ -d "$source/train" ]; then draw=(); fi
+step "checking images and captions"
+.venv/bin/python scripts/prepare_data.py own_caption "$source" "$OUT/data/own" --form auto "${draw[@]}"
+common=(--options "env.cache_root=$OUT/data")
+step "the model as it comes"
+launch evaluate.py eval/finetune_own "${common[@]}" "run.output_dir=$OUT/before"
+step "fine-tuning"
+launch train.py train/finetune_own "${common[@]}" "run.output_dir=$OUT/caption" "$@"
+step "before and after"
+.venv/bin/python scripts/compare_runs.py "$OUT/before/latest" "$OUT/caption/latest"
+step "scores"
+.venv/bin/python -m bita.reports.evaluation "$OUT/caption" "$OUT" --seconds "$SECONDS"
