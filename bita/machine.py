@@ -18,7 +18,8 @@ B = TypeVar("B")
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Numbers of glibc's malloc.h."""
-_NEVER = 2**31 - 1
+_NEVER = -1
+"""As a threshold of trimming: no memory is too much to keep."""
 _SPINS = "30000"
 """Of GNU's OpenMP: looks at the others before a thread sleeps, a tenth of the usual."""
 _SAMPLE = 0.3

@@ -124,10 +124,11 @@ def killed(args: Any, scene: Path, out: Path, tiles: int) -> int:
         wanted = (kill + 1) * tiles // BATCH // (args.kills + 1)
         while process.poll() is None:
             if batches() >= wanted:
-                time.sleep(dice.uniform(0, 0.3))
+                time.sleep(dice.uniform(0, 0.02))
                 process.kill()
             time.sleep(0.02)
-        if process.wait() == 0:  # it was done before the kill
+        process.wait()
+        if out.exists():  # it was done before the kill
             return kill
         print(f"kill {kill + 1}: {batches()} batches")
     measured(command(args, scene, out))

@@ -44,6 +44,7 @@ def test_the_check_of_a_small_scene(pair: Pair, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["tiles"], found["misplaced"], found["kills"], found["equal"]) == (63, 0, 1, True)
+    assert (found["tiles"], found["misplaced"], found["equal"]) == (63, 0, True)
+    assert found["kills"] <= 1  # none, where all was done before it
     assert 0 <= found["objects named"] <= 1
     assert found["tiles/s"] > 0
