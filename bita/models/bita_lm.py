@@ -229,7 +229,7 @@ class BitaLM(BitaModel):
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.decoder.embed(prompt).expand(len(prefix), -1, -1)
         decoder = self.decoder.search(torch.cat([prefix.to(words.dtype), words], dim=1), settings)
-        with fast_products(settings.speed == "fast"):
+        with fast_products(settings.speed == "fast" and self.device.type == "cpu"):
             return search(decoder, len(prefix), self.tokens.stop, settings, generators)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ A *step* is one batch of the train loader; the weights move once in `run.accum_g
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -317,7 +318,8 @@ class EpochRunner:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
-        with loader.watch(), parallel.unsharded(self.model), progress as bar, precision, compiling.eager():
+        plain = compiling.eager() if self.run.compile else contextlib.nullcontext()
+        with loader.watch(), parallel.unsharded(self.model), progress as bar, precision, plain:
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)
         self.log.scores(self.title if suffix else "test", key, self.step, result.scores, result.notes)
