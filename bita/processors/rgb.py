@@ -16,6 +16,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -148,6 +149,7 @@ class ImageOpener:
         return _turned(Image.fromarray(pixels), samples.orientation)
 
 
+_SHORT = (np.dtype(np.uint16), np.dtype(np.int16))
 ABSURD = 1e30
 """Samples beyond are no measurement: GDAL fills float32 with -3.4e38."""
 FILLS = (-9999.0, -32768.0)
@@ -189,19 +191,34 @@ class Stretch:
 
     def measured(self, values: npt.NDArray[Any], valid: Mask | None = None) -> Mask:
         """Return which samples are data: valid ones, finite, not absurd and not the fill."""
-        counted: Mask = np.isfinite(values) & (np.abs(values) < ABSURD)
+        if values.dtype.kind in "iu":
+            counted: Mask = np.ones(values.shape, np.bool_)
+        else:
+            counted = np.isfinite(values) & (np.abs(values) < ABSURD)
         if valid is not None:
             counted &= valid
         return counted if self.fill is None else counted & (values != self.fill)
 
     def __call__(self, values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:
-        """Stretch samples of any shape."""
+        """Stretch samples of any shape; those of 16 bits are looked up."""
+        if values.dtype in _SHORT:
+            shown = _levels(self, values.dtype).take(values.view(np.uint16))
+            return shown if valid is None else shown * valid
+        return self._stretched(values, valid)
+
+    def _stretched(self, values: npt.NDArray[Any], valid: Mask | None) -> npt.NDArray[np.uint8]:
         samples = values.astype(np.float64)
         span = self.high - self.low if self.high > self.low else 1.0
         with np.errstate(over="ignore", invalid="ignore"):
             stretched = np.clip((samples - self.low) / span, 0.0, 1.0) * 255.0
         shown = np.where(self.measured(samples, valid), np.rint(np.nan_to_num(stretched)), 0.0)
         return shown.astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _levels(stretch: Stretch, kind: np.dtype[Any]) -> npt.NDArray[np.uint8]:
+    """What each sample of a kind of 16 bits becomes, by its bits: (65536,)."""
+    return stretch._stretched(np.arange(1 << 16, dtype=np.uint16).view(kind), None)
 
 
 def stretch_to_uint8(values: npt.NDArray[Any], valid: Mask | None = None) -> npt.NDArray[np.uint8]:

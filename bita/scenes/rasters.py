@@ -26,8 +26,8 @@ from bita.scenes.windows import Tile
 if TYPE_CHECKING:
     from pyproj import CRS
 
-CACHE_MB = 256
-"""What GDAL may keep of decoded blocks; a row of blocks of a wide scene fits."""
+CACHE = 256 << 20
+"""Bytes that GDAL may keep of decoded blocks, as rasterio hands them on; a row of blocks of a wide scene fits."""
 _SAMPLED = 512
 """Percentiles are taken from the smallest overview whose longer side has so many pixels; from none of over four times
 as many."""
@@ -79,7 +79,7 @@ class Scene:
         self._exit = contextlib.ExitStack()
         rasterio = _rasterio()
         with self._one_line():
-            self._exit.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB))
+            self._exit.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
             self._exit.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             try:

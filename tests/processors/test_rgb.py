@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from bita.errors import UserError
-from bita.processors.rgb import ImageOpener, open_rgb, stretch_to_uint8
+from bita.processors.rgb import ImageOpener, Stretch, open_rgb, stretch_to_uint8
 
 
 def save(path: Path, image: Image.Image) -> Path:
@@ -78,6 +78,19 @@ def test_missing_broken_and_truncated_images_are_named_in_one_line(tmp_path: Pat
         with pytest.raises(UserError, match=f"{name}: image does not open") as caught:
             open_rgb(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+@pytest.mark.parametrize(("low", "high", "fill"), [(-31.5, 2000.25, None), (10, 9000, -9999.0), (7, 7, 0.0)])
+def test_samples_of_sixteen_bits_are_looked_up_as_others_are_computed(
+    kind: type, low: float, high: float, fill: float | None
+) -> None:
+    stretch = Stretch(low, high, fill)
+    every = np.arange(1 << 16, dtype=np.uint16).view(kind).reshape(256, 256).T
+    wide, valid = every.astype(np.int32), every % 3 > 0
+    for mask in (None, valid):
+        assert stretch(every, mask).tolist() == stretch(wide, mask).tolist()
+        assert (stretch.measured(every, mask) == stretch.measured(wide.astype(float), mask)).all()
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(".png", "1"), (".tif", "1"), (".gif", "L")])

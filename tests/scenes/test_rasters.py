@@ -282,6 +282,26 @@ def test_a_truncated_raster_is_refused_where_it_ends(tmp_path: Path) -> None:
         scene.view(Tile(0, 200, 200, 64, 64), (64, 64), 64)
 
 
+def test_a_block_is_decoded_once_for_all_tiles_in_it(tmp_path: Path) -> None:
+    """Once it was read, it is not looked for in the file again, which has lost it here."""
+    size = {"blockxsize": 256, "blockysize": 256}
+    path = raster(
+        tmp_path / "a.tif",
+        noise(3, 256, 256),
+        tiled=True,
+        interleave="band",
+        compress="deflate",
+        **size,
+        **UTM,
+    )
+    with Scene(path) as scene:
+        grid = Grid((256, 256), (64, 64), (64, 64))
+        before = [scene.view(tile, (64, 64), 64).pixels for tile in grid]
+        path.write_bytes(path.read_bytes()[:1000])
+        after = [scene.view(tile, (64, 64), 64).pixels for tile in grid]
+    assert all((old == new).all() for old, new in zip(before, after, strict=True))
+
+
 def test_complex_numbers_and_rational_polynomials_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of complex numbers"):
         Scene(raster(tmp_path / "a.tif", noise(1).astype("complex64")))
