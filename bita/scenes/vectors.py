@@ -24,9 +24,10 @@ from bita.errors import UserError, first_line
 from bita.files import replacing, sync
 from bita.scenes.georeference import Georeference
 from bita.scenes.layers import PLACE, Kind, Layer, Row, tile_of
-from bita.scenes.polygons import globe_outline, outline
+from bita.scenes.polygons import globe_outlines, outlines
 from bita.scenes.rasters import Scene
 from bita.scenes.style import qml
+from bita.scenes.tiling import batches
 
 _CHUNK = 4096
 """Rows that are in memory at a time."""
@@ -92,16 +93,20 @@ def write_tiles(path: Path, name: str, tiles: Tiles) -> int:
 def _geojson(path: Path, tiles: Tiles) -> None:
     from shapely.geometry import mapping
 
+    start = "\n"
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for k, row in enumerate(tiles.rows):
-            feature = {
-                "type": "Feature",
-                "id": row["tile"],
-                "geometry": mapping(globe_outline(tile_of(row), tiles.where)),
-                "properties": {name: row.get(name) for name in tiles.layer.columns},
-            }
-            file.write((",\n" if k else "\n") + json.dumps(feature, ensure_ascii=False))
+        for rows in batches(iter(tiles.rows), _CHUNK):
+            places = globe_outlines([tile_of(row) for row in rows], tiles.where)
+            for row, place in zip(rows, places, strict=True):
+                feature = {
+                    "type": "Feature",
+                    "id": row["tile"],
+                    "geometry": mapping(place),
+                    "properties": {name: row.get(name) for name in tiles.layer.columns},
+                }
+                file.write(start + json.dumps(feature, ensure_ascii=False))
+                start = ",\n"
         file.write("\n]}\n")
 
 
@@ -109,9 +114,10 @@ def _csv(path: Path, tiles: Tiles) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*tiles.layer.columns, "crs", "geometry"])
-        for row in tiles.rows:
-            place = outline(tile_of(row), tiles.where).wkt
-            writer.writerow([*_plain(row, tiles.layer), tiles.crs, place])
+        for rows in batches(iter(tiles.rows), _CHUNK):
+            places = outlines([tile_of(row) for row in rows], tiles.where)
+            for row, place in zip(rows, places, strict=True):
+                writer.writerow([*_plain(row, tiles.layer), tiles.crs, place.wkt])
 
 
 def _plain(row: Row, layer: Layer) -> Iterator[Any]:
@@ -220,7 +226,8 @@ def _tables(tiles: Tiles, schema: Any) -> Iterator[Any]:
             name: _values(kind, [row.get(name) for row in part], schema.field(name).type)
             for name, kind in tiles.layer.columns.items()
         }
-        columns["geometry"] = [outline(tile_of(row), tiles.where).wkb for row in part]
+        places = outlines([tile_of(row) for row in part], tiles.where)
+        columns["geometry"] = [place.wkb for place in places]
         yield pa.Table.from_pydict(columns, schema=schema)
         part = list(islice(rows, _CHUNK))
         if not part:

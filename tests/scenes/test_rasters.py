@@ -18,7 +18,7 @@ from shapely import Polygon
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
 from bita.scenes.georeference import crs_of
-from bita.scenes.polygons import globe_outline, outline
+from bita.scenes.polygons import globe_outline, globe_outlines, outline, outlines
 from bita.scenes.rasters import Scene, View
 from bita.scenes.tiling import Tiling
 from bita.scenes.windows import Grid, Tile
@@ -224,6 +224,22 @@ def test_a_tile_with_a_pole_in_it_reaches_the_pole(tmp_path: Path) -> None:
     assert found.is_valid
     assert found.bounds[:3] == (-180, -90, 180)
     assert found.bounds[3] < -80
+
+
+@pytest.mark.parametrize("pixel", [10, 10_000])
+def test_tiles_together_lie_where_each_alone_does(tmp_path: Path, pixel: int) -> None:
+    """Straight ones, bent ones, and such as cross the 180th meridian."""
+    transform = Affine(pixel, 0, 3_339_000 - 75 * pixel, 0, -pixel, 6_000_000)
+    path = raster(tmp_path / "a.tif", noise(), crs="EPSG:3832", transform=transform)
+    with Scene(path) as scene:
+        grid = Grid(scene.size, (40, 40), (40, 40))
+        tiles = [grid[number] for number in range(len(grid))]
+        together = globe_outlines(tiles, scene.where)
+        assert [place.wkb for place in together] == [globe_outline(tile, scene.where).wkb for tile in tiles]
+        assert {place.geom_type for place in together} == {"Polygon", "MultiPolygon"}
+        flat = outlines(tiles, scene.where)
+        assert [place.wkb for place in flat] == [outline(tile, scene.where).wkb for tile in tiles]
+        assert (globe_outlines([], scene.where), outlines([], scene.where)) == ([], [])
 
 
 def test_metres_are_metres_in_degrees_and_web_mercator_too(tmp_path: Path) -> None:
