@@ -7,7 +7,7 @@ import sys
 from bita.checkpoint import resolve_checkpoint, split_choice
 from bita.config.schema import ArchConfig
 from bita.distributed import is_main
-from bita.machine import keep_memory
+from bita.machine import model_is_built
 from bita.models.base import BitaModel
 from bita.registry import bridges, models
 from bita.weights.downloads import local_file
@@ -32,7 +32,7 @@ def build_model(cfg: ArchConfig, *, load_weights: bool = True) -> BitaModel:
         for report in _load_all(model, cfg):
             if is_main():
                 print(report, file=sys.stderr)
-    keep_memory()  # from here on activations come and go; what reading weights has freed may go
+    model_is_built()  # after reading weights: what that has freed may go
     return model
 
 

@@ -7,15 +7,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bita import registry
-from bita.config.checks import check_annotations, check_encoder_has_weights
-from bita.config.load import config_to_yaml, load_config
-from bita.config.schema import Config
+from bita.checkpoint import resolve_checkpoint
 from bita.errors import ConfigError, above, at_least, command_line, program
 from bita.files import user_path
-from bita.machine import Others, wait_briefly
+from bita.machine import Others, start_program
 from bita.packages import BOX
+
+if TYPE_CHECKING:
+    from bita.config.schema import Config
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -42,7 +44,12 @@ Exit code: 0, every image has a caption; 1, some do not open, or nothing could b
 
 A checkout has it as caption.py."""
 
+SEARCH = """Find images, or tiles of a scene, by words.
 
+bita-search "two planes beside a terminal" FOLDER --checkpoint output/quickstart/caption
+bita-search "two planes beside a terminal" scene.tif --checkpoint RUN --output found.geojson
+
+The vectors of what was seen once are kept in an index (docs/search.md)."""
 CALIBRATE = """Fit the confidence of a captioning run to its validation split, and keep it in the run.
 
 bita-calibrate output/quickstart/caption
@@ -76,7 +83,8 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     if args.output is not None and not rasters:
         format_of(args.output)
     images = [] if rasters else find_images(args.images)
-    wait_briefly()
+    resolve_checkpoint(user_path(args.checkpoint))  # a mistake is told before torch is imported
+    start_program()
     from bita.inference.captioner import Captioner
     from bita.inference.jobs import print_captions, write_captions
 
@@ -105,12 +113,13 @@ def caption(arguments: Sequence[str] | None = None) -> int:
 @program
 def search(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-search`; its exit code."""
-    wait_briefly()
-    from bita.scenes import search as command
+    args = _search_line().parse_args(arguments)
+    resolve_checkpoint(user_path(args.checkpoint))
+    start_program()
+    from bita.scenes.search import run as find
 
-    args = command.parser().parse_args(arguments)
     show_warnings(logging.WARNING)
-    return command.run(args)
+    return find(args)
 
 
 CHANGES = (
@@ -159,6 +168,34 @@ def _caption_line() -> argparse.ArgumentParser:
     return parser
 
 
+def _search_line() -> argparse.ArgumentParser:
+    from bita.scenes.command import add_cut
+    from bita.scenes.layers import SUFFIXES
+
+    parser = command_line(SEARCH)
+    parser.add_argument("text", help="what to look for")
+    parser.add_argument("target", type=user_path, metavar="FOLDER_OR_SCENE")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="of stage 1, or one that grew from it"
+    )
+    parser.add_argument("--top", type=at_least(1), default=20, help="results (%(default)s)")
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        metavar="FILE",
+        help=f"a contact sheet: FILE.png; of a scene, polygons: {', '.join(SUFFIXES.values())}",
+    )
+    parser.add_argument(
+        "--index", type=user_path, metavar="FOLDER", help="of the vectors (beside what is searched)"
+    )
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=32, help="images embedded at a time (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_cut(parser.add_argument_group("scenes (docs/scenes.md)"))
+    return parser
+
+
 @program
 def calibrate(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-calibrate`; its exit code."""
@@ -172,7 +209,8 @@ def calibrate(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images encoded at a time (16)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(arguments)
-    wait_briefly()
+    resolve_checkpoint(user_path(args.run))
+    start_program()
     show_warnings(logging.WARNING)
     from bita.inference.calibrate import calibrate as fit
 
@@ -193,6 +231,9 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
         argv: the arguments; None takes the program's own.
     """
     args = _parser(description, evaluate).parse_args(argv)
+    from bita.config.checks import check_annotations, check_encoder_has_weights
+    from bita.config.load import config_to_yaml, load_config
+
     options = [*args.options, "run.evaluate=true"] if evaluate else args.options
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
     show_warnings(logging.WARNING if first else logging.ERROR)
@@ -208,7 +249,7 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
             f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
         )
     if not args.check:
-        wait_briefly()
+        start_program()
         from bita import distributed
 
         distributed.together(lambda: run(cfg, report))

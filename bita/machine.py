@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -24,6 +25,8 @@ _SPINS = "30000"
 """Of GNU's OpenMP: looks at the others before a thread sleeps, a tenth of the usual."""
 _SAMPLE = 0.3
 """Seconds that the least look at the other programs takes."""
+_held: list[bool] = []
+"""Not empty while a starting program looks for no garbage."""
 
 
 def keep_memory() -> bool:
@@ -67,13 +70,32 @@ def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
                 future.cancel()
 
 
-def wait_briefly() -> None:
-    """Let threads that wait for each other go to sleep sooner, so that on a busy machine they leave the core.
+def start_program() -> None:
+    """Prepare a program's process, before torch is imported; does nothing after that.
 
-    To be called before torch is imported; does nothing after that, or where the environment already says how to wait.
+    Threads that wait for each other go to sleep sooner, so that on a busy machine they leave the core; unless the
+    environment already says how to wait. Nobody looks for garbage until `model_is_built`: libraries and a model are
+    half a million objects that stay, and next to no garbage.
     """
-    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    if "torch" in sys.modules:
+        return
+    if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    gc.disable()
+    _held.append(True)
+
+
+def model_is_built() -> None:
+    """Say that from here on activations come and go, and that what is there stays.
+
+    Memory is kept (`keep_memory`). In a process of `start_program` garbage is looked for again, among what is newer:
+    the rest is never looked at any more, at the process's end neither.
+    """
+    keep_memory()
+    if _held:
+        _held.clear()
+        gc.freeze()
+        gc.enable()
 
 
 def cores() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from bita.errors import ConfigError, UserError
@@ -84,6 +83,8 @@ def find(key: str, source: str) -> Path:
     package = PACKAGES.get(name)
     if package is None:
         raise ConfigError(f"{key}={source}: no such package of weights; there are {', '.join(PACKAGES)}")
+    from importlib import metadata
+
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:

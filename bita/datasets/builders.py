@@ -18,7 +18,6 @@ from bita.datasets.cache import TRAIN_MARGIN, PixelCache, cache_folder, open_cac
 from bita.datasets.captions import CaptionDataset, Processors, Split
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
-from bita.datasets.synthetic.writer import GENERATED, generate_synthetic
 from bita.errors import ConfigError, UserError, no_file
 from bita.processors.image import draft_size
 from bita.processors.rgb import ImageOpener
@@ -234,16 +233,19 @@ def _annotation_files(name: str, cfg: DatasetConfig, env: EnvConfig, split: str)
     """Return a split's annotation files, which are there; a synthetic dataset is generated first."""
     files = annotation_paths(name, cfg, env, split)
     for path in files:
-        if cfg.synthetic and not path.is_file():
-            generate_synthetic(path.parent.parent, cfg.synthetic)
         if cfg.synthetic:
-            _check_generated(name, path.parent.parent, cfg.synthetic)
+            _generate(name, path, cfg.synthetic)
         check_annotation(name, split, path)
     return files
 
 
-def _check_generated(name: str, out: Path, synthetic: dict[str, Any]) -> None:
-    """Raise ConfigError if `out` was generated with other settings than these."""
+def _generate(name: str, path: Path, synthetic: dict[str, Any]) -> None:
+    """Generate a synthetic dataset that is not there; ConfigError if it is, from other settings than these."""
+    from bita.datasets.synthetic.writer import GENERATED, generate_synthetic
+
+    out = path.parent.parent
+    if not path.is_file():
+        generate_synthetic(out, synthetic)
     stamp = out / GENERATED
     if stamp.is_file() and load_json(stamp) != synthetic:
         made = stamp.read_text()

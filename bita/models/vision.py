@@ -11,9 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from bita.config.schema import ArchConfig
@@ -122,6 +120,8 @@ class TimmEncoder(VisionEncoder):
         """
         if cfg.vit_model in KNOWN:
             return super().image_input(cfg)
+        import timm
+
         name = cfg.vit_model.removeprefix("timm:")
         known = timm.get_pretrained_cfg(name)
         if known is None:
@@ -193,6 +193,8 @@ class TimmEncoder(VisionEncoder):
         prefix = rows - patches  # the class token's row, where it has one
         if self.align_corners is not None:
             return resize_positions(positions, rows, align_corners=self.align_corners, prefix=prefix)
+        from timm.layers import resample_abs_pos_embed
+
         resized: Tensor = resample_abs_pos_embed(
             positions, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix
         )
@@ -217,6 +219,8 @@ def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
         arguments["depth"] = cfg.vit_depth
     if cfg.drop_path_rate:
         arguments["drop_path_rate"] = cfg.drop_path_rate
+    import timm
+
     name = cfg.vit_model.removeprefix("timm:") if known is None else known.timm_name
     try:
         trunk = timm.create_model(name, **arguments)

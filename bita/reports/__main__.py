@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bita.errors import UserError, command_line, program
 from bita.files import user_path
-from bita.reports.report import findings, write_report
 
 DESCRIPTION = """Write a run's report, or two runs' side by side: one page that needs nothing else.
 
@@ -49,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{len(args.runs)} runs: a report is of one, or of two side by side; see scripts/compare_runs.py"
         )
+    from bita.reports.report import findings, write_report
+
     found = findings(args.runs, name=args.split, data=args.data, baselines=args.baselines, model=args.model)
     path: Path = args.out or found.runs[0].folder / "report.html"
     write_report(path, found, args.classes and found.split.classes(args.classes))

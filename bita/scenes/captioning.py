@@ -131,7 +131,7 @@ def run(
         captioner: a trained model.
         job: of which tiles, and which rows they make.
         out: file to write.
-        kind: one of `bita.scenes.vectors.FORMATS`.
+        kind: one of `bita.scenes.layers.SUFFIXES`.
         wanted: see there.
         total: tiles of the scene.
         progress: told of each batch.

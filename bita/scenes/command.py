@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from bita.errors import UserError, at_least, no_file
 from bita.files import user_path
-from bita.scenes.captioning import Wanted, Written, caption_scene, journal_of
-from bita.scenes.change import caption_changes
-from bita.scenes.vectors import FORMATS
+from bita.scenes.layers import SUFFIXES
 from bita.scenes.windows import EDGES
 
 if TYPE_CHECKING:
     from bita.inference.captioner import Captioner
+    from bita.scenes.captioning import Wanted, Written
 
 LOG = logging.getLogger(__name__)
 Output = tuple[tuple[Path, ...], Path]
@@ -30,7 +29,7 @@ _EVERY = 0.5
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of scenes; one of --crop, --format, --before and --after makes a scene of what is captioned."""
     group = parser.add_argument_group("scenes: rasters cut into tiles, captions as polygons (docs/scenes.md)")
-    group.add_argument("--format", choices=tuple(FORMATS), help="of the file of polygons (geojson)")
+    group.add_argument("--format", choices=tuple(SUFFIXES), help="of the file of polygons (geojson)")
     group.add_argument("--before", type=user_path, metavar="RASTER", help="with --after: what changed")
     group.add_argument("--after", type=user_path, metavar="RASTER", help="second date of --before")
     add_cut(group)
@@ -51,6 +50,8 @@ def add_cut(group: argparse._ArgumentGroup) -> None:
 
 def wanted(args: argparse.Namespace, **others: Any) -> Wanted:
     """Return what parsed options of `add_cut` ask for; `others` are further fields."""
+    from bita.scenes.captioning import Wanted
+
     return Wanted(
         crop=args.crop or CROP,
         stride=args.stride,
@@ -65,7 +66,7 @@ def wanted(args: argparse.Namespace, **others: Any) -> Wanted:
 
 def is_wanted(args: argparse.Namespace) -> bool:
     """Whether parsed options ask for scenes."""
-    own = args.format in FORMATS and args.format != "csv"
+    own = args.format in SUFFIXES and args.format != "csv"
     return own or any(value is not None for value in (args.crop, args.before, args.after))
 
 
@@ -85,13 +86,13 @@ def check(args: argparse.Namespace) -> list[Output]:
     )
     if not jobs:
         raise UserError("name a raster, or two by --before and --after")
-    kind = args.format if args.format in FORMATS else "geojson"
+    kind = args.format if args.format in SUFFIXES else "geojson"
     outputs: list[Output] = []
     for rasters in jobs:
         for path in rasters:
             if not path.is_file():
                 raise UserError(f"scene {path}: {no_file(path)}")
-        name = f"{rasters[-1].stem}.{'changes' if changes else 'captions'}{FORMATS[kind][0]}"
+        name = f"{rasters[-1].stem}.{'changes' if changes else 'captions'}{SUFFIXES[kind]}"
         outputs.append((rasters, _output(args, name, len(jobs))))
     twice = [out for k, (_, out) in enumerate(outputs) if out in [other for _, other in outputs[:k]]]
     if twice:
@@ -105,6 +106,8 @@ def _output(args: argparse.Namespace, name: str, scenes: int) -> Path:
     Raises:
         UserError: it is there already, or has no folder.
     """
+    from bita.scenes.captioning import journal_of
+
     given = args.output
     out = Path(name) if given is None else given / name if scenes > 1 or given.is_dir() else given
     if not out.parent.is_dir():
@@ -126,7 +129,10 @@ def run(
         settings: what the captions depend on besides, for the journal.
         search: what `Captioner.stream` takes.
     """
-    kind = args.format if args.format in FORMATS else "geojson"
+    from bita.scenes.captioning import caption_scene, journal_of
+    from bita.scenes.change import caption_changes
+
+    kind = args.format if args.format in SUFFIXES else "geojson"
     asked = wanted(
         args,
         batch_size=args.batch_size,

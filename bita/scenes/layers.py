@@ -11,6 +11,8 @@ from bita.scenes.windows import Tile
 Row = dict[str, Any]
 """Column → value, as JSON holds it; the columns of `PLACE` are always there."""
 Kind = Literal["int", "float", "text", "texts", "time"]
+SUFFIXES = {"geojson": ".geojson", "gpkg": ".gpkg", "geoparquet": ".parquet", "csv": ".csv"}
+"""Format → ending of its files."""
 
 PLACE: dict[str, Kind] = {"tile": "int", "column": "int", "row": "int", "width": "int", "height": "int"}
 """A tile's number, its first column and row, its width and height in pixels of the scene."""

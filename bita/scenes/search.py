@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from bita.errors import UserError, at_least, command_line
-from bita.files import replacing, sha256, user_path
+from bita.errors import UserError
+from bita.files import replacing, sha256
 from bita.inference.aligner import Aligner
 from bita.inference.index import VectorIndex
 from bita.inference.pictures import sheet
@@ -22,17 +22,11 @@ from bita.inference.search import INDEX, Item, file_items, find, open_index, sta
 from bita.inference.sources import find_images
 from bita.processors.rgb import open_rgb
 from bita.scenes.captioning import Wanted
-from bita.scenes.command import CROP, add_cut, wanted
-from bita.scenes.layers import PLACE, Layer, place_of
+from bita.scenes.command import CROP, wanted
+from bita.scenes.layers import PLACE, SUFFIXES, Layer, place_of
 from bita.scenes.rasters import Scene
-from bita.scenes.vectors import FORMATS, Tiles, check_format, write_tiles
+from bita.scenes.vectors import Tiles, check_format, write_tiles
 
-DESCRIPTION = """Find images, or tiles of a scene, by words.
-
-bita-search "two planes beside a terminal" FOLDER --checkpoint output/quickstart/caption
-bita-search "two planes beside a terminal" scene.tif --checkpoint RUN --output found.geojson
-
-The vectors of what was seen once are kept in an index (docs/search.md)."""
 FOUND = Layer(
     "found",
     {
@@ -125,7 +119,7 @@ class SceneSource:
         )
 
     def write(self, path: Path, kind: str, query: str, hits: Sequence[Hit], model: str) -> None:
-        """Write what was found as polygons, in one of `FORMATS`."""
+        """Write what was found as polygons, in one of the formats."""
         said = {
             "scene": self.scene.path.name,
             "query": query,
@@ -139,33 +133,6 @@ class SceneSource:
         ]
         moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.scene.path.stat().st_mtime))
         write_tiles(path, kind, Tiles(FOUND, rows, self.scene.where, moment))
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command's options."""
-    made = command_line(DESCRIPTION)
-    made.add_argument("text", help="what to look for")
-    made.add_argument("target", type=user_path, metavar="FOLDER_OR_SCENE")
-    made.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="of stage 1, or one that grew from it"
-    )
-    made.add_argument("--top", type=at_least(1), default=20, help="results (%(default)s)")
-    suffixes = ", ".join(suffix for suffix, *_ in FORMATS.values())
-    made.add_argument(
-        "--output",
-        type=user_path,
-        metavar="FILE",
-        help=f"a contact sheet: FILE.png; of a scene, polygons: {suffixes}",
-    )
-    made.add_argument(
-        "--index", type=user_path, metavar="FOLDER", help="of the vectors (beside what is searched)"
-    )
-    made.add_argument(
-        "--batch-size", type=at_least(1), default=32, help="images embedded at a time (%(default)s)"
-    )
-    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add_cut(made.add_argument_group("scenes (docs/scenes.md)"))
-    return made
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
             source: Source = FolderSource(args.target)
         elif args.target.is_file():
             scene = stack.enter_context(cut.open(args.target))
-            if kind in FORMATS:
+            if kind in SUFFIXES:
                 check_format(kind, scene)
             source = SceneSource(scene, cut)
         else:
@@ -202,17 +169,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _kind(args: argparse.Namespace) -> str:
-    """How results are shown: `table`, `sheet` or one of `FORMATS`."""
+    """How results are shown: `table`, `sheet` or a format."""
     if args.output is None:
         return "table"
     if args.output.suffix.lower() == ".png":
         return "sheet"
-    for name, (suffix, *_) in FORMATS.items():
+    for name, suffix in SUFFIXES.items():
         if args.output.suffix.lower() == suffix:
             if args.target.is_dir():
                 raise UserError(f"{args.output}: images of a folder have no place on a map; take FILE.png")
             return name
-    known = ", ".join([".png", *(suffix for suffix, *_ in FORMATS.values())])
+    known = ", ".join([".png", *SUFFIXES.values()])
     raise UserError(f"{args.output}: its name ends with none of {known}")
 
 

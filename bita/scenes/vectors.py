@@ -67,7 +67,7 @@ def check_format(name: str, scene: Scene) -> None:
 
 
 def write_tiles(path: Path, name: str, tiles: Tiles) -> int:
-    """Write a file in one of `FORMATS`, in the place of what is there; how many tiles it holds.
+    """Write a file in one of the formats, in the place of what is there; how many tiles it holds.
 
     Raises:
         OSError: it cannot be written, as on a full disk.
@@ -82,7 +82,7 @@ def write_tiles(path: Path, name: str, tiles: Tiles) -> int:
 
     with replacing(path) as temporary:
         try:
-            FORMATS[name][1](temporary, replace(tiles, rows=counted()))
+            WRITERS[name](temporary, replace(tiles, rows=counted()))
         except OSError as error:  # some libraries say all in one text
             raise OSError(error.errno or errno.EIO, error.strerror or first_line(error), str(path)) from error
         sync(temporary)
@@ -243,10 +243,5 @@ def _values(kind: Kind, values: list[Any], wanted: Any) -> list[Any]:
     return values
 
 
-FORMATS = {
-    "geojson": (".geojson", _geojson),
-    "gpkg": (".gpkg", _geopackage),
-    "geoparquet": (".parquet", _geoparquet),
-    "csv": (".csv", _csv),
-}
-"""Name → ending of its files, and what writes one."""
+WRITERS = {"geojson": _geojson, "gpkg": _geopackage, "geoparquet": _geoparquet, "csv": _csv}
+"""Name of a format, see `layers.SUFFIXES` → what writes one."""

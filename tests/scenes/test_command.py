@@ -23,7 +23,7 @@ from bita import cli
 from bita.errors import UserError
 from bita.scenes import command
 from bita.scenes.captioning import Wanted, caption_scene, journal_of
-from bita.scenes.vectors import FORMATS
+from bita.scenes.layers import SUFFIXES
 from tests.scenes.makers import UTM, Colours, noise, raster
 
 
@@ -62,7 +62,7 @@ def read(path: Path) -> geopandas.GeoDataFrame:
 @pytest.mark.parametrize("kind", ["geojson", "gpkg", "geoparquet"])
 def test_other_programs_read_every_tile_where_it_lies(scene: Path, tmp_path: Path, kind: str) -> None:
     (out,) = caption(scene, "--crop", 50, "--format", kind, "--output", tmp_path)
-    assert out == tmp_path / f"scene # ü.captions{FORMATS[kind][0]}"
+    assert out == tmp_path / f"scene # ü.captions{SUFFIXES[kind]}"
     found = read(out)
     assert found.crs.to_epsg() == (4326 if kind == "geojson" else 32633)
     assert found["tile"].tolist() == [1, 2, 3, 4, 5]
@@ -119,7 +119,7 @@ def test_a_geopackage_brings_its_style(scene: Path, tmp_path: Path) -> None:
     assert "fieldName='\"caption\"'" in style
 
 
-@pytest.mark.parametrize("kind", list(FORMATS))
+@pytest.mark.parametrize("kind", list(SUFFIXES))
 def test_killed_and_resumed_it_is_the_same_to_the_byte(scene: Path, tmp_path: Path, kind: str) -> None:
     options = (scene, "--crop", 20, "--stride", 10, "--batch-size", 3, "--format", kind, "--output")
     (whole,) = caption(*options, tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_a_scene_without_data_is_an_empty_file_and_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = raster(tmp_path / "a.tif", np.zeros((3, 60, 60), np.uint16), nodata=0, **UTM)
-    for kind in FORMATS:
+    for kind in SUFFIXES:
         (out,) = caption(path, "--crop", 30, "--format", kind, "--output", tmp_path)
         assert out.is_file()
         if kind != "csv":
@@ -210,7 +210,7 @@ def little_space() -> Callable[[int], None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("kind", list(FORMATS))
+@pytest.mark.parametrize("kind", list(SUFFIXES))
 def test_a_disk_that_fills_is_a_line_and_the_work_goes_on_later(
     scene: Path, tmp_path: Path, kind: str, little_space: Callable[[int], None]
 ) -> None:
