@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,8 +55,7 @@ def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
 def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
     """What `work` gives for each item, in order, up to `most` of them worked out in threads before they are asked for.
 
-    Items are taken by the thread that asks, so that they may come from what only one thread may use. There are no more
-    threads than cores: on a CPU they share these with the model, whose own threads wait for each other.
+    Items are taken by the thread that asks, so that they may come from what only one thread may use.
     """
     waiting: deque[Future[B]] = deque()
     with ThreadPoolExecutor(min(8, cores())) as pool:
@@ -68,6 +69,34 @@ def ahead(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def in_turns(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
+    """What `work` gives for each item, in order; worked out by all cores while who asks waits, and not meanwhile.
+
+    For one who needs all cores between two askings, and Python's lock for many short calls: threads beside it would
+    cost it more than their own time. Up to `most` items are taken at a time, by the thread that asks: half of them are
+    worked out, the others are known by then, so that a disk can be told of them.
+    """
+    source, threads = iter(items), min(8, cores())
+    following = list(islice(source, max(1, most // 2)))
+    with ThreadPoolExecutor(threads) as pool:
+        while following:
+            each = -(-len(following) // threads)
+            parts = [following[start : start + each] for start in range(0, len(following), each)]
+            done = list(pool.map(lambda part: [work(item) for item in part], parts))
+            following = list(islice(source, max(1, most // 2)))
+            for part in done:
+                yield from part
+
+
+def fetch(path: Path) -> None:
+    """Ask the system to read a file ahead; nothing where it cannot, or it is no plain file."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                with path.open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def start_program() -> None:

@@ -134,7 +134,8 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Like `caption`, one record after the other as they are ready; images may come as they are made.
 
-        Images are opened in threads, two batches ahead of the model.
+        Images are opened in threads, two batches ahead of the model; where that has all cores of a CPU, between its
+        batches.
 
         Args:
             images: paths, PIL images, bytes of image files, arrays (H, W), (H, W, 3) or (H, W, bands), tensors
@@ -169,7 +170,8 @@ class Captioner:
         views = [self._view]
         if score and self.stage1 is not None and not self._one_view:
             views.append(self.stage1.view)
-        for batch in batched(seen_ahead(as_images(images)[0], views, 2 * batch_size), batch_size):
+        ahead = seen_ahead(as_images(images)[0], views, 2 * batch_size, self.model.device)
+        for batch in batched(ahead, batch_size):
             seen = [image for image in batch if not isinstance(image, UserError)]
             written = iter(self._write(seen, chosen, seed, score) if seen else [])
             for image in batch:
@@ -249,7 +251,8 @@ class Captioner:
             UserError: the model has no stage 1, or an image cannot be read.
         """
         stage1, parts = self._aligner(), []
-        for batch in batched(seen_ahead(as_images(images)[0], [stage1.view], 2 * batch_size), batch_size):
+        ahead = seen_ahead(as_images(images)[0], [stage1.view], 2 * batch_size, stage1.model.device)
+        for batch in batched(ahead, batch_size):
             for image in batch:
                 if isinstance(image, UserError):
                     raise image

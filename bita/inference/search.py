@@ -99,7 +99,7 @@ def update(
 
         batch: list[tuple[Item, str, torch.Tensor]] = []
         done = 0
-        for seen in seen_ahead(images(), [aligner.view], 2 * batch_size):
+        for seen in seen_ahead(images(), [aligner.view], 2 * batch_size, aligner.model.device):
             item, content = waiting.popleft()
             done += 1
             if isinstance(seen, UserError):

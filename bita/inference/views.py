@@ -18,7 +18,7 @@ from torch import Tensor
 from bita.datasets.captions import Processors
 from bita.errors import UserError
 from bita.files import user_path
-from bita.machine import ahead
+from bita.machine import ahead, cores, fetch, in_turns
 from bita.processors.arrays import ACCEPTED, is_raster, samples_of
 from bita.processors.image import EvalImageProcessor
 from bita.processors.rgb import ImageOpener, in_one_line
@@ -91,8 +91,22 @@ class View:
         return processor.batch(pixels) if self._resized else pixels
 
 
-def seen_ahead(images: Iterable[ImageLike], views: Sequence[View], most: int) -> Iterator[Seen | UserError]:
-    """Each image as every view has it, or why it does not open, up to `most` images worked out ahead."""
+def works_beside(device: torch.device) -> bool:
+    """Whether threads may work while a model does on a device: it is no CPU, or leaves cores of it alone."""
+    return device.type != "cpu" or torch.get_num_threads() < cores()
+
+
+def seen_ahead(
+    images: Iterable[ImageLike], views: Sequence[View], most: int, device: torch.device
+) -> Iterator[Seen | UserError]:
+    """Each image as every view has it, or why it does not open, up to `most` images worked out ahead.
+
+    Args:
+        images: of any kind.
+        views: of the models that look at them.
+        most: images that are held.
+        device: of these models.
+    """
 
     def look(held: _Held) -> Seen | UserError:
         where, image = held
@@ -105,7 +119,9 @@ def seen_ahead(images: Iterable[ImageLike], views: Sequence[View], most: int) ->
         except UserError as error:
             return error
 
-    return ahead(look, _held(images), most)
+    if works_beside(device):
+        return ahead(look, _held(images), most)
+    return in_turns(look, map(_announced, _held(images)), most)
 
 
 def opened(image: ImageLike, opener: ImageOpener) -> Image.Image:
@@ -136,6 +152,14 @@ def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
                 yield where, samples
         except UserError as error:
             yield where, error
+
+
+def _announced(held: _Held) -> _Held:
+    """Let the disk begin on an image's file, where it has one."""
+    path = getattr(held[1], "path", held[1])
+    if isinstance(path, Path):
+        fetch(path)
+    return held
 
 
 def _opened(

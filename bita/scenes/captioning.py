@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from bita.scenes.journal import Journal
 from bita.scenes.layers import CAPTIONS, Layer, Row, place_of
@@ -199,14 +197,20 @@ def _said(record: Caption) -> Row:
 def _captioned(
     captioner: Captioner, items: Iterator[Seen], each: int, wanted: Wanted
 ) -> Generator[tuple[list[Seen], list[list[Caption]]]]:
-    """Caption items of `each` images as they are read; batch by batch the items and the captions of each."""
-    waiting: deque[Seen] = deque()
-    with Ahead(items, 2 * wanted.batch_size) as read:
+    """Caption items of `each` images as they are read; batch by batch the items and the captions of each.
 
-        def images() -> Iterator[Image.Image]:
+    They are read beside the model, or where that has all cores of a CPU, between its batches.
+    """
+    from bita.inference.views import works_beside
+
+    waiting: deque[Seen] = deque()
+    beside = works_beside(captioner.model.device)
+    with Ahead(items, 2 * wanted.batch_size) if beside else nullcontext(items) as read:
+
+        def images() -> Iterator[View]:
             for views in read:
                 waiting.append(views)
-                yield from (Image.fromarray(view.pixels) for view in views)
+                yield from views
 
         records = captioner.stream(images(), batch_size=each * wanted.batch_size, **wanted.search)
         for captions in batches(batches(records, each), wanted.batch_size):

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bita.errors import UserError, first_line
-from bita.processors.rgb import Stretch
+from bita.machine import cores
+from bita.processors.rgb import ImageOpener, Stretch, in_one_line
 from bita.scenes.georeference import Georeference
 from bita.scenes.windows import Tile
 
 if TYPE_CHECKING:
     from pyproj import CRS
 
+RGB = npt.NDArray[np.uint8]
 CACHE = 256 << 20
 """Bytes that GDAL may keep of decoded blocks, as rasterio hands them on; a row of blocks of a wide scene fits."""
+_STRIP = 1 << 20
+"""Pixels that are read at once, of tiles beside each other."""
 _SAMPLED = 512
 """Percentiles are taken from the smallest overview whose longer side has so many pixels; from none of over four times
 as many."""
@@ -39,17 +45,27 @@ _TIMES = (("IMAGERY", "ACQUISITIONDATETIME"), (None, "ACQUISITIONDATETIME"), (No
 
 @dataclass(frozen=True)
 class View:
-    """A tile as a model sees it.
+    """A tile as a model sees it: read already, made RGB when that is asked for, in any thread.
 
     Attributes:
         tile: which one.
-        pixels: (side, side, 3) RGB.
         valid: share of the tile's pixels that have data, 0 to 1.
+        show: what makes `pixels`.
     """
 
     tile: Tile
-    pixels: npt.NDArray[np.uint8]
     valid: float
+    show: Callable[[], RGB]
+
+    @cached_property
+    def pixels(self) -> RGB:
+        """(side, side, 3) RGB."""
+        return self.show()
+
+    def open_with(self, opener: ImageOpener) -> Image.Image:
+        """See `bita.inference.views.Openable`."""
+        with in_one_line(f"tile {self.tile.number}"):
+            return opener.convert(Image.fromarray(self.pixels))
 
 
 class Scene:
@@ -79,7 +95,7 @@ class Scene:
         self._exit = contextlib.ExitStack()
         rasterio = _rasterio()
         with self._one_line():
-            self._exit.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+            self._exit.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS=str(cores())))
             self._exit.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             try:
@@ -139,22 +155,55 @@ class Scene:
         Raises:
             UserError: the raster is broken there.
         """
-        width, height = (
-            max(1, round(own * side / whole))
-            for own, whole in zip((tile.width, tile.height), window, strict=True)
-        )
-        pixels = np.zeros((side, side, 3), np.uint8)
-        with self._one_line():
-            shown, valid = self._read(tile, (height, width))
-            pixels[:height, :width] = shown
-        if self.where.mirrored:
-            pixels[:height] = pixels[:height][::-1]
-        return View(tile, pixels, round(float(valid.mean()), 4))
+        return next(self.views([tile], window, side))
+
+    def views(self, tiles: Iterable[Tile], window: tuple[int, int], side: int) -> Iterator[View]:
+        """Read tiles; those beside each other at once where they are not resampled. Arguments as of `view`."""
+        for strip in self._strips(tiles, window == (side, side)):
+            left, right = strip[0].x, max(tile.x + tile.width for tile in strip)
+            whole = replace(strip[0], width=right - left)
+            shape = (whole.height, whole.width)
+            if len(strip) == 1:
+                width, height = (
+                    max(1, round(own * side / of))
+                    for own, of in zip((whole.width, whole.height), window, strict=True)
+                )
+                shape = (height, width)
+            with self._one_line():
+                show, valid = self._read(whole, shape)
+            for tile in strip:
+                own = slice(tile.x - left, tile.x - left + tile.width if len(strip) > 1 else None)
+                yield View(tile, _share(valid[:, own]), partial(self._pixels, show, own, side))
+
+    def _strips(self, tiles: Iterable[Tile], plain: bool) -> Iterator[list[Tile]]:
+        """Tiles that are read at once; of a mosaic, whose parts may be resampled, each alone."""
+        strip: list[Tile] = []
+        together = plain and self._dataset.driver != "VRT"
+        for tile in tiles:
+            if strip:
+                end, pixels = max(last.x + last.width for last in strip), _STRIP // tile.height
+                fits = tile.x <= end and tile.x + tile.width - strip[0].x <= pixels
+                if not (together and fits and (tile.y, tile.height) == (strip[0].y, strip[0].height)):
+                    yield strip
+                    strip = []
+            strip.append(tile)
+        if strip:
+            yield strip
+
+    def _pixels(self, show: Callable[[slice], RGB], own: slice, side: int) -> RGB:
+        """Return the image of a tile, its columns in what was read."""
+        shown = show(own)
+        shown = shown[::-1] if self.where.mirrored else shown
+        if shown.shape[:2] == (side, side):
+            return shown
+        padded = np.zeros((side, side, 3), np.uint8)
+        padded[: shown.shape[0], : shown.shape[1]] = shown
+        return padded
 
     def _read(
         self, tile: Tile, shape: tuple[int, int]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Return a tile's RGB pixels (H, W, 3), and where it has data in any band (H, W)."""
+    ) -> tuple[Callable[[slice], RGB], npt.NDArray[np.bool_]]:
+        """Return what makes RGB pixels of columns of a tile (H, W, 3), and where it has data in any band (H, W)."""
         from rasterio.enums import Resampling
         from rasterio.windows import Window
 
@@ -165,16 +214,23 @@ class Scene:
         bands = sorted(set(self.bands))
         window = Window(tile.x, tile.y, tile.width, tile.height)
         values, valid = self._samples(self._dataset, bands, shape, window, resampling)
-        if self._palette is not None:
-            return self._palette[values[0]], valid[0]
+        palette, order = self._palette, [bands.index(band) for band in self.bands]
+        if palette is not None:
+            return lambda own: palette[values[0, :, own]], valid[0]
         if values.dtype == np.uint8:
-            shown = dict(zip(bands, values, strict=True))
-        else:
-            self._stretches = self._stretches or self._stretch(bands)
-            ways = [self._stretches[band] for band in bands]
-            valid = np.stack([way.measured(*own) for way, *own in zip(ways, values, valid, strict=True)])
-            shown = {band: way(*own) for band, way, *own in zip(bands, ways, values, valid, strict=True)}
-        return np.stack([shown[band] for band in self.bands], axis=2), np.asarray(valid.any(axis=0))
+            return lambda own: np.stack([values[k, :, own] for k in order], axis=2), np.asarray(
+                valid.any(axis=0)
+            )
+        self._stretches = self._stretches or self._stretch(bands)
+        ways = [self._stretches[band] for band in bands]
+        measured = np.stack([way.measured(*own) for way, *own in zip(ways, values, valid, strict=True)])
+
+        def stretched(own: slice) -> RGB:
+            parts = zip(ways, values[:, :, own], measured[:, :, own], strict=True)
+            shown = [way(*part) for way, *part in parts]
+            return np.stack([shown[k] for k in order], axis=2)
+
+        return stretched, np.asarray(measured.any(axis=0))
 
     def _samples(
         self,
@@ -187,7 +243,8 @@ class Scene:
         """Return samples and where they are data, both (B, H, W)."""
         from rasterio.enums import MaskFlags, Resampling
 
-        whole = all(MaskFlags.all_valid in dataset.mask_flag_enums[band - 1] for band in bands)
+        flags = dataset.mask_flag_enums
+        whole = all(MaskFlags.all_valid in flags[band - 1] for band in bands)
         found = dataset.read(
             bands,
             window=window,
@@ -281,6 +338,10 @@ class Scene:
             raise UserError(f"{self.path}: {error}") from None
         except (OSError, RasterioError) as error:
             raise UserError(f"{self.path}: cannot be read ({first_line(error.__cause__ or error)})") from None
+
+
+def _share(valid: npt.NDArray[np.bool_]) -> float:
+    return round(np.count_nonzero(valid) / valid.size, 4)
 
 
 def _rasterio() -> Any:

@@ -64,8 +64,8 @@ class Tiling:
 
     def views(self, scene: Scene, first: int, min_valid: float) -> Iterator[View]:
         """Read the tiles from number `first` on that have data, on at least a share `min_valid` of their pixels."""
-        for number in range(first, len(self.grid)):
-            view = scene.view(self.grid[number], self.grid.window, self.side)
+        tiles = (self.grid[number] for number in range(first, len(self.grid)))
+        for view in scene.views(tiles, self.grid.window, self.side):
             if view.valid > 0 and view.valid >= min_valid:
                 yield view
 

@@ -129,12 +129,17 @@ def pixels(image: Any, bands: tuple[int, ...] | None = None) -> list[Any]:
             staticmethod(lambda rgb: torch.from_numpy(np.array(rgb))),
         )
 
-    (seen,) = seen_ahead([image], [View(Plain())], 1)  # type: ignore[arg-type]
+    (seen,) = seen_ahead([image], [View(Plain())], 1, torch.device("cpu"))  # type: ignore[arg-type]
     assert not isinstance(seen, UserError), seen
     return seen[0].tolist()
 
 
-def test_what_is_opened_ahead_stays_in_order_and_bounded(pair: Pair) -> None:
+@pytest.mark.parametrize("cores", [1, 64])
+def test_what_is_opened_ahead_stays_in_order_and_bounded(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    """Between the batches of a model that has all cores, and beside those of one that has not."""
+    monkeypatch.setattr("bita.inference.views.cores", lambda: cores)
     taken: list[int] = []
 
     def images() -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from PIL import Image
+import torch
 from rasterio.transform import from_origin
 
 from bita.inference.captions import Caption
+from bita.processors.rgb import ImageOpener
+from bita.scenes.rasters import View
 
 UTM = {"crs": "EPSG:32633", "transform": from_origin(390_000, 5_820_000, 10, 10)}
 
@@ -35,16 +38,17 @@ class Colours:
 
     hash = "0123456789abcdef"
     stage1 = None
+    model = SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self, after: int | None = None, confident: bool = True) -> None:
         self.left, self.confident = after, confident
         self.seen: list[npt.NDArray[np.uint8]] = []
 
-    def stream(self, images: Iterable[Image.Image], *, batch_size: int, **search: Any) -> Iterator[Caption]:
+    def stream(self, images: Iterable[View], *, batch_size: int, **search: Any) -> Iterator[Caption]:
         for image in images:
             if self.left == len(self.seen):
                 raise KeyboardInterrupt
-            pixels = np.asarray(image)
+            pixels = np.asarray(image.open_with(ImageOpener()))
             self.seen.append(pixels)
             red, green, blue = pixels.mean((0, 1)).round(3).tolist()
             share = red / 255 if self.confident else None

@@ -21,7 +21,7 @@ from bita.scenes.georeference import crs_of
 from bita.scenes.polygons import globe_outline, globe_outlines, outline, outlines
 from bita.scenes.rasters import Scene, View
 from bita.scenes.tiling import Tiling
-from bita.scenes.windows import Grid, Tile
+from bita.scenes.windows import Edge, Grid, Tile
 from tests.scenes.makers import UTM, noise, raster
 
 
@@ -119,6 +119,39 @@ def test_a_tile_beyond_the_edge_is_padded_with_black(tmp_path: Path) -> None:
     assert view.valid == 1
     assert view.pixels[:10, :10].all()
     assert view.pixels.sum() == view.pixels[:10, :10].sum()
+
+
+@pytest.mark.parametrize("edge", ["shift", "pad"])
+@pytest.mark.parametrize("step", [15, 20, 25])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "palette", "south", "mosaic"])
+def test_tiles_read_together_are_as_each_alone(tmp_path: Path, kind: str, step: int, edge: Edge) -> None:
+    values = noise(3, 60, 90, "uint8" if kind == "palette" else "float32" if kind == "float32" else "uint16")
+    values[:, 5:50, 20:33] = 0
+    if kind == "uint8":
+        values = values.astype(np.uint8)
+    profile: dict[str, Any] = UTM | {"nodata": 0}
+    if kind == "palette":
+        values, profile = values[:1], profile | {"photometric": "palette"}
+    if kind == "south":
+        profile["transform"] = Affine(10, 0, 0, 0, 10, 0)
+    path = raster(tmp_path / "a.tif", values, **profile)
+    if kind == "palette":
+        with rasterio.open(path, "r+") as file:
+            file.write_colormap(1, {value: (value, 255 - value, 7) for value in range(256)})
+    if kind == "mosaic":
+        copy(path, tmp_path / "a.vrt", driver="VRT")
+        path = tmp_path / "a.vrt"
+    with Scene(path) as scene:
+        grid = Grid(scene.size, (20, 20), (step, step), edge)
+        tiles = [grid[number] for number in range(len(grid))]
+        together = list(scene.views(tiles, (20, 20), 20))
+        alone = [scene.view(tile, (20, 20), 20) for tile in tiles]
+    assert [view.tile for view in together] == tiles
+    assert [view.valid for view in together] == [view.valid for view in alone]
+    assert len({view.valid for view in together}) > 2
+    for one, other in zip(together, alone, strict=True):
+        assert (one.pixels == other.pixels).all()
+        assert one.pixels.shape == (20, 20, 3)
 
 
 # Where tiles lie.
