@@ -1,10 +1,12 @@
-"""What a loader hands to a model."""
+"""What a loader hands to a model, and how it gets to where the model is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +43,23 @@ class Batch(TypedDict):
     image_id: list[int]
     """B numbers, of each caption's image, unique within the dataset; in training, where datasets mix, over all of them.
     A dataset says which of its own ids they stand for."""
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; neither the host nor what a GPU has to compute before waits for the copy.
+
+    To a GPU it goes from pinned memory, on a stream of its own; only what is computed afterwards waits for it.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    here, beside = torch.cuda.current_stream(device), _stream_beside(device)
+    with torch.cuda.stream(beside):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+    here.wait_stream(beside)
+    moved.record_stream(here)  # its memory is the other stream's, and is free when this one has done with it
+    return moved
+
+
+@cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -193,11 +193,16 @@ class CaptionDataset:
         """What opens the images of the mode that the split is built for."""
         return self.processors.train_open if self.train else self.processors.eval_open
 
-    def cached_pixels(self, records: Sequence[int]) -> Tensor:
-        """Return the cached images of `records`, (B, H, W, 3) uint8."""
+    def cached_pixels(self, records: Sequence[int], *, pinned: bool = False) -> Tensor:
+        """Return the cached images of `records`, (B, H, W, 3) uint8, if wished in memory that a GPU copies from."""
         if self.cache is None:
             raise ValueError(f"dataset {self.name} has no cache")
-        return torch.from_numpy(self.cache.pixels[[self._row[record] for record in records]])
+        pixels, rows = self.cache.pixels, [self._row[record] for record in records]
+        if not pinned:
+            return torch.from_numpy(pixels[rows])
+        found = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        np.take(pixels, rows, axis=0, out=found.numpy(), mode="clip")  # "raise" would copy twice
+        return found
 
     def encoded(self, record: int, turn: int) -> Tensor:
         """Return what was kept of a record's image, (1, N, C) float16, in the view whose turn it is."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bita.batch import Batch
+from bita.batch import Batch, on_device
 from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Split, seeded
 from bita.datasets.faults import BadRecord, Failure, Whereabouts, share
 from bita.errors import UserError
@@ -181,12 +181,15 @@ class TrainReader(Reader[TrainKey]):
             processor = dataset.processors.train_image
             assert isinstance(dataset, CaptionDataset)
             assert isinstance(processor, TrainImageProcessor)
-            pixels = dataset.cached_pixels([picked[place][1] for place in places])
-            images.append(processor.batch(pixels.to(self.device), [picked[place][2] for place in places]))
+            pixels = dataset.cached_pixels(
+                [picked[place][1] for place in places], pinned=self.device.type == "cuda"
+            )
+            pixels = on_device(pixels, self.device)
+            images.append(processor.batch(pixels, [picked[place][2] for place in places]))
         if len(images) == 1:
             return images[0]
         order = torch.tensor([place for places in parts.values() for place in places]).argsort()
-        return torch.cat(images)[order.to(self.device)]
+        return torch.cat(images)[order.to(self.device, non_blocking=True)]
 
 
 def _number(generator: torch.Generator) -> int:

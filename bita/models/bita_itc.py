@@ -369,7 +369,9 @@ class BitaITC(BitaModel):
 
     def _groups(self, batch: Batch) -> Tensor | None:
         if self.cfg.itc_positives == "same_caption":
-            return torch.tensor([caption_number(text) for text in batch["text"]], device=self.device)
+            return torch.tensor([caption_number(text) for text in batch["text"]]).to(
+                self.device, non_blocking=True
+            )
         if self.cfg.itc_positives == "same_image":
-            return torch.tensor(batch["image_id"], device=self.device)
+            return torch.tensor(batch["image_id"]).to(self.device, non_blocking=True)
         return None

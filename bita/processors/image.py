@@ -84,7 +84,7 @@ class _Normalise:
 
     def normalise_(self, images: Tensor) -> Tensor:
         """Normalise images (..., 3, H, W) in 0..1, in place."""
-        return images.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
+        return images.sub_(_beside(self.mean, images)).div_(_beside(self.std, images))
 
 
 class EvalImageProcessor(_Normalise):
@@ -196,7 +196,7 @@ class TrainImageProcessor(_Normalise):
     def _finish(self, images: Tensor, draws: Sequence[Augmentation]) -> Tensor:
         """Jitter the colours of images (B, 3, S, S) in 0..1, if asked for, and normalise them."""
         if self.color_jitter:
-            images = _jitter(images, torch.tensor([draw.jitter for draw in draws], device=images.device))
+            images = _jitter(images, torch.tensor([draw.jitter for draw in draws]))
         return self.normalise_(images)
 
 
@@ -263,6 +263,11 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
 
 
+def _beside(numbers: Tensor, images: Tensor) -> Tensor:
+    """Return a few numbers where the images are, in their type; the host does not wait for the device."""
+    return numbers.to(images.device, images.dtype, non_blocking=True)
+
+
 def _turn(image: Tensor, draw: Augmentation) -> Tensor:
     """Flip and turn one image (3, S, S)."""
     axes = [axis for axis, flip in ((-1, draw.horizontal_flip), (-2, draw.vertical_flip)) if flip]
@@ -272,8 +277,8 @@ def _turn(image: Tensor, draw: Augmentation) -> Tensor:
 
 def _jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Scale brightness, contrast and saturation of images (B, 3, H, W) in 0..1 by `factors` (B, 3)."""
-    brightness, contrast, saturation = factors.to(images.dtype).view(-1, 3, 1, 1, 1).unbind(1)
-    luma = torch.tensor(LUMA, device=images.device).view(3, 1, 1)
+    brightness, contrast, saturation = _beside(factors, images).view(-1, 3, 1, 1, 1).unbind(1)
+    luma = _beside(torch.tensor(LUMA), images).view(3, 1, 1)
     images = (images * brightness).clamp(0, 1)
     mean = (images * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     images = (mean + (images - mean) * contrast).clamp(0, 1)

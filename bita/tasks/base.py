@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bita.batch import Batch
+from bita.batch import Batch, on_device
 from bita.config.schema import Config
 from bita.models.base import BitaModel
 from bita.registry import tasks
@@ -83,10 +83,10 @@ class Task(ABC):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its images on `device`; the copy does not wait when they lie in pinned memory."""
+    """Return the batch with its images on `device`, see `on_device`."""
     moved = batch.copy()
     if "image" in batch:
-        moved["image"] = batch["image"].to(device, non_blocking=True)
+        moved["image"] = on_device(batch["image"], device)
     if "tokens" in batch:
-        moved["tokens"] = batch["tokens"].to(device, non_blocking=True)
+        moved["tokens"] = on_device(batch["tokens"], device)
     return moved
