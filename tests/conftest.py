@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+
+from tests.checkout import checkout
+
+__all__ = ["checkout"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,3 +64,11 @@ def start_method() -> str:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         forkserver.ensure_running()
     return "forkserver"
+
+
+@pytest.fixture
+def little_space() -> Iterator[Callable[[int], None]]:
+    """Say how large a file may become from now on, as on a disk that fills."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
