@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bita.errors import UserError
+from bita.errors import UserError, first_line
 
 LOG = logging.getLogger(__name__)
 LOCK_SAID, LOCK_LIMIT = 10.0, 4 * 3600.0
@@ -40,17 +41,24 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses, as on a full disk, name this file: a write to an open one names none."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or first_line(error)  # some libraries say all in one text
+        raise OSError(error.errno or errno.EIO, said, str(path)) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The path of a new file or link, which takes the place of `path` once it is whole; nothing is left of a part."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno, error.strerror, str(path)
-        ) from error  # the temporary name means nothing to users
+        with naming(path):  # the temporary name means nothing to users
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

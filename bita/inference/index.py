@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bita.errors import UserError
-from bita.files import exclusive, sync, write_json
+from bita.files import exclusive, naming, sync, write_json
 from bita.processors.image import one_thread
 
 FORMAT = 1
@@ -82,7 +82,7 @@ class VectorIndex:
             yield
 
     def add(self, entries: Sequence[Entry], vectors: Tensor | None = None) -> None:
-        """Write images down, on the disk when this returns.
+        """Write images down, on the disk when this returns; raises OSError, with the file's name, where it is full.
 
         Args:
             entries: `row` of each is its place in `vectors`, or None.
@@ -94,7 +94,7 @@ class VectorIndex:
                 raise UserError(
                     f"{self.folder}: the model gives vectors {kept.shape[1:]} that cannot be kept here"
                 )
-            with self._vectors.open("r+b") as file:
+            with naming(self._vectors), self._vectors.open("r+b") as file:
                 file.seek(self.count * self._bytes)
                 file.write(kept.tobytes())
                 _to_disk(file)
@@ -102,7 +102,7 @@ class VectorIndex:
             e if e.row is None or vectors is None else Entry(e.key, e.stat, e.content, self.count + e.row)
             for e in entries
         ]
-        with self._rows.open("ab") as lines:
+        with naming(self._rows), self._rows.open("ab") as lines:
             lines.write(b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in placed))
             _to_disk(lines)
         self.count += 0 if vectors is None else len(vectors)

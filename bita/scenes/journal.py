@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bita.errors import UserError
+from bita.files import naming
 from bita.scenes.layers import Row
 
 
@@ -88,11 +89,9 @@ class Journal:
 
     def _write(self, line: bytes) -> None:
         """Append a line; what is written of one that does not fit is cut off when it is opened again."""
-        try:
+        with naming(self.path):
             while line:
                 line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def _find_end(self, start: int) -> None:
         """Read over whole batches, and cut off what a kill left of another."""

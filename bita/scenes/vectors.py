@@ -81,10 +81,7 @@ def write_tiles(path: Path, name: str, tiles: Tiles) -> int:
             yield row
 
     with replacing(path) as temporary:
-        try:
-            WRITERS[name](temporary, replace(tiles, rows=counted()))
-        except OSError as error:  # some libraries say all in one text
-            raise OSError(error.errno or errno.EIO, error.strerror or first_line(error), str(path)) from error
+        WRITERS[name](temporary, replace(tiles, rows=counted()))
         sync(temporary)
     sync(path.parent)
     return count

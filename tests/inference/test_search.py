@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,33 @@ def test_an_index_is_found_again_and_a_run_that_was_killed_loses_only_what_it_ha
     assert last.search(text, 3)[0][0][1] == plain(rows[:4].half().numpy(), text[0], 1)[0][1]
     os.truncate(tmp_path / "x/vectors.0.f16", 2 * 48)  # a line without its vectors, as after a power failure
     assert set(VectorIndex(tmp_path / "x", "m", 3, 8).entries) == {"a", "b", "gone"}
+
+
+def test_a_disk_that_fills_is_named_and_what_was_said_before_stays(
+    tmp_path: Path, little_space: Callable[[int], None]
+) -> None:
+    rows = torch.from_numpy(vectors(3)).float()
+    index = VectorIndex(tmp_path / "x", "m", 3, 8)
+    with index.writing():
+        index.add(entries("a", "b"), rows[:2])
+        for more, given, file in (
+            (entries("c"), rows[2:], "vectors.0.f16"),
+            (entries("c", rows=False), None, "rows.0.jsonl"),
+        ):
+            little_space(130)  # two vectors have 96 bytes, two lines some more
+            with pytest.raises(OSError, match="File too large") as full:
+                index.add(more, given)
+            little_space(resource.RLIM_INFINITY)
+            assert full.value.filename == str(tmp_path / "x" / file)
+    again = VectorIndex(tmp_path / "x", "m", 3, 8)
+    assert set(again.entries) == {"a", "b"}
+    with again.writing():
+        again.add(entries("c"), rows[2:])
+    assert VectorIndex(tmp_path / "x", "m", 3, 8).search(torch.eye(8)[:1], 3) == again.search(
+        torch.eye(8)[:1], 3
+    )
+    assert again.entries["c"].row is not None
+    assert np.array_equal(again.vectors()[again.entries["c"].row], rows[2].half().numpy())
 
 
 def test_what_is_forgotten_leaves_the_files_when_it_is_most_of_them(

@@ -206,14 +206,6 @@ def test_few_valid_pixels_can_be_too_few(scene: Path, tmp_path: Path) -> None:
     assert read(out)["valid"].min() > 0.5
 
 
-@pytest.fixture
-def little_space() -> Callable[[int], None]:
-    """Say how large a file may become from now on, as on a disk that fills."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("kind", list(SUFFIXES))
 def test_a_disk_that_fills_is_a_line_and_the_work_goes_on_later(
     scene: Path, tmp_path: Path, kind: str, little_space: Callable[[int], None]
