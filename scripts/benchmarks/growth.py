@@ -29,17 +29,25 @@ from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, S
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader
 from bita.datasets.shards import write_shards
+from bita.errors import UserError
 from bita.models.language.generation import GenerationSettings, generate
 from bita.models.language.language_model import TransformersDecoder
 
 Point = tuple[int, float, float]
 """Size, seconds a sample, resident MB."""
 STOP = 3
+QUIETLY: dict[str, Any] = {
+    "env": os.environ | {"OMP_NUM_THREADS": "1"},
+    "stdout": subprocess.DEVNULL,
+    "stderr": subprocess.DEVNULL,
+}
+"""How programs are started."""
 
 
 def growth(options: argparse.Namespace, scratch: Path) -> list[Row]:
     """Images read from shards, batch, beams, length, processes: each alone, the rest as it is."""
     small = options.small
+    alone_or_two = (1,) if small else (1, 2)
     curves: dict[tuple[str, str], list[Point]] = {
         ("images of an epoch", "image"): list(
             images((100, 400) if small else (1000, 10_000, 50_000, 200_000), scratch)
@@ -50,7 +58,8 @@ def growth(options: argparse.Namespace, scratch: Path) -> list[Row]:
         ("caption length", "token"): list(
             captions("tokens", (2, 4) if small else (5, 10, 21, 42, 84), small)
         ),
-        ("processes", "image, of a core"): list(processes((1,) if small else (1, 2), scratch, small)),
+        ("processes", "image, of a core"): list(processes(alone_or_two, scratch, small)),
+        ("programs at once", "image, of a core"): list(processes(alone_or_two, scratch, small, apart=True)),
     }
     if options.plot is not None:
         plot(curves, options.plot)
@@ -116,29 +125,38 @@ def write(decoder: TransformersDecoder, inputs: torch.Tensor, settings: Generati
     generate(decoder.search(inputs, settings), len(inputs), STOP, settings)
 
 
-def processes(counts: tuple[int, ...], scratch: Path, small: bool) -> Iterator[Point]:
-    """An epoch of the tiny recipe's stage 1, a core each; memory is the most that a process has held."""
-    data = scenes(scratch / "epoch", train=96 if small else 960, val=1, test=1, size=112)
+def processes(counts: tuple[int, ...], scratch: Path, small: bool, *, apart: bool = False) -> Iterator[Point]:
+    """The second of three epochs of the tiny recipe's stage 1, a core each; memory is the most that a process has held.
+
+    With `apart` each process is a run of its own, beside the others and without an exchange: what the machine gives.
+    """
+    data = scratch / "epoch"
+    if not data.exists():
+        scenes(data, train=96 if small else 960, val=1, test=1, size=112)
     for count in counts:
-        out = scratch / f"processes_{count}"
-        keys = ("run.max_epoch=1", "run.log_freq=1000", "run.test_splits=[]")
-        config, options = tiny("pretrain_stage1", data, out, *keys)
-        start = (
-            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-        )
-        command = [sys.executable, *start, "train.py", "--cfg-path", config, "--options", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        lines = [json.loads(line) for line in (out / "latest/log.jsonl").read_text().splitlines()]
-        speed = [line["images_per_second"] for line in lines if line["event"] == "train"][-1]
+        programs, each = (count, 1) if apart else (1, count)
+        outs = [scratch / f"processes_{count}_{apart}_{number}" for number in range(programs)]
+        started = [subprocess.Popen(epochs(data, out, each), cwd=ROOT, **QUIETLY) for out in outs]
+        codes = [program.wait() for program in started]
+        if any(codes):
+            raise UserError(f"growth: train.py failed in {outs[0]}")
+        speed = sum(_second_epoch(out) for out in outs)
         yield count, count / speed, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def epochs(data: Path, out: Path, processes: int) -> list[str]:
+    """Return the command that trains three epochs on so many processes."""
+    keys = ("run.max_epoch=3", "run.log_freq=1000", "run.test_splits=[]")
+    config, options = tiny("pretrain_stage1", data, out, *keys)
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    alone = [sys.executable, *(start if processes > 1 else [])]
+    return [*alone, "train.py", "--cfg-path", config, "--options", *options]
+
+
+def _second_epoch(out: Path) -> float:
+    """Images a second: the process is warm, and others that began with it are still at work."""
+    lines = [json.loads(line) for line in (out / "latest/log.jsonl").read_text().splitlines()]
+    return float([line["images_per_second"] for line in lines if line["event"] == "train"][1])
 
 
 def best(run: Callable[[], Any]) -> float:
@@ -161,8 +179,10 @@ def plot(curves: dict[tuple[str, str], list[Point]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
-    for place, ((what, unit), points) in zip(places.flat, curves.items(), strict=True):
+    figure, places = pyplot.subplots(2, 4, figsize=(16, 6.5), layout="constrained")
+    for unused in places.flat[len(curves) :]:
+        unused.remove()
+    for place, ((what, unit), points) in zip(places.flat, curves.items(), strict=False):
         sizes, costs, memory = zip(*points, strict=True)
         place.plot(sizes, [1000 * cost for cost in costs], "o-", color="#1f5fa8")
         place.set(xlabel=what, ylabel=f"ms a {unit}", xscale="log", ylim=(0, 1500 * max(costs)))
