@@ -6,8 +6,9 @@ import argparse
 import logging
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bita.errors import UserError, at_least, no_file
 from bita.files import user_path
@@ -143,11 +144,11 @@ def run(
     for rasters, out in jobs:
         if args.overwrite:
             journal_of(out).unlink(missing_ok=True)
-        shown = Shown(rasters[-1].name)
-        if len(rasters) == 1:
-            written = caption_scene(captioner, rasters[0], out, kind, asked, shown)
-        else:
-            written = caption_changes(captioner, rasters, out, kind, asked, shown, args.top)
+        with Shown(rasters[-1].name) as shown:
+            if len(rasters) == 1:
+                written = caption_scene(captioner, rasters[0], out, kind, asked, shown)
+            else:
+                written = caption_changes(captioner, rasters, out, kind, asked, shown, args.top)
         shown.end(written)
         print(out, flush=True)
     return 0
@@ -162,22 +163,26 @@ class Shown:
 
     def __init__(self, name: str) -> None:
         self.name, self.start, self.said = name, time.monotonic(), 0.0
-        self.first: int | None = None
+        self.first: tuple[int, float] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the line, for what else is to be said."""
+        if self.said:
+            print(file=sys.stderr, flush=True)
 
     def __call__(self, done: int, total: int) -> None:
-        """Say how many tiles are done, twice a second at most."""
+        """Say how many tiles are done, twice a second at most, and how long the rest takes at the speed till then."""
         now = time.monotonic()
         if self.first is None:
-            self.first = done  # of a run that went on, the tiles before this are not its own
-        if sys.stderr.isatty() and now - self.said > _EVERY and done > self.first:
+            self.first = done, now  # of a run that went on, the tiles before this are not its own
+        before, start = self.first
+        if sys.stderr.isatty() and now - self.said > _EVERY and done > before:
             self.said = now
-            left = (now - self.start) / (done - self.first) * (total - done)
-            print(
-                f"\r{self.name}: {done}/{total} tiles, {left:.0f} s left  ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = timedelta(seconds=round((now - start) / (done - before) * (total - done)))
+            print(f"\r{self.name}: {done}/{total} tiles, {left} left  ", end="", file=sys.stderr, flush=True)
 
     def end(self, written: Written) -> None:
         """Say what was written, and how quickly."""
@@ -190,8 +195,7 @@ class Shown:
         if written.resumed:
             said.append(f"{written.resumed} of them done before")
         said.append(f"{seconds:.1f} s, {new / seconds:.1f} tiles/s")
-        start = "\r" if sys.stderr.isatty() else ""
-        print(f"{start}{self.name}: {', '.join(said)}", file=sys.stderr, flush=True)
+        print(f"{self.name}: {', '.join(said)}", file=sys.stderr, flush=True)
         if not written.captioned:
             LOG.warning("%s: no tile has data, so that %s is empty", self.name, written.path)
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bita.datasets.synthetic import SCENES, draw_scene
 from bita.errors import UserError, at_least, command_line, program
 from bita.files import replacing, user_path, write_json
+from bita.scenes.rasters import CACHE
 
 BLOCK = 512
 BANDS = 6
@@ -91,9 +92,9 @@ def make_scene(out: Path, side: int, cell: int, seed: int) -> None:
 
     profile = {"width": side, "height": side, "count": BANDS, "dtype": "uint16", "nodata": 0}
     profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band"}
-    profile |= {"compress": "deflate", "predictor": 2, "crs": "EPSG:32633", "driver": "GTiff"}
+    profile |= {"compress": "deflate", "predictor": 2, "zlevel": 1, "crs": "EPSG:32633", "driver": "GTiff"}
     profile |= {"transform": rasterio.transform.from_origin(*ORIGIN, GSD, GSD)}
-    with replacing(out) as temporary, rasterio.Env(GDAL_CACHEMAX=256):
+    with replacing(out) as temporary, rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"):
         with rasterio.open(temporary, "w", **profile) as file:
             file.update_tags(TIFFTAG_DATETIME="2024:06:21 10:30:00")
             for top in range(0, side, BLOCK):

@@ -8,6 +8,7 @@ import resource
 import sqlite3
 from argparse import Namespace
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,26 @@ def test_several_scenes_go_to_a_folder(scene: Path, tmp_path: Path) -> None:
         caption(scene, "--crop", 50, "--output", tmp_path)
     with pytest.raises(UserError, match="two scenes of that name"):
         caption(other, other, "--crop", 50, "--format", "csv", "--output", tmp_path)
+
+
+def test_a_terminal_shows_what_is_left_and_a_mistake_has_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal, times = StringIO(), iter((100.0, 110.0, 120.0, 120.1, 130.0))
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+
+    def captioned(shown: command.Shown) -> None:
+        for done in (116, 132, 148, 148):  # 100 were done by a run before
+            shown(done, 5300)
+        raise UserError("a.tif: cannot be read")
+
+    with pytest.raises(UserError), command.Shown("a.tif") as shown:
+        captioned(shown)
+    assert terminal.getvalue() == (
+        "\ra.tif: 132/5300 tiles, 0:53:50 left  \ra.tif: 148/5300 tiles, 0:53:40 left  \n"
+    )
 
 
 def test_a_scene_without_data_is_an_empty_file_and_a_line(
