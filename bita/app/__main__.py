@@ -1,5 +1,6 @@
 """A page in the browser to caption images and scenes with, and the service beside it.
 
+bita-app                                            # with the model that the package brings
 bita-app --checkpoint output/quickstart/caption
 curl -F image=@image.jpg http://127.0.0.1:7860/v1/caption
 
@@ -21,6 +22,7 @@ from bita.checkpoint import resolve_checkpoint
 from bita.errors import UserError, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import start_program
+from bita.packages import BOX
 
 if TYPE_CHECKING:
     from bita.app.engine import Engine
@@ -33,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-app`; its exit code."""
     parser = command_line(__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, help="a run's folder, a checkpoint in it, or an exported model"
+        "--checkpoint",
+        default=BOX,
+        help="a run's folder, a checkpoint in it, or an exported model (default: what the package brings)",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
