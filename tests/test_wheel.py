@@ -5,32 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+TOKENIZERS = ROOT / "tests/fixtures/parity/tokenizers"
 SOURCES = ("bita", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 OPTIONS = [
     "model.image_size=64",
     "model.bridge_size.hidden_size=32",
     "model.bridge_size.intermediate_size=64",
     "model.vit_args.channels=[8,16,16,32]",
-    f"model.opt_tokenizer={ROOT / 'tests/fixtures/parity/tokenizers/opt'}",
+    f"model.opt_tokenizer={TOKENIZERS / 'opt'}",
     "run.device=cpu",
 ]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def run(command: list[str], folder: Path) -> str:
     """What a command says; without a program's path, Python's. It finds no checkout: the search path is left out."""
     program = [] if command[0].startswith("/") else [sys.executable]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([*program, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*program, *command], cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -62,7 +68,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draw(folder: Path) -> None:
     """A folder of pictures, a caption beside each: {train,val,test}/N.png and N.txt."""
     dice = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 2), ("test", 4)):
+    for split, count in (("train", 16), ("val", 20), ("test", 4)):
         (folder / split).mkdir(parents=True)
         for number in range(count):
             pixels = dice.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -71,19 +77,48 @@ def draw(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_five_commands_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_the_first_lines_of_the_readme_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """bita-caption and Python, with the model that the wheel brings, and the page beside the service."""
+    draw(tmp_path / "source")
+    shutil.copy(tmp_path / "source/test/0.png", tmp_path / "my_aerial_photo.jpg")
+    said = run([str(installed / "bita-caption"), "my_aerial_photo.jpg"], tmp_path)
+    code = (ROOT / "README.md").read_text().split("python -c '")[1].split("'")[0]
+    assert run([str(installed / "python"), "-c", code], tmp_path) == said
+    said_of_it = "import bita; print(bita.__file__, bita.load().hash)"
+    where, model = run([str(installed / "python"), "-c", said_of_it], tmp_path).split()
+    assert Path(where).is_relative_to(installed.parent)
+
+    words = [str(installed / "bita-app"), "--port", "0"]
+    app = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert app.stdout is not None
+    address = app.stdout.readline().split()[0]
+    assert httpx.get(f"{address}/v1/health", timeout=60).json()["model"] == model
+    photo = (tmp_path / "my_aerial_photo.jpg").read_bytes()
+    assert httpx.post(f"{address}/v1/caption", content=photo, timeout=60).json()["caption"] == said.strip()
+    assert "gradio" in httpx.get(address, timeout=60).text
+    app.send_signal(signal.SIGINT)
+    assert app.wait(30) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my_aerial_photo.jpg", "source"]
+
+
+@pytest.mark.long
+def test_the_other_commands_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     draw(tmp_path / "source")
 
     def command(name: str, *arguments: str) -> str:
         return run([str(installed / name), *arguments], tmp_path)
 
-    where = run([str(installed / "python"), "-c", "import bita; print(bita.__file__)"], tmp_path)
-    assert Path(where.strip()).is_relative_to(installed.parent)
     said = command("bita-prepare", "ucm_caption", "source", "data/ucm", "--form", "text")
     assert said.splitlines()[0].split() == ["train", "16", "images", "16", "captions"]
-    training = ["configs/projects/bita/train/caption_ft_tiny_ucm.yaml", "--options", *OPTIONS]
-    short = ["run.max_epoch=1", "run.batch_size_train=8", "run.warmup_steps=1", "run.output_dir=out"]
-    command("bita-train", "--cfg-path", *training, "model.init_from=null", *short)
+    short = [*OPTIONS, "run.max_epoch=1", "run.batch_size_train=8", "run.warmup_steps=1"]
+    for stage, before, out in (("pretrain_stage1", "null", "stage1"), ("caption_ft", "stage1", "out")):
+        config = f"configs/projects/bita/train/{stage}_tiny_ucm.yaml"
+        own = [
+            f"run.output_dir={out}",
+            f"model.init_from={before}",
+            f"model.text_tokenizer={TOKENIZERS / 'bert'}",
+        ]
+        command("bita-train", "--cfg-path", config, "--options", *short, *own)
     described = json.loads((tmp_path / "out/latest/run.json").read_text())
     wheel = next(installed.parents[1].glob("bita-*.whl")).name
     assert (described["git_commit"], described["packages"]["bita"]) == (None, wheel.split("-")[1])
@@ -97,6 +132,11 @@ def test_five_commands_in_an_empty_folder(installed: Path, tmp_path: Path) -> No
     images = {record["image_id"]: f"data/ucm/images/{record['image']}" for record in records}
     said = command("bita-caption", "--checkpoint", "out", *(images[p["image_id"]] for p in predictions))
     assert said.splitlines() == [prediction["caption"] for prediction in predictions]
+    assert "calibration.json: fitted to 20 captions of val" in command("bita-calibrate", "out")
+    found = command("bita-search", "planes near a river", "source/test", "--checkpoint", "out")
+    ranks, similarities, names = zip(*(line.split("\t") for line in found.splitlines()), strict=True)
+    assert (ranks, sorted(names)) == (("1", "2", "3", "4"), [f"{number}.png" for number in range(4)])
+    assert sorted(map(float, similarities), reverse=True) == list(map(float, similarities))
     files = ["data/ucm/annotations/test_gt.json", "again/latest/results/test.json"]
     command("bita-metrics", *files, "--json", "scores.json")
     overall = json.loads((tmp_path / "scores.json").read_text())["overall"]
