@@ -60,7 +60,11 @@ def table_of(printed: str) -> dict[str, list[str]]:
     [
         ("contrast", ["contrast, batch 6 of 2 processes"], "loss .*, gradient .*"),
         ("grouped", ["grouped, 2 images of 5 captions"], "loss .*, gradient .*"),
-        ("search", ["search, 4,000 images of 32 vectors"], "the 20 best, as in double precision"),
+        (
+            "search",
+            ["search, 4,000 images of 32 vectors", "search, 8,000 images of 8 vectors"],
+            "the 20 best, as in double precision",
+        ),
         (
             "captioning",
             [

@@ -44,7 +44,7 @@ ROWS = {
     "busy": ("programs", "a stage-1 epoch beside two programs that keep both cores busy, against quiet"),
     "quickstart": ("programs", "the whole quickstart, against the state before"),
     "scoring": ("scoring", "a validation's scores, second time, against pycocoevalcap"),
-    "search": ("search", "100,000 images by a text, against the same sums in numpy"),
+    "search": ("search", "100,000 images and a million by a text, against the same sums in numpy"),
     "growth": ("growth", "cost of a sample and memory as images, batch, beams, length and processes grow"),
 }
 """Name of a row → the module that has a function of that name, and what it compares."""
