@@ -68,7 +68,8 @@ step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 pipeline() {
     local out=$3 data=$3/data
     step "tokenizers from the training captions"
-    .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json"
+    .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json" \
+        --decoder-vocabulary 1400
     local common=(--options "env.cache_root=$data")
     step "stage 1: queries and captions are aligned"
     MODEL=$1 launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$out/pretrain_stage1"

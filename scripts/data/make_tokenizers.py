@@ -24,14 +24,17 @@ def main() -> int:
     parser.add_argument("annotations", type=user_path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
     parser.add_argument(
+        "--decoder-vocabulary", type=int, metavar="N", help="most byte pairs of a decoder (default: as --vocabulary)"
+    )
+    parser.add_argument(
         "--families", nargs="*", default=[], choices=sorted(FAMILIES), help="further decoders"
     )
     args = parser.parse_args()
-    captions = read_captions(args.annotations)
+    captions, pairs = read_captions(args.annotations), args.decoder_vocabulary or args.vocabulary
     bert = make_bert(captions, args.out / "bert", args.vocabulary)
-    opt = make_opt(captions, args.out / "opt", args.vocabulary)
+    opt = make_opt(captions, args.out / "opt", pairs)
     others = [
-        f", {family} {make_family(captions, family, args.out / family, args.vocabulary)}"
+        f", {family} {make_family(captions, family, args.out / family, pairs)}"
         for family in args.families
     ]
     print(
