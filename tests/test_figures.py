@@ -118,5 +118,5 @@ def test_measuring_again_says_how_far_a_figure_is_off(
 
 def test_a_name_that_is_not_there_is_answered_by_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(["quick"]) == 1
-    said = "error: quick: no such file of benchmarks/; there are decoders, full_size, loader, "
+    said = "error: quick: no such file of benchmarks/; there are confidence, decoders, full_size, "
     assert capsys.readouterr().err.startswith(said)

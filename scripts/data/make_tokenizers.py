@@ -24,7 +24,10 @@ def main() -> int:
     parser.add_argument("annotations", type=user_path, nargs="+")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
     parser.add_argument(
-        "--decoder-vocabulary", type=int, metavar="N", help="most byte pairs of a decoder (default: as --vocabulary)"
+        "--decoder-vocabulary",
+        type=int,
+        metavar="N",
+        help="most byte pairs of a decoder (default: as --vocabulary)",
     )
     parser.add_argument(
         "--families", nargs="*", default=[], choices=sorted(FAMILIES), help="further decoders"
@@ -34,8 +37,7 @@ def main() -> int:
     bert = make_bert(captions, args.out / "bert", args.vocabulary)
     opt = make_opt(captions, args.out / "opt", pairs)
     others = [
-        f", {family} {make_family(captions, family, args.out / family, pairs)}"
-        for family in args.families
+        f", {family} {make_family(captions, family, args.out / family, pairs)}" for family in args.families
     ]
     print(
         f"tokenizers from {len(captions)} captions in {args.out}: bert {bert} word pieces, opt {opt}{''.join(others)} "
