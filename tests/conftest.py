@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bita import registry
 from tests.checkout import checkout
 
 __all__ = ["checkout"]
@@ -40,6 +41,18 @@ def bita_data() -> Path:
     if os.environ.get("BITA_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers, and the module `my_part` that it may write, are forgotten after it."""
+    for kind in vars(registry).values():
+        if isinstance(kind, registry.Registry):
+            monkeypatch.setattr(kind, "_targets", dict(kind._targets))
+            monkeypatch.setattr(kind, "_configs", dict(kind._configs))
+    sys.modules.pop("my_part", None)
+    yield
+    sys.modules.pop("my_part", None)
 
 
 @pytest.fixture(autouse=True)

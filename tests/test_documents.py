@@ -190,6 +190,7 @@ def scored(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.usefixtures("forgotten")
 def test_a_reader_who_types_it(reader: Checkout, piece: Piece, monkeypatch: pytest.MonkeyPatch) -> None:
     code = as_a_reader(piece.code)
     monkeypatch.syspath_prepend(reader.folder)  # where one's own modules lie

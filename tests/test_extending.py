@@ -12,7 +12,6 @@ import torch
 import yaml
 
 import bita
-from bita import registry
 from bita.build import build_model
 from bita.cli import run
 from bita.config.layers import to_yaml
@@ -105,18 +104,13 @@ PROJECT = {
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
+def outside(tmp_path, monkeypatch, forgotten):
     """A folder with a small dataset, outside of the package, whose parts are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    for kind in vars(registry).values():
-        if isinstance(kind, registry.Registry):
-            monkeypatch.setattr(kind, "_targets", dict(kind._targets))
-            monkeypatch.setattr(kind, "_configs", dict(kind._configs))
     prepared(tmp_path / "data", images=4, captions=2, splits=("train", "val"))
     Path("sizes.yaml").write_text(to_yaml(SIZES))
-    yield tmp_path
-    sys.modules.pop("my_part", None)
+    return tmp_path
 
 
 def project(code: str, keys: dict, *options: str) -> Config:
