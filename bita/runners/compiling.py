@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from bita.errors import first_line
+
 LOG = logging.getLogger(__name__)
 
 
@@ -32,8 +34,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> int:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # whatever a compiler, or its absence, raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        LOG.warning("run.compile: goes without, since nothing can be compiled here (%s)", reason)
+        LOG.warning("run.compile: goes without, since nothing can be compiled here (%s)", first_line(error))
         return 0
     blocks = blocks_of(model)
     for block in blocks:
