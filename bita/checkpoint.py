@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bita.errors import UserError
-from bita.files import TEMPORARY, link, open_to_others, sha256, sync, write_json
+from bita.files import TEMPORARY, link, open_to_others, sha256, sync, user_path, write_json
+from bita.machine import start_program
 from bita.magic import is_shard_index, why_not_weights
 
 MODEL_FILE = "model.safetensors"
@@ -324,3 +325,13 @@ def resolve_checkpoint(path: str | Path) -> Path:
         f"checkpoint {start}: holds no finished checkpoint (looked for {META_FILE} in it, then for best and last "
         f"in it, in checkpoints/ and in latest/checkpoints/)"
     )
+
+
+def start_with(run: str | Path) -> None:
+    """Start a program that loads a run as a user names it: a mistake is told before torch is imported.
+
+    Raises:
+        UserError: see `resolve_checkpoint`.
+    """
+    resolve_checkpoint(user_path(run))
+    start_program()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bita import registry
-from bita.checkpoint import resolve_checkpoint
+from bita.checkpoint import start_with
 from bita.errors import ConfigError, above, at_least, command_line, program
 from bita.files import user_path
 from bita.machine import Others, start_program
@@ -83,8 +81,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     if args.output is not None and not rasters:
         format_of(args.output)
     images = [] if rasters else find_images(args.images)
-    resolve_checkpoint(user_path(args.checkpoint))  # a mistake is told before torch is imported
-    start_program()
+    start_with(args.checkpoint)
     from bita.inference.captioner import Captioner
     from bita.inference.jobs import print_captions, write_captions
 
@@ -92,7 +89,6 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
     stage1 = given.pop("stage1", None)
     given.setdefault("num_captions", 1)
-    show_warnings(logging.WARNING)
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize, stage1, given.pop("prompt", None))
     if rasters:
         return scenes.run(args, rasters, captioner, settings, **given)
@@ -114,11 +110,9 @@ def caption(arguments: Sequence[str] | None = None) -> int:
 def search(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-search`; its exit code."""
     args = _search_line().parse_args(arguments)
-    resolve_checkpoint(user_path(args.checkpoint))
-    start_program()
+    start_with(args.checkpoint)
     from bita.scenes.search import run as find
 
-    show_warnings(logging.WARNING)
     return find(args)
 
 
@@ -209,9 +203,7 @@ def calibrate(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images encoded at a time (16)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(arguments)
-    resolve_checkpoint(user_path(args.run))
-    start_program()
-    show_warnings(logging.WARNING)
+    start_with(args.run)
     from bita.inference.calibrate import calibrate as fit
 
     options = {name: value for name, value in vars(args).items() if name != "run"}
@@ -235,8 +227,6 @@ def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None 
     from bita.config.load import config_to_yaml, load_config
 
     options = [*args.options, "run.evaluate=true"] if evaluate else args.options
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of this machine would say the same
-    show_warnings(logging.WARNING if first else logging.ERROR)
     cfg = load_config(args.cfg_path, options, need_files=not args.print_config)
     if args.print_config:
         print(config_to_yaml(cfg), end="")
@@ -282,15 +272,6 @@ def _parser(description: str | None, evaluate: bool) -> argparse.ArgumentParser:
     if evaluate:
         parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
     return parser
-
-
-def show_warnings(level: int) -> None:
-    """Print the warnings of this package as `warning: …`, one line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    log = logging.getLogger("bita")
-    log.handlers[:] = [handler]
-    log.setLevel(level)
 
 
 def run(cfg: Config, report: bool = False) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -97,14 +98,15 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
     A `UserError` gives its own exit code, an `OSError` and a failed allocation 1, Ctrl-C 130 without a word, and so
     does a reader of the output that went away (`| head`) with 1. Anything else is a fault of the program and keeps
     its traceback. What the terminal's encoding cannot hold, such as a file name that is no UTF-8, is printed as its
-    code. Of several processes under torchrun one speaks, and what a restart would meet again ends the restarted ones at
-    once.
+    code. Warnings of this package are printed as `warning: …`. Of several processes of a machine under torchrun one
+    speaks, and what a restart would meet again ends the restarted ones at once.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
+        _show_warnings()
         before = _end_before_restart()
         if before is not None:
             _leave_for_torchrun(before)
@@ -137,6 +139,15 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
             return 1
 
     return run
+
+
+def _show_warnings() -> None:
+    """Print the warnings of this package, one line each; nothing that another process says too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("bita")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.ERROR if _others_see_it_too() else logging.WARNING)
 
 
 def _leave_for_torchrun(end: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,21 @@ def test_one_process_of_a_machine_says_what_all_of_them_meet(
     own.said = False
     assert fail(own) == 1
     assert capsys.readouterr().err == "error: image x: broken\n"
+
+
+def test_every_program_prints_warnings_as_such_and_one_process_of_a_machine_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @program
+    def warns() -> int:
+        logging.getLogger("bita.some.part").warning("%s: is odd", "a.jpg")
+        return 0
+
+    assert warns() == 0
+    assert capsys.readouterr().err == "warning: a.jpg: is odd\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert warns() == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("error", "again"), [(ConfigError("a: b"), False), (TransientError("a: b"), True)])

@@ -18,10 +18,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bita.checkpoint import resolve_checkpoint
+from bita.checkpoint import start_with
 from bita.errors import UserError, at_least, command_line, program
-from bita.files import user_path
-from bita.machine import start_program
 from bita.packages import BOX
 
 if TYPE_CHECKING:
@@ -56,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--max-scene-mib", type=at_least(1), default=2048, help="of a scene, which is read by windows"
     )
     args = parser.parse_args(arguments)
-    resolve_checkpoint(user_path(args.checkpoint))  # a mistake is told before anything is imported
-    start_program()
+    start_with(args.checkpoint)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         import gradio  # noqa: F401
