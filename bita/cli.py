@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from bita import registry
 from bita.checkpoint import start_with
@@ -118,12 +118,13 @@ def search(arguments: Sequence[str] | None = None) -> int:
 
 CHANGES = (
     *("num_beams", "num_captions", "use_nucleus_sampling", "top_p", "temperature", "seed", "prompt"),
-    "stage1",
+    *("choose_by", "views", "stage1"),
 )
 """Options that change what is written from what the run itself would write."""
 
 
 def _caption_line() -> argparse.ArgumentParser:
+    from bita.config.schema import MOST_VIEWS, Choice
     from bita.scenes.command import add_options as add_scenes
 
     parser = command_line(CAPTION)
@@ -152,6 +153,12 @@ def _caption_line() -> argparse.ArgumentParser:
     search = parser.add_argument_group("search (default: as in the run)")
     search.add_argument("--beams", dest="num_beams", type=at_least(1), help="of the search")
     search.add_argument("--num-captions", type=at_least(1), help="captions an image, tabs between them (1)")
+    search.add_argument(
+        "--choose-by", choices=get_args(Choice), help="the likeliest, or most like the others"
+    )
+    search.add_argument(
+        "--views", type=at_least(1, MOST_VIEWS), help="turned and mirrored ones, of which the mean is read"
+    )
     search.add_argument("--prompt", help="what captions begin with, and do not repeat")
     search.add_argument(
         "--nucleus", dest="use_nucleus_sampling", action="store_true", default=None, help="draw captions"

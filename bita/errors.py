@@ -61,13 +61,14 @@ def no_file(path: Path) -> str:
     return "is a folder; name a file" if path.is_dir() else "no such file"
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """For the `type` of an option of argparse: a whole number that is not below `least`."""
+def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
+    """For the `type` of an option of argparse: a whole number that is not below `least`, nor above `most`."""
 
     def whole_number(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        if not least <= value <= most:
+            wanted = f"at least {least}" if value < least else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {value}")
         return value
 
     return whole_number

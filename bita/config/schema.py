@@ -18,6 +18,8 @@ from bita.registry import nearest
 
 Fault = tuple[str, str]
 """A key, with dots where it stands below others, and what is wrong with it beside the others."""
+Choice = Literal["likelihood", "consensus"]
+MOST_VIEWS = 8
 
 
 @dataclass(kw_only=True)
@@ -279,6 +281,12 @@ class RunConfig(WithParts):
     use_nucleus_sampling: bool = False
     top_p: float = key(0.9, above=0, at_most=1)
     temperature: float = key(1.0, above=0)
+    choose_by: Choice = "likelihood"
+    """`consensus`: of the captions that a search found, the one that is most like the others, each counted by its
+    probability; more beams find more. `likelihood`: the likeliest, as published."""
+    views: int = key(1, at_least=1, at_most=MOST_VIEWS)
+    """How an image is seen where captions are written: as it is, turned by a quarter 3 times, and those 4 mirrored; the
+    language model reads the mean of what the queries say of the first n. 1: as published."""
     speed: Literal["fast", "reference"] = "fast"
     """`reference`: the plain way of everything that has a faster one with the same result, for comparisons."""
     report_metric: bool = True

@@ -34,6 +34,7 @@ from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.bridge import Attention, BridgeLayer
 from bita.models.language.decoder import IGNORED
+from bita.models.vision import turned
 
 if TYPE_CHECKING:
     from bita.models.bridge import Bridge
@@ -220,9 +221,9 @@ def look(
     pixels = pixels.to(model.device)
     if caption is None:
         own = replace(settings, num_captions=1, use_nucleus_sampling=False)
-        written = [
-            token for token in model.generate_ids(pixels[None], own)[0][0] if token != model.tokens.stop
-        ]
+        with torch.inference_mode():
+            (captions,) = model.candidates(model.raw_tokens(turned(pixels[None], own.views)), own)
+        written = [token for token in captions[0].ids if token != model.tokens.stop]
         caption = model.decode([written])[0]
     else:
         written = tokens_of(model, caption)

@@ -31,6 +31,7 @@ from bita.inference.captions import Caption
 from bita.inference.confidence import Calibration
 from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
+from bita.models.vision import turned
 from bita.precision import autocast
 from bita.registry import models, nearest
 
@@ -199,21 +200,25 @@ class Captioner:
             generators = [seeded(seed, _number_of(pixels)) for pixels in on_cpu]
         pixels = self._view.batch(own, device)
         with autocast(device, self.amp):
-            raw = self.model.raw_tokens(pixels)
+            raw = self.model.raw_tokens(turned(pixels, settings.views))
             written = self.model.candidates(raw, settings, generators)
         scores: list[float | None] = [None] * len(written)
         if score and self.stage1 is not None:
             texts = self.stage1.embed_texts([captions[0].text for captions in written])
-            scores = self.stage1.score(self._compared(seen, pixels, raw), texts).diagonal().tolist()
+            scores = (
+                self.stage1.score(self._compared(seen, pixels, raw[:: settings.views]), texts)
+                .diagonal()
+                .tolist()
+            )
         best = [captions[0] for captions in written]
-        expected = self._confidence([caption.log_probability / caption.tokens for caption in best], scores)
+        expected = self._confidence([caption.log_probability / len(caption.ids) for caption in best], scores)
         drawn = settings.use_nucleus_sampling
         return [
             Caption(
                 caption=captions[0].text,
                 candidates=[candidate.text for candidate in captions],
                 log_probability=captions[0].log_probability,
-                tokens=captions[0].tokens,
+                tokens=len(captions[0].ids),
                 score=similarity,
                 confidence=None if drawn else confidence,
                 model=self.hash,

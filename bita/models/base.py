@@ -14,7 +14,7 @@ from bita.config.schema import ArchConfig
 from bita.errors import UserError
 from bita.models.bridge import Bridge
 from bita.models.language.generation import Candidate, GenerationSettings
-from bita.models.vision import VisionEncoder
+from bita.models.vision import VisionEncoder, turned
 from bita.precision import PRECISIONS, sixteen_bit
 from bita.registry import bridges, encoders
 
@@ -110,7 +110,7 @@ class BitaModel(nn.Module):
         """`num_captions` captions for each of B images, best first; of models that write captions.
 
         Args:
-            raw_tokens: (B, N, C), what `raw_tokens` gives.
+            raw_tokens: (B · `settings.views`, N, C), what `raw_tokens` gives of `turned` images.
             settings: how captions are searched for.
             generators: for sampling, one an image (`generation.search`).
         """
@@ -124,7 +124,7 @@ class BitaModel(nn.Module):
     ) -> list[list[str]]:
         """`candidates` of (B, 3, H, W) images, as texts alone."""
         with torch.inference_mode():
-            found = self.candidates(self.raw_tokens(images), settings, generators)
+            found = self.candidates(self.raw_tokens(turned(images, settings.views)), settings, generators)
         return [[candidate.text for candidate in captions] for captions in found]
 
     @property

@@ -19,6 +19,7 @@ from bita.config.parts import CaptionerConfig, ModelConfig
 from bita.errors import UserError
 from bita.models.base import BitaModel, for_captions
 from bita.models.language.adapters import lora_modules, merge_lora
+from bita.models.language.consensus import by_consensus
 from bita.models.language.decoder import IGNORED, CaptionTokens, cast_weights
 from bita.models.language.generation import Candidate, GenerationSettings, Hypothesis, search
 from bita.models.language.language_model import LanguageModel
@@ -253,13 +254,20 @@ class BitaLM(BitaModel):
         generators: Sequence[torch.Generator] | None = None,
     ) -> list[list[Candidate]]:
         """See `BitaModel.candidates`."""
-        return [
+        prefix = self.prefix_of(raw_tokens).unflatten(0, (-1, settings.views)).mean(dim=1)
+        consensus = settings.choose_by == "consensus"
+        found = self.search(prefix, settings.every_beam() if consensus else settings, generators)
+        written = [
             [
-                Candidate(text, len(caption.ids), caption.log_probability)
+                Candidate(text, caption.ids, caption.log_probability)
                 for text, caption in zip(self.decode([c.ids for c in captions]), captions, strict=True)
             ]
-            for captions in self.search(self.prefix_of(raw_tokens), settings, generators)
+            for captions in found
         ]
+        if not consensus:
+            return written
+        drawn = settings.use_nucleus_sampling
+        return [by_consensus(captions, drawn)[: settings.num_captions] for captions in written]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Token ids → text, stripped at both ends."""

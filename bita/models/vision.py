@@ -263,3 +263,16 @@ def resize_positions(positions: Tensor, tokens: int, *, align_corners: bool, pre
     grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=align_corners)
     resized = grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     return torch.cat([positions[:, :prefix], resized], dim=1)
+
+
+def turned(images: Tensor, views: int) -> Tensor:
+    """Square images (B, 3, S, S) as an aerial view might as well be: (B · views, 3, S, S), an image's side by side.
+
+    They are the image as it is, turned by one to three quarters, and those four mirrored; the first `views` of them.
+    """
+    if views == 1:
+        return images
+    every = [torch.rot90(images, view % 4, (2, 3)) for view in range(views)]
+    return torch.stack([view.flip(3) if k >= 4 else view for k, view in enumerate(every)], dim=1).flatten(
+        0, 1
+    )

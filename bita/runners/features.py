@@ -25,7 +25,8 @@ def keep_features(
 ) -> None:
     """Give every training set and every validation set its file of features; all processes call this.
 
-    A file is made where it is not there yet. A set that is trained on too is validated from its images.
+    A file is made where it is not there yet. A set that is trained on too, and one that captions are written for by
+    several views of an image, is validated from its images.
 
     Raises:
         ConfigError: a training set is stored as shards.
@@ -55,5 +56,5 @@ def keep_features(
         images = data.for_evaluation()
         images.features = features(images, cfg.run.cache_features)
     for images in (data.for_evaluation() for data in validation):
-        if not images.train:
+        if not images.train and cfg.run.views == 1:
             images.eval_features = features(images, None)

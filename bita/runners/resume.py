@@ -63,6 +63,8 @@ MAY_DIFFER = (
     "run.*_penalty",
     "run.top_p",
     "run.temperature",
+    "run.choose_by",
+    "run.views",
     "run.report_metric",
     "run.metrics*",
     "run.loggers*",

@@ -21,6 +21,7 @@ from bita.inference.aligner import Aligner
 from bita.inference.captions import Caption
 from bita.inference.views import View, seen_ahead
 from bita.models.bita_lm import BitaLM
+from bita.models.language.consensus import likeness
 from bita.processors.rgb import ImageOpener
 from tests.inference.conftest import Pair
 
@@ -66,6 +67,44 @@ def test_records_hold_what_is_known_of_a_caption(pair: Pair) -> None:
     assert isinstance(one, Caption)
     assert str(one) == str(records[0])
     assert one.candidates == [str(one)]
+
+
+def test_a_caption_by_consensus_is_one_that_the_search_found(pair: Pair) -> None:
+    model, settings = pair.captioner.model, pair.captioner._settings(1, {"num_beams": 6, "num_captions": 6})
+    pixels = torch.stack([pair.captioner.processors.evaluated(path) for path in pair.images])
+    with torch.inference_mode():
+        found = model.candidates(model.raw_tokens(pixels), settings)
+    records = pair.captioner.caption(pair.images, num_beams=6, num_captions=2, choose_by="consensus")
+    for captions, record in zip(found, records, strict=True):
+        expected = likeness([c.text for c in captions]) @ np.exp([c.log_probability for c in captions])
+        best, second, *_ = np.argsort(-expected, kind="stable")
+        assert record.candidates == [captions[best].text, captions[second].text]
+        assert record.log_probability == pytest.approx(captions[best].log_probability, abs=1e-4)
+        assert record.tokens == len(captions[best].ids)
+    drawn = {"use_nucleus_sampling": True, "num_captions": 5, "top_p": 0.1}
+    every = pair.captioner.caption(pair.images, **drawn)
+    records = pair.captioner.caption(pair.images, **drawn, choose_by="consensus")
+    for written, record in zip(every, records, strict=True):
+        order = np.argsort(-likeness(written.candidates).sum(axis=1), kind="stable")
+        assert record.candidates == [written.candidates[place] for place in order]
+    assert [str(record) for record in records] != [str(written) for written in every]
+
+
+def test_a_turned_image_gets_the_same_caption_where_all_views_are_read(pair: Pair) -> None:
+    square = Image.open(pair.images[0]).convert("RGB").resize((56, 56))
+    turned = square.transpose(Image.Transpose.ROTATE_90).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    one, other, plain = (
+        pair.captioner.caption(x, views=v) for x, v in ((square, 8), (turned, 8), (square, 1))
+    )
+    assert isinstance(one, Caption)
+    assert isinstance(other, Caption)
+    assert isinstance(plain, Caption)
+    assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+    assert one.log_probability != pytest.approx(plain.log_probability, abs=1e-4)
+    assert str(one) == str(other)
+    assert one.score == pytest.approx(
+        float(pair.captioner.score(square, str(one))), abs=1e-5
+    )  # of the image as it is
 
 
 def test_embeddings_are_those_of_the_stage_1_run(pair: Pair) -> None:
@@ -182,6 +221,10 @@ def test_what_is_no_image_is_one_line(pair: Pair, given: Any, message: str) -> N
 
 
 def test_settings_are_checked(pair: Pair) -> None:
+    with pytest.raises(UserError, match="views must be from 1 to 8, not 9"):
+        pair.captioner.caption(pair.images[0], views=9)
+    with pytest.raises(UserError, match="choose_by='best': choose one of likelihood, consensus"):
+        pair.captioner.caption(pair.images[0], choose_by="best")
     with pytest.raises(UserError, match="num_beam: unknown setting; did you mean 'num_beams'"):
         pair.captioner.caption(pair.images, num_beam=2)
     with pytest.raises(UserError, match="batch_size: must be at least 1"):

@@ -21,17 +21,18 @@ Shapes: B images, K beams, R captions an image (beams, or drawn ones), V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bita.config.schema import RunConfig
+from bita.config.schema import MOST_VIEWS, Choice, RunConfig
 from bita.errors import ConfigError
 
+CHOICES = get_args(Choice)
 LOOK_EVERY = 4
 """Tokens between two looks at which images are done, where a look makes the host wait for a device."""
 LEAVE_TOGETHER = 8
@@ -51,11 +52,17 @@ class GenerationSettings:
     use_nucleus_sampling: bool = RunConfig.use_nucleus_sampling
     top_p: float = RunConfig.top_p
     temperature: float = RunConfig.temperature
+    choose_by: Choice = RunConfig.choose_by
+    views: int = RunConfig.views
     speed: Literal["fast", "reference"] = RunConfig.speed
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.num_captions < 1 or self.max_len < 2:
             raise ConfigError("generation: num_beams and num_captions must be at least 1, max_len at least 2")
+        if self.choose_by not in CHOICES:
+            raise ConfigError(f"generation: choose_by={self.choose_by!r}: choose one of {', '.join(CHOICES)}")
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise ConfigError(f"generation: views must be from 1 to {MOST_VIEWS}, not {self.views}")
         if self.num_captions > self.num_beams and not self.use_nucleus_sampling:
             raise ConfigError(
                 f"generation: num_captions={self.num_captions} needs num_beams of at least as many, "
@@ -66,6 +73,10 @@ class GenerationSettings:
     def from_run(cls, run: RunConfig) -> Self:
         """Return the fields of the same names in the run's configuration."""
         return cls(**{f.name: getattr(run, f.name) for f in fields(cls)})
+
+    def every_beam(self) -> Self:
+        """The same search, of which all captions are wanted."""
+        return self if self.use_nucleus_sampling else replace(self, num_captions=self.num_beams)
 
     @property
     def width(self) -> int:
@@ -92,10 +103,10 @@ class Hypothesis:
 
 
 class Candidate(NamedTuple):
-    """A caption as text, how many tokens it was written in (the stop included), and its log-probability."""
+    """A caption as text, the token ids it was written in (the stop included), and its log-probability."""
 
     text: str
-    tokens: int
+    ids: list[int]
     log_probability: float
 
 
