@@ -34,7 +34,6 @@ from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.bridge import Attention, BridgeLayer
 from bita.models.language.decoder import IGNORED
-from bita.models.vision import turned
 
 if TYPE_CHECKING:
     from bita.models.bridge import Bridge
@@ -222,7 +221,7 @@ def look(
     if caption is None:
         own = replace(settings, num_captions=1, use_nucleus_sampling=False)
         with torch.inference_mode():
-            (captions,) = model.candidates(model.raw_tokens(turned(pixels[None], own.views)), own)
+            (captions,) = model.candidates(model.view_tokens(pixels[None], own.views), own)
         written = [token for token in captions[0].ids if token != model.tokens.stop]
         caption = model.decode([written])[0]
     else:

@@ -31,7 +31,6 @@ from bita.inference.captions import Caption
 from bita.inference.confidence import Calibration
 from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
-from bita.models.vision import turned
 from bita.precision import autocast
 from bita.registry import models, nearest
 
@@ -200,7 +199,7 @@ class Captioner:
             generators = [seeded(seed, _number_of(pixels)) for pixels in on_cpu]
         pixels = self._view.batch(own, device)
         with autocast(device, self.amp):
-            raw = self.model.raw_tokens(turned(pixels, settings.views))
+            raw = self.model.view_tokens(pixels, settings.views)
             written = self.model.candidates(raw, settings, generators)
         scores: list[float | None] = [None] * len(written)
         if score and self.stage1 is not None:

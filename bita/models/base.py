@@ -84,6 +84,11 @@ class BitaModel(nn.Module):
             tokens: Tensor = self.visual_encoder(images)
         return tokens
 
+    def view_tokens(self, images: Tensor, views: int) -> Tensor:
+        """`raw_tokens` of each of an image's first `views` views (`turned`), side by side: (B · views, N, C)."""
+        every = [self.raw_tokens(view) for view in turned(images, views)]  # one after the other: memory stays
+        return every[0] if views == 1 else torch.stack(every, dim=1).flatten(0, 1)
+
     def batch_tokens(self, batch: Batch) -> Tensor:
         """`raw_tokens` of a batch's images, (I, N, C), or what was kept of them."""
         return batch["tokens"] if "tokens" in batch else self.raw_tokens(batch["image"])
@@ -110,7 +115,7 @@ class BitaModel(nn.Module):
         """`num_captions` captions for each of B images, best first; of models that write captions.
 
         Args:
-            raw_tokens: (B · `settings.views`, N, C), what `raw_tokens` gives of `turned` images.
+            raw_tokens: (B · `settings.views`, N, C), what `view_tokens` gives.
             settings: how captions are searched for.
             generators: for sampling, one an image (`generation.search`).
         """
@@ -124,7 +129,7 @@ class BitaModel(nn.Module):
     ) -> list[list[str]]:
         """`candidates` of (B, 3, H, W) images, as texts alone."""
         with torch.inference_mode():
-            found = self.candidates(self.raw_tokens(turned(images, settings.views)), settings, generators)
+            found = self.candidates(self.view_tokens(images, settings.views), settings, generators)
         return [[candidate.text for candidate in captions] for captions in found]
 
     @property

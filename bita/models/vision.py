@@ -8,7 +8,7 @@ a convolutional one included (its feature map is read row by row).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -265,14 +265,11 @@ def resize_positions(positions: Tensor, tokens: int, *, align_corners: bool, pre
     return torch.cat([positions[:, :prefix], resized], dim=1)
 
 
-def turned(images: Tensor, views: int) -> Tensor:
-    """Square images (B, 3, S, S) as an aerial view might as well be: (B · views, 3, S, S), an image's side by side.
+def turned(images: Tensor, views: int) -> Iterator[Tensor]:
+    """Square images (B, 3, S, S) as an aerial view might as well be: `views` times as many, one after the other.
 
-    They are the image as it is, turned by one to three quarters, and those four mirrored; the first `views` of them.
+    That is as they are, turned by one to three quarters, and those four mirrored; the first `views` of the eight.
     """
-    if views == 1:
-        return images
-    every = [torch.rot90(images, view % 4, (2, 3)) for view in range(views)]
-    return torch.stack([view.flip(3) if k >= 4 else view for k, view in enumerate(every)], dim=1).flatten(
-        0, 1
-    )
+    for view in range(views):
+        quarters = torch.rot90(images, view % 4, (2, 3)) if view % 4 else images
+        yield quarters.flip(3) if view >= 4 else quarters
