@@ -25,13 +25,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bita.errors import UserError, at_least, command_line, program
 from bita.files import user_path, write_json
 from bita.machine import start_program
 from bita.packages import BOX
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from bita.processors.rgb import ImageOpener
 
 ROOT = Path(__file__).resolve().parents[2]
 BANDS = (3, 2, 1)
@@ -98,57 +105,78 @@ class Time(NamedTuple):
         return cls(time.perf_counter() - clock, time.process_time() - cpu)
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """A tile of the size that the model takes, as `Captioner.stream` opens it: what is left is the model's own time."""
+
+    image: Image.Image
+
+    def open_with(self, opener: ImageOpener) -> Image.Image:
+        """See `bita.inference.views.Openable`."""
+        return self.image
+
+
 def speed(args: Any, scene: Path) -> dict[str, Any]:
     """Caption the scene, and its tiles in memory by the model alone, by turns."""
     start_program()
-    import torch
+    from PIL import Image
 
     import bita
-    from bita.inference.captioner import batched
-    from bita.inference.views import Seen, seen_ahead
+    from bita.inference.views import View, seen_ahead
     from bita.scenes.captioning import Wanted, caption_scene
 
     captioner, out = bita.load(args.checkpoint), args.out / "speed.geojson"
     wanted = Wanted(crop=args.crop, bands=BANDS, search={"num_captions": 1})
-    settings = captioner._settings(BATCH, wanted.search)
-    assert captioner.stage1 is None or captioner._one_view  # else there were two images of each tile
 
-    def read() -> list[Seen]:
+    def read() -> list[Tensor]:
         with wanted.open(scene) as raster:
             views = wanted.tiling(raster).views(raster, 0, wanted.min_valid)
-            found = seen_ahead(views, [captioner._view], BATCH, captioner.model.device)
-            return [tile for tile in found if not isinstance(tile, UserError)]
+            found = seen_ahead(views, [View(captioner.processors)], BATCH, captioner.model.device)
+            return [tile[0] for tile in found if not isinstance(tile, UserError)]
 
-    tiles = read()
+    tiles = [InMemory(Image.fromarray(tile.numpy())) for tile in read()]
 
     def program() -> None:
         caption_scene(captioner, scene, out, "geojson", wanted, lambda done, total: None)
 
     def alone() -> list[str]:
-        parts = batched(tiles, BATCH)
-        return [str(said) for part in parts for said in captioner._write(part, settings, 0, True)]
+        return list(map(str, captioner.stream(tiles, batch_size=BATCH, **wanted.search)))
 
     program()
     said = [row["properties"]["caption"] for row in json.loads(out.read_text(encoding="utf-8"))["features"]]
     if said != alone():
         raise UserError("speed: the captions of the scene and of its tiles in memory differ")
-    rounds = [(Time.of(program), Time.of(alone), Time.of(read)) for _ in range(args.rounds)]
+    rounds = [Round(Time.of(program), Time.of(alone), Time.of(read)) for _ in range(args.rounds)]
     out.unlink()
+    return figures(rounds, len(tiles))
+
+
+class Round(NamedTuple):
+    """One measurement: from the scene's file to the output, the model alone, the reading alone."""
+
+    program: Time
+    model: Time
+    reading: Time
+
+
+def figures(rounds: list[Round], tiles: int) -> dict[str, Any]:
+    """Return the medians of the rounds, a tile."""
+    import torch
 
     def median(values: Iterable[float]) -> float:
         return round(statistics.median(values), 3)
 
     whole, model, reading = zip(*rounds, strict=True)
-    shares = [alone.clock / program.clock for program, alone, _ in rounds]
+    shares = [one.model.clock / one.program.clock for one in rounds]
     return {
         "threads": torch.get_num_threads(),
-        "tiles/s": median(len(tiles) / one.clock for one in whole),
-        "tiles/s of the model alone": median(len(tiles) / one.clock for one in model),
+        "tiles/s": median(tiles / one.clock for one in whole),
+        "tiles/s of the model alone": median(tiles / one.clock for one in model),
         "share of the model's speed": median(shares),
         "the least, and the highest": [round(min(shares), 3), round(max(shares), 3)],
-        "ms of CPU a tile, all": median(1000 * one.cpu / len(tiles) for one in whole),
-        "ms of CPU a tile, the model": median(1000 * one.cpu / len(tiles) for one in model),
-        "ms of CPU a tile, reading and resizing": median(1000 * one.cpu / len(tiles) for one in reading),
+        "ms of CPU a tile, all": median(1000 * one.cpu / tiles for one in whole),
+        "ms of CPU a tile, the model": median(1000 * one.cpu / tiles for one in model),
+        "ms of CPU a tile, reading and resizing": median(1000 * one.cpu / tiles for one in reading),
     }
 
 
