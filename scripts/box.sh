@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The model that the package brings, made anew: RSICD's stages, and after the second one
-# fine-tuning on UCM-Captions and RSICD together.
+# The model that the package brings, made anew: RSICD's two pretraining stages, then fine-tuning on
+# UCM-Captions and RSICD together.
 #   bash scripts/box.sh UCM RSICD OUT
 # UCM and RSICD are the datasets as published. OUT/model is the folder to be put in the place of bita/box;
 # then python tests/test_box.py UCM records what it says.
@@ -9,12 +9,14 @@ if [ $# -ne 3 ]; then
     echo "usage: bash scripts/box.sh UCM RSICD OUT   (both as published, annotations beside the images)" >&2
     exit 2
 fi
-ucm=$(cd "$OLDPWD" && realpath -- "$1") rsicd=$(cd "$OLDPWD" && realpath -- "$2") out=$(cd "$OLDPWD" && realpath -m -- "$3")
-published small rsicd "$rsicd" "$out"
-step "preparing ucm"
-.venv/bin/python scripts/prepare_data.py ucm_caption "$ucm" "$out/data/ucm"
+ucm=$(given "$1") rsicd=$(given "$2") out=$(given "$3")
+bash scripts/setup.sh
+SECONDS=0
+prepare rsicd "$rsicd" "$out"
+prepare ucm "$ucm" "$out"
+pretrain small rsicd "$out"
 step "fine-tuning on both"
-launch train.py train/caption_ft_box --options "env.cache_root=$out/data" "run.output_dir=$out/box" \
+MODEL='' launch train.py train/caption_ft_box --options "env.cache_root=$out/data" "run.output_dir=$out/box" \
     "model.init_from=$out/pretrain_stage2"
 step "one file"
 .venv/bin/python scripts/export.py "$out/box" "$out/model" --half

@@ -5,17 +5,14 @@
 # each image, one caption a line. Folders train/, val/ and test/ of the latter are taken as splits; otherwise 15% of the images
 # are drawn for val and 15% for test, and the dataset's card says so. KEY=VALUE are options of the training (run.max_epoch=80).
 # Results: OUT/{scores.json,report.html}; the model is OUT/caption.
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 if [ $# -lt 2 ]; then
     echo "usage: bash scripts/finetune.sh FOLDER OUT [KEY=VALUE …]   (FOLDER holds images with captions)" >&2
     exit 2
 fi
-source=$(realpath -- "$1") OUT=$(realpath -m -- "$2")
+source=$(given "$1") OUT=$(given "$2")
 shift 2
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-source scripts/launch.sh
-
 SECONDS=0 MODEL=
 draw=(--draw val=0.15 test=0.15)
 if [ -d "$source/train" ]; then draw=(); fi

@@ -64,9 +64,25 @@ launch() {
 # step TEXT: say what comes next.
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
-# pipeline MODEL DATASET OUT: tokenizers, the three stages, scores and report, for a small model; all of it under OUT.
+# given PATH: a path as it is meant in the folder where the script was started.
+given() { (cd "$OLDPWD" && realpath -m -- "$1"); }
+
+# draw OUT: the synthetic dataset, where it is not there yet.
+draw() {
+    if [ -f "$1/data/synthetic/facts.json" ]; then return; fi
+    step "drawing the synthetic dataset"
+    .venv/bin/python scripts/data/make_synthetic.py "$1/data/synthetic"
+}
+
+# prepare DATASET SOURCE OUT: a dataset as published.
+prepare() {
+    step "preparing $1"
+    .venv/bin/python scripts/prepare_data.py "$1_caption" "$2" "$3/data/$1"
+}
+
+# pretrain MODEL DATASET OUT: tokenizers and the two pretraining stages, for a small model; all of it under OUT.
 # 1,400 byte pairs: with more, the model that the package brings would pass 16 MB.
-pipeline() {
+pretrain() {
     local out=$3 data=$3/data
     step "tokenizers from the training captions"
     .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json" \
@@ -77,24 +93,28 @@ pipeline() {
     step "stage 2: the language model learns to read the queries"
     MODEL=$1 launch train.py train/pretrain_stage2 "${common[@]}" "run.output_dir=$out/pretrain_stage2" \
         "model.init_from=$out/pretrain_stage1"
-    step "stage 3: fine-tuning on captions"
-    MODEL=$1 launch train.py train/caption_ft "${common[@]}" "run.output_dir=$out/caption" \
-        "model.init_from=$out/pretrain_stage2"
-    step "scores"
-    .venv/bin/python -m bita.reports.evaluation "$out/caption" "$out" --seconds "$SECONDS"
 }
 
-# published MODEL DATASET SOURCE OUT: the pipeline on a dataset as published, from the folder where the script was started.
+# pipeline MODEL DATASET OUT: these, then fine-tuning, scores and report.
+pipeline() {
+    pretrain "$@"
+    step "stage 3: fine-tuning on captions"
+    MODEL=$1 launch train.py train/caption_ft --options "env.cache_root=$3/data" "run.output_dir=$3/caption" \
+        "model.init_from=$3/pretrain_stage2"
+    step "scores"
+    .venv/bin/python -m bita.reports.evaluation "$3/caption" "$3" --seconds "$SECONDS"
+}
+
+# published MODEL DATASET SOURCE OUT: the pipeline on a dataset as published.
 published() {
     if [ $# -ne 4 ]; then
         echo "usage: bash scripts/${0##*/} SOURCE OUT   (SOURCE: $2 as published, annotations beside the images)" >&2
         exit 2
     fi
     local source out
-    source=$(cd "$OLDPWD" && realpath -- "$3") out=$(cd "$OLDPWD" && realpath -m -- "$4")
+    source=$(given "$3") out=$(given "$4")
     bash scripts/setup.sh
     SECONDS=0
-    step "preparing $2"
-    .venv/bin/python scripts/prepare_data.py "$2_caption" "$source" "$out/data/$2"
+    prepare "$2" "$source" "$out"
     pipeline "$1" "$2" "$out"
 }

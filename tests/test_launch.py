@@ -115,6 +115,62 @@ def test_a_signal_to_a_stage_script_reaches_the_training_and_its_exit_code_comes
     assert script.wait(60) == 75
 
 
+@pytest.fixture
+def pipeline(tmp_path):
+    """Runs a script from another folder with a python that only notes how it was called; the calls."""
+    for path in (ROOT / "scripts").rglob("*.sh"):
+        copied = tmp_path / path.relative_to(ROOT)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(path.read_text())
+    (tmp_path / "scripts/setup.sh").write_text("")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / ".venv").mkdir()
+    calls = tmp_path / "calls"
+    stub(tmp_path / ".venv/bin", "python", f'echo "$*" >> {calls}')
+    (tmp_path / "here").mkdir()
+
+    def run(script: str, *arguments: str) -> list[list[str]]:
+        command = ["bash", f"../scripts/{script}", *arguments]
+        subprocess.run(command, cwd=tmp_path / "here", env=os.environ | {"NPROC": "1"}, check=True)
+        return [line.split() for line in calls.read_text().splitlines()]
+
+    return run
+
+
+def test_the_packages_model_takes_two_stages_and_one_fine_tuning(pipeline, tmp_path):
+    calls, here = pipeline("box.sh", "UCM", "RSICD", "OUT"), f"{tmp_path}/here"
+    assert [call[1:] for call in calls if call[0] == "scripts/prepare_data.py"] == [
+        ["rsicd_caption", f"{here}/RSICD", f"{here}/OUT/data/rsicd"],
+        ["ucm_caption", f"{here}/UCM", f"{here}/OUT/data/ucm"],
+    ]
+    trained = [Path(call[2]).stem for call in calls if call[0] == "train.py"]
+    assert trained == ["pretrain_stage1_small", "pretrain_stage2_small", "caption_ft_box"]
+    assert [call[0] for call in calls if call[0] not in ("scripts/prepare_data.py", "train.py")] == [
+        "scripts/data/make_tokenizers.py",
+        "scripts/export.py",
+    ]
+    assert calls[-1][1:] == [f"{here}/OUT/box", f"{here}/OUT/model", "--half"]
+
+
+@pytest.mark.parametrize(
+    ("line", "trains"),
+    [
+        ("quickstart.sh OUT", ["pretrain_stage1_tiny", "pretrain_stage2_tiny", "caption_ft_tiny"]),
+        ("rsicd_small.sh SOURCE OUT", ["pretrain_stage1_small", "pretrain_stage2_small", "caption_ft_small"]),
+        ("finetune.sh SOURCE OUT", ["finetune_own"]),
+        ("benchmarks/decoders.sh OUT gpt2", ["pretrain_stage1_tiny", "decoder_gpt2"]),
+    ],
+)
+def test_a_pipeline_writes_where_its_script_was_started(pipeline, tmp_path, line, trains):
+    calls = pipeline(*line.split())
+    assert [Path(call[2]).stem for call in calls if call[0] == "train.py"] == trains
+    (scored,) = [call for call in calls if "bita.reports.evaluation" in call or "compare_decoders" in call[0]]
+    assert f"{tmp_path}/here/OUT" in scored
+    for call in calls:
+        outputs = [word for word in call if word.startswith(("run.output_dir=", "env.cache_root="))]
+        assert all(f"={tmp_path}/here/OUT/" in word for word in outputs)
+
+
 def test_slurm_job_hands_the_signal_on_waits_for_the_save_and_queues_again(tmp_path):
     programs = tmp_path / "bin"
     stub(

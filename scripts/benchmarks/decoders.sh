@@ -2,19 +2,15 @@
 # One small language model of each family, each on the same stage 1: trained, scored beside shuffled images, and
 # captioned again in 8 bit.   bash scripts/benchmarks/decoders.sh [OUT [FAMILY…]]   (opt llama qwen gpt2)
 # Results: OUT/decoders.md. OPTIONS="key=value …" goes to every training run.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-bash scripts/setup.sh
-source scripts/launch.sh
-
-OUT=${1:-output/decoders}
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+OUT=output/decoders
+if [ $# -gt 0 ]; then OUT=$(given "$1"); fi
 FAMILIES=("${@:2}")
 if [ ${#FAMILIES[@]} -eq 0 ]; then FAMILIES=(opt llama qwen gpt2); fi
 read -ra MORE <<<"${OPTIONS:-}"
-if [ ! -f "$OUT/data/synthetic/facts.json" ]; then
-    step "drawing the synthetic dataset"
-    .venv/bin/python scripts/data/make_synthetic.py "$OUT/data/synthetic"
-fi
+bash scripts/setup.sh
+SECONDS=0
+draw "$OUT"
 step "tokenizers from the training captions"
 .venv/bin/python scripts/data/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
     --families llama qwen gpt2
