@@ -448,8 +448,7 @@ def test_a_typing_error_in_a_dataset_file(problem):
 MODEL = ("model.arch=bita_opt", "model.model_type=caption_opt2.7b")
 
 
-def test_imports_register_classes_of_ones_own(project, monkeypatch):
-    monkeypatch.setattr(models, "_targets", dict(models._targets))
+def test_imports_register_classes_of_ones_own(project, monkeypatch, forgotten):
     monkeypatch.setattr(sys, "path", list(sys.path))
     Path("my_former_module.py").write_text(
         "from bita.registry import models\n@models.register('my_former')\nclass MyFormer: pass\n"

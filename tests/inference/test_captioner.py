@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_log_probability_is_that_of_reading_the_caption(pair: Pair, settings: di
     """The decoder reads the tokens that the search wrote in one pass and gives them the same probability."""
     model, chosen = pair.captioner.model, {**settings}
     assert isinstance(model, BitaLM)
-    generation = pair.captioner._settings(1, chosen)
+    generation = replace(pair.captioner.settings, **chosen)
     pixels = torch.stack([pair.captioner.processors.evaluated(path) for path in pair.images])
     with torch.no_grad():
         prefix = model.prefix(pixels)
@@ -70,7 +71,7 @@ def test_records_hold_what_is_known_of_a_caption(pair: Pair) -> None:
 
 
 def test_a_caption_by_consensus_is_one_that_the_search_found(pair: Pair) -> None:
-    model, settings = pair.captioner.model, pair.captioner._settings(1, {"num_beams": 6, "num_captions": 6})
+    model, settings = pair.captioner.model, replace(pair.captioner.settings, num_beams=6, num_captions=6)
     pixels = torch.stack([pair.captioner.processors.evaluated(path) for path in pair.images])
     with torch.inference_mode():
         found = model.candidates(model.raw_tokens(pixels), settings)
@@ -119,7 +120,9 @@ def test_embeddings_are_those_of_the_stage_1_run(pair: Pair) -> None:
     assert torch.equal(words, stage1.embed_texts(texts))
     best = torch.einsum("nqe,me->nmq", images, words).amax(dim=2)
     assert torch.allclose(pair.captioner.score(pair.images, texts), best, atol=1e-6)
-    assert pair.captioner._one_encoder  # equal frozen encoders are one, and read an image once
+    own = pair.captioner.stage1
+    assert own is not None
+    assert own.model.visual_encoder is pair.captioner.model.visual_encoder  # equal frozen encoders are one
 
 
 def test_a_moved_pair_of_runs_and_an_export_find_their_stage_1(pair: Pair, tmp_path: Path) -> None:

@@ -15,15 +15,10 @@ from bita.config.schema import MetricConfig
 from bita.errors import ConfigError, UserError
 from bita.metrics import CaptionScorer, Hypotheses, Measured, Metric, ReferenceSet
 from bita.metrics.__main__ import main
-from bita.registry import Registry, metrics
+from bita.registry import metrics
 from tests.metrics.conftest import HYPOTHESES, REFERENCES
 
-
-@pytest.fixture(autouse=True)
-def registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setattr(metrics, "_targets", dict(metrics._targets))
-    monkeypatch.setattr(metrics, "_configs", dict(metrics._configs))
-    return metrics
+pytestmark = pytest.mark.usefixtures("forgotten")
 
 
 def keys(*names: str) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from bita.runners.validations import Validations
 
 
 @pytest.fixture
-def broken(monkeypatch):
+def broken(forgotten):
     """A logger of one's own that fails at every event."""
-    monkeypatch.setattr(loggers, "_targets", dict(loggers._targets))
-    monkeypatch.setattr(loggers, "_configs", dict(loggers._configs))
 
     @loggers.register("broken")
     class Broken(Logger):
