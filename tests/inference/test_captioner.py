@@ -108,6 +108,17 @@ def test_a_turned_image_gets_the_same_caption_where_all_views_are_read(pair: Pai
     )  # of the image as it is
 
 
+def test_views_are_encoded_a_batch_at_a_time(pair: Pair) -> None:
+    """So that eight of them need the memory of one."""
+    seen: list[int] = []
+    watch = pair.captioner.model.visual_encoder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0]))
+    )
+    pair.captioner.caption(pair.images, batch_size=3, views=8, score=False)
+    watch.remove()
+    assert seen == [3] * 8 + [2] * 8
+
+
 def test_embeddings_are_those_of_the_stage_1_run(pair: Pair) -> None:
     stage1 = Aligner(pair.stage1, "cpu")
     pixels = torch.stack([stage1.processors.evaluated(path) for path in pair.images])
