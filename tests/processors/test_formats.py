@@ -20,7 +20,9 @@ import torch
 from bita.datasets.shards import ShardDataset, ShardRecord, write_shards
 from bita.errors import UserError
 from bita.processors.rgb import ImageOpener, open_rgb
-from tests.processors.formats import OTHER, PNG, SUFFIXES, TIFF, Made, make
+from tests.processors.formats import OTHER, PNG, SUFFIXES, make
+from tests.processors.pictures import Made
+from tests.processors.tiffs import TIFF
 
 HANGS_AFTER = 60
 
