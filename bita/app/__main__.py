@@ -9,6 +9,7 @@ no network."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -31,29 +32,7 @@ MEBIBYTE = 2**20
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-app`; its exit code."""
-    parser = command_line(__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        default=BOX,
-        help="a run's folder, a checkpoint in it, or an exported model (default: what the package brings)",
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine alone)"
-    )
-    parser.add_argument("--port", type=at_least(0), default=7860, help="default: 7860; 0 takes a free one")
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=16, help="images that the model takes at a time"
-    )
-    parser.add_argument("--wait-ms", type=at_least(0), default=5, help="that an image waits for others")
-    parser.add_argument("--queue", type=at_least(1), default=256, help="requests that may wait; more get 503")
-    parser.add_argument("--max-mib", type=at_least(1), default=32, help="of an image file")
-    parser.add_argument("--max-megapixels", type=at_least(1), default=50, help="of an image")
-    parser.add_argument(
-        "--max-scene-mib", type=at_least(1), default=2048, help="of a scene, which is read by windows"
-    )
-    args = parser.parse_args(arguments)
+    args = _line().parse_args(arguments)
     start_with(args.checkpoint)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
@@ -80,6 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             tempfile.tempdir = None
     return 0
+
+
+def _line() -> argparse.ArgumentParser:
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--checkpoint",
+        default=BOX,
+        help="a run's folder, a checkpoint in it, or an exported model (default: what the package brings)",
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--quantize", default="none", choices=("none", "int8", "int4"))
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: this machine alone)"
+    )
+    parser.add_argument("--port", type=at_least(0), default=7860, help="default: 7860; 0 takes a free one")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=16, help="images that the model takes at a time"
+    )
+    parser.add_argument("--wait-ms", type=at_least(0), default=5, help="that an image waits for others")
+    parser.add_argument("--queue", type=at_least(1), default=256, help="requests that may wait; more get 503")
+    parser.add_argument("--max-mib", type=at_least(1), default=32, help="of an image file")
+    parser.add_argument("--max-megapixels", type=at_least(1), default=50, help="of an image")
+    parser.add_argument(
+        "--max-scene-mib", type=at_least(1), default=2048, help="of a scene, which is read by windows"
+    )
+    return parser
 
 
 def serve(engine: Engine, host: str, port: int) -> None:
