@@ -10,8 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bita.version import VERSION
+
 if TYPE_CHECKING:
     from bita.inference.captioner import Captioner
+
+__version__ = VERSION
 
 
 def load(

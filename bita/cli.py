@@ -35,8 +35,9 @@ bita-caption image.jpg folder 'scenes/**/*.tif' > captions.txt
 bita-caption --checkpoint output/quickstart/caption folder --output captions.csv
 bita-caption --checkpoint output/quickstart/caption scene.tif --crop 256 --format gpkg
 
-On standard output stands one caption a line. With --output each line is a record; a second start of the same command
-leaves out images that are in the file with the same content. An image that does not open is told, and the others go on.
+Of one file its caption is printed; of several a line each: name, tab, caption. With --output each line is a record; a
+second start of the same command leaves out images that are in the file with the same content. An image that does not
+open is told, and the others go on.
 
 Exit code: 0, every image has a caption; 1, some do not open, or nothing could be done; 2, a wrong argument.
 
@@ -72,9 +73,9 @@ def caption(arguments: Sequence[str] | None = None) -> int:
 
     parser = _caption_line()
     args = parser.parse_args(arguments)
+    if not args.images and not scenes.is_wanted(args):
+        parser.error("name an image, or a folder of them")
     rasters = scenes.check(args) if scenes.is_wanted(args) else []
-    if not args.images and not rasters:
-        parser.error("name an image")
     from bita.inference.outputs import RecordFile, format_of
     from bita.inference.sources import find_images
 
@@ -90,10 +91,17 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     stage1 = given.pop("stage1", None)
     given.setdefault("num_captions", 1)
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize, stage1, given.pop("prompt", None))
+    if not (args.use_nucleus_sampling or captioner.settings.use_nucleus_sampling):
+        for name in ("top_p", "temperature", "seed"):
+            if name in given:
+                raise ConfigError(f"--{name.replace('_', '-')}: is of captions that are drawn; add --nucleus")
     if rasters:
         return scenes.run(args, rasters, captioner, settings, **given)
     if args.output is None:
-        return int(print_captions(captioner, images, batch_size=args.batch_size, **given) > 0)
+        alone = [str(image) for image in images] == args.images  # one file, whose name was just typed
+        named = len(images) > 1 or not alone
+        failed = print_captions(captioner, images, named=named, batch_size=args.batch_size, **given)
+        return int(failed > 0)
     with RecordFile(args.output, captioner.hash, settings, args.overwrite) as out:
         failed = write_captions(captioner, images, out, batch_size=args.batch_size, **given)
     if failed:

@@ -120,7 +120,7 @@ def _device(device: str) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda was asked for, but torch sees no GPU; set run.device=cpu or auto")
+        raise ConfigError("device cuda (run.device, --device): torch sees no GPU here; take cpu or auto")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
         error = ConfigError(

@@ -8,14 +8,18 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from bita.version import VERSION
 
 P = ParamSpec("P")
+N = TypeVar("N", int, float)
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended, as shells have it: 128 + SIGINT."""
 
@@ -65,7 +69,7 @@ def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
     """For the `type` of an option of argparse: a whole number that is not below `least`, nor above `most`."""
 
     def whole_number(text: str) -> int:
-        value = int(text)
+        value = _read(int, text, "a whole number")
         if not least <= value <= most:
             wanted = f"at least {least}" if value < least else f"at most {most}"
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {value}")
@@ -75,22 +79,58 @@ def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
 
 
 def above(least: float, most: float = float("inf")) -> Callable[[str], float]:
-    """For the `type` of an option of argparse: a number above `least`, and not above `most`."""
+    """For the `type` of an option of argparse: a finite number above `least`, and not above `most`."""
 
     def number(text: str) -> float:
-        value = float(text)
-        if not least < value <= most:
-            raise argparse.ArgumentTypeError(f"must be above {least:g} and at most {most:g}, not {value:g}")
+        value = _read(float, text, "a number")
+        if not least < value <= most or math.isinf(value):
+            upto = "" if math.isinf(most) else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"must be above {least:g}{upto}, not {value:g}")
         return value
 
     return number
 
 
-def command_line(description: str | None) -> argparse.ArgumentParser:
+def share(text: str) -> float:
+    """For the `type` of an option of argparse: a number from 0 to 1."""
+    value = _read(float, text, "a number")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def _read(kind: Callable[[str], N], text: str, what: str) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser of a program's arguments, whose mistakes are one line, as all others of its user's are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and the option that was meant if one is like it; exit code 2."""
+        import difflib
+
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        meant = difflib.get_close_matches(unknown.split("=")[0].split(" ")[0], known, 1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        self.exit(2, f"error: {message}{hint} ({self.prog} --help shows all)\n")
+
+
+def command_line(description: str | None) -> CommandLine:
     """Return a parser of a program's arguments, whose help shows `description` as it is written."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # as `python -m PACKAGE`, or None
+    inside = started is not None and Path(sys.argv[0]).name == "__main__.py"
+    parser = CommandLine(
+        prog=f"python -m {started.parent}" if inside else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"bita {VERSION}")
+    return parser
 
 
 def program(main: Callable[P, int]) -> Callable[P, int]:

@@ -81,5 +81,5 @@ def test_without_torchrun_everything_stays_here():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_asking_for_an_absent_gpu_is_an_error_that_names_the_key():
-    with pytest.raises(ConfigError, match=r"run\.device: cuda was asked for"):
+    with pytest.raises(ConfigError, match=r"device cuda \(run\.device, --device\): torch sees no GPU"):
         distributed.setup("cuda")

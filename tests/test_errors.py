@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import bita
 from bita.cli import caption
 from bita.errors import ConfigError, TransientError, UserError, program
 from bita.metrics.__main__ import main as metrics
@@ -167,3 +168,43 @@ def test_counts_below_what_they_can_be_are_refused(
     assert ended.value.code == 2
     least = 1 if option[-1] == "0" else 0
     assert f"argument {option[-2]}: must be at least {least}, not {option[-1]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.png", "--ouput", "x.csv"], "unrecognized arguments: --ouput x.csv; did you mean --output?"),
+        (["a.png", "--zzz"], "unrecognized arguments: --zzz"),
+        (
+            ["a.png", "--num-captions", "three"],
+            "argument --num-captions: must be a whole number, not 'three'",
+        ),
+        (["a.png", "--temperature", "warm"], "argument --temperature: must be a number, not 'warm'"),
+        (["a.png", "--temperature", "inf"], "argument --temperature: must be above 0, not inf"),
+        (["a.png", "--top-p", "nan"], "argument --top-p: must be above 0 and at most 1, not nan"),
+        (["a.tif", "--gsd", "0.5m"], "argument --gsd: must be a number, not '0.5m'"),
+        (["a.tif", "--min-valid", "50%"], "argument --min-valid: must be a number, not '50%'"),
+        (["a.tif", "--min-valid", "50"], "argument --min-valid: must be from 0 to 1, not 50"),
+        (
+            ["a.tif", "--bands", "r,g,b"],
+            "argument --bands: wanted three band numbers from 1, such as 4,3,2, not r,g,b",
+        ),
+        ([], "name an image, or a folder of them"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/bita-caption"])
+    with pytest.raises(SystemExit) as ended:
+        caption(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {said} (bita-caption --help shows all)\n"
+
+
+def test_every_program_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (caption, metrics, verify_data):
+        with pytest.raises(SystemExit) as ended:
+            command(["--version"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"bita {bita.__version__}\n"

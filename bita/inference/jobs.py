@@ -11,17 +11,29 @@ from typing import Any
 from bita.errors import UserError
 from bita.inference.captioner import Captioner
 from bita.inference.captions import Caption
-from bita.inference.outputs import RecordFile, name_of, record_of
+from bita.inference.outputs import RecordFile, name_of, record_of, text_line
 from bita.inference.sources import ImageFile, content_hash
 from bita.machine import in_threads
 
 
 def print_captions(
-    captioner: Captioner, images: Sequence[Path], *, batch_size: int = 16, **settings: Any
+    captioner: Captioner,
+    images: Sequence[Path],
+    *,
+    named: bool = True,
+    batch_size: int = 16,
+    **settings: Any,
 ) -> int:
-    """Print a line an image, tabs between its candidates, empty where it does not open; how many do not.
+    """Print a line an image, as a file of records that ends in `.txt` has it; how many do not open.
 
     Why an image does not open is said on standard error.
+
+    Args:
+        captioner: a trained model.
+        images: files.
+        named: whether a line begins with the image's name; else it is the captions alone, or empty.
+        batch_size: images encoded at a time.
+        settings: what `Captioner.stream` takes.
 
     Raises:
         UserError: standard output cannot be written.
@@ -29,11 +41,13 @@ def print_captions(
     failed = 0
     found = captioner.results(map(ImageFile, images), batch_size=batch_size, score=False, **settings)
     with progress(len(images), shown=not sys.stdout.isatty()) as step:
-        for record in found:
+        for path, record in zip(images, found, strict=True):
             if isinstance(record, UserError):
                 failed += 1
                 print(f"error: {record}", file=sys.stderr, flush=True)
-            _say("" if isinstance(record, UserError) else "\t".join(record.candidates))
+            said = [f"error: {record}"] if isinstance(record, UserError) else record.candidates
+            line = text_line(name_of(path), said)
+            _say(line if named else "" if isinstance(record, UserError) else line.split("\t", 1)[1])
             step()
     return failed
 
@@ -70,6 +84,8 @@ def write_captions(
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     files = [ImageFile(path) for batch in batches if not lacking.isdisjoint(batch) for path in batch]
     failed = sum(bool(out.done[name_of(path)]["error"]) for path in images if path not in lacking)
+    if not lacking:
+        print(f"{len(images)} of {len(images)} images are in {out.path} already", file=sys.stderr, flush=True)
     with progress(len(lacking)) as step:
         found = captioner.results(files, batch_size=batch_size, **settings) if files else iter(())
         for file, record in zip(files, found, strict=True):
@@ -83,7 +99,7 @@ def write_captions(
 @contextlib.contextmanager
 def progress(total: int, shown: bool = True) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's standard error, with images a second and the time that is left; what moves it by one."""
-    if not (shown and sys.stderr.isatty()):
+    if not (total and shown and sys.stderr.isatty()):
         yield lambda: None
         return
     from rich.console import Console

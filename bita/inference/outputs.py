@@ -11,7 +11,7 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -69,9 +69,15 @@ def _read_json(line: str) -> Record:
     return record
 
 
+def text_line(name: str, said: Sequence[str]) -> str:
+    """Return a line of text: a name as of `name_of`, and an image's candidates or its error, tabs between them."""
+    return "\t".join([name, *(flat(text, _CELL) for text in said)])
+
+
 def _write_text(record: Record) -> str:
-    said = [f"error: {record['error']}"] if record["error"] else record["candidates"]
-    return "\t".join([record["image"], *(flat(text, _CELL) for text in said)])
+    return text_line(
+        record["image"], [f"error: {record['error']}"] if record["error"] else record["candidates"]
+    )
 
 
 def _read_text(line: str) -> Record:

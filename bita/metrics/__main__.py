@@ -20,7 +20,7 @@ from bita.config.options import read_options
 from bita.config.plugins import import_modules, load_plugins
 from bita.config.types import build
 from bita.datasets.names import ImageFolder
-from bita.errors import ConfigError, at_least, program
+from bita.errors import ConfigError, at_least, command_line, program
 from bita.files import user_path, write_json
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
@@ -31,9 +31,7 @@ from bita.records import Id, Record, read_object
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog="python -m bita.metrics", description="Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE."
-    )
+    parse = command_line("Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE.")
     path = partial(parse.add_argument, type=user_path)
     path("references", help="COCO ground truth, or records {image_id, caption}, JSON(L)")
     path("hypotheses", help="records {image_id, caption}, JSON or JSONL; one an image")

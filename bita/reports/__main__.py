@@ -1,4 +1,4 @@
-"""The command `python -m bita.reports`, which a checkout has as scripts/report.py."""
+"""The command `bita-report`, which a checkout has as scripts/report.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bita.files import user_path
 
 DESCRIPTION = """Write a run's report, or two runs' side by side: one page that needs nothing else.
 
-python -m bita.reports output/ucm_tiny/caption
-python -m bita.reports output/a/caption output/b/caption --out report.html
+bita-report output/ucm_tiny/caption
+bita-report output/a/caption output/b/caption --out report.html
 
 The captions are those that training or evaluation left in the run's results/.
 A checkout has it as scripts/report.py."""

@@ -7,13 +7,14 @@ import logging
 import sys
 import time
 from datetime import timedelta
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from bita.errors import UserError, at_least, no_file
+from bita.errors import UserError, above, at_least, no_file, share
 from bita.files import user_path
 from bita.scenes.layers import SUFFIXES
-from bita.scenes.windows import EDGES
+from bita.scenes.windows import EDGES, Edge
 
 if TYPE_CHECKING:
     from bita.inference.captioner import Captioner
@@ -23,14 +24,28 @@ LOG = logging.getLogger(__name__)
 Output = tuple[tuple[Path, ...], Path]
 """A raster, or those of two dates; and the file that is made of them."""
 CROP = 256
+EDGE: Edge = "shift"
+ENDINGS = {suffix: kind for kind, suffix in SUFFIXES.items()} | {
+    ".json": "geojson",
+    ".geoparquet": "geoparquet",
+}
+"""What an output's name may end in, and the format that this asks for."""
+_ASKING = (
+    *("format", "before", "after", "top"),
+    *("crop", "stride", "gsd", "edge", "bands", "crs", "min_valid"),
+)
 _EVERY = 0.5
 """Seconds."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of scenes; one of --crop, --format, --before and --after makes a scene of what is captioned."""
-    group = parser.add_argument_group("scenes: rasters cut into tiles, captions as polygons (docs/scenes.md)")
-    group.add_argument("--format", choices=tuple(SUFFIXES), help="of the file of polygons (geojson)")
+    """Add the options of scenes; any of them, or an output that is a map, makes a scene of what is captioned."""
+    group = parser.add_argument_group(
+        "scenes: rasters cut into tiles, captions as polygons (docs/scenes.md); each of these asks for one"
+    )
+    group.add_argument(
+        "--format", choices=tuple(SUFFIXES), help="of the file of polygons (as --output ends; geojson)"
+    )
     group.add_argument("--before", type=user_path, metavar="RASTER", help="with --after: what changed")
     group.add_argument("--after", type=user_path, metavar="RASTER", help="second date of --before")
     add_cut(group)
@@ -42,11 +57,11 @@ def add_cut(group: argparse._ArgumentGroup) -> None:
     """Add the options that say how a raster is read and cut into tiles; `wanted` takes them."""
     group.add_argument("--crop", type=at_least(1), metavar="PIXELS", help=f"side of a tile ({CROP})")
     group.add_argument("--stride", type=at_least(1), metavar="PIXELS", help="to the next tile (as --crop)")
-    group.add_argument("--gsd", type=_above_0, metavar="METRES", help="resample to so many a pixel")
-    group.add_argument("--edge", choices=EDGES, default="shift", help="tiles at the right and lower edge")
+    group.add_argument("--gsd", type=above(0), metavar="METRES", help="resample to so many a pixel")
+    group.add_argument("--edge", choices=EDGES, help=f"tiles at the right and lower edge ({EDGE})")
     group.add_argument("--bands", type=_three, metavar="R,G,B", help="band numbers from 1 (1,2,3)")
     group.add_argument("--crs", metavar="NAME", help="of a raster without, or with a wrong one: EPSG:32633")
-    group.add_argument("--min-valid", type=_share, default=0.0, help="share of a tile that must have data")
+    group.add_argument("--min-valid", type=share, help="share of a tile that must have data (any)")
 
 
 def wanted(args: argparse.Namespace, **others: Any) -> Wanted:
@@ -57,18 +72,19 @@ def wanted(args: argparse.Namespace, **others: Any) -> Wanted:
         crop=args.crop or CROP,
         stride=args.stride,
         gsd=args.gsd,
-        edge=args.edge,
+        edge=args.edge or EDGE,
         bands=args.bands,
         crs=args.crs,
-        min_valid=args.min_valid,
+        min_valid=args.min_valid or 0.0,
         **others,
     )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
     """Whether parsed options ask for scenes."""
-    own = args.format in SUFFIXES and args.format != "csv"
-    return own or any(value is not None for value in (args.crop, args.before, args.after))
+    named = args.output is not None and args.output.suffix.lower() in ENDINGS
+    map_like = named and args.output.suffix.lower() not in (".csv", ".json")
+    return map_like or args.stac or any(getattr(args, name) is not None for name in _ASKING)
 
 
 def check(args: argparse.Namespace) -> list[Output]:
@@ -82,12 +98,16 @@ def check(args: argparse.Namespace) -> list[Output]:
         raise UserError("--before and --after: give both")
     if changes and args.images:
         raise UserError("--before and --after: name no other raster beside them")
-    jobs: list[tuple[Path, ...]] = (
-        [(args.before, args.after)] if changes else [(user_path(path),) for path in args.images]
-    )
-    if not jobs:
+    if not changes and not args.images:
         raise UserError("name a raster, or two by --before and --after")
-    kind = args.format if args.format in SUFFIXES else "geojson"
+    if args.top is not None and not changes:
+        raise UserError("--top: is of tiles that changed; give --before and --after")
+    jobs: list[tuple[Path, ...]] = (
+        [(args.before, args.after)]
+        if changes
+        else [(path,) for argument in args.images for path in _rasters(argument)]
+    )
+    kind = format_of(args)
     outputs: list[Output] = []
     for rasters in jobs:
         for path in rasters:
@@ -101,6 +121,35 @@ def check(args: argparse.Namespace) -> list[Output]:
     return outputs
 
 
+def format_of(args: argparse.Namespace) -> str:
+    """Return the format that is written: of --format, or as --output ends.
+
+    Raises:
+        UserError: these two differ, or the ending is none of a format.
+    """
+    ending = "" if args.output is None or args.output.is_dir() else args.output.suffix.lower()
+    if ending in ENDINGS:
+        if args.format not in (None, ENDINGS[ending]):
+            raise UserError(
+                f"{args.output}: is named like {ENDINGS[ending]}, but --format is {args.format}; change one of them"
+            )
+        return ENDINGS[ending]
+    if ending and args.format is None:
+        raise UserError(
+            f"{args.output}: its name must end in {', '.join(ENDINGS)}, which decides what is written"
+        )
+    return args.format or "geojson"
+
+
+def _rasters(argument: str) -> list[Path]:
+    """Return the files that an argument names: itself, or those of a folder, a pattern or a list."""
+    from bita.inference.sources import STDIN, find_images
+
+    path = user_path(argument)
+    several = argument == STDIN or path.is_dir() or (has_magic(argument) and not path.exists())
+    return find_images([argument]) if several else [path]
+
+
 def _output(args: argparse.Namespace, name: str, scenes: int) -> Path:
     """Return where a scene's output goes: `--output` is its path, or the folder of several.
 
@@ -111,6 +160,8 @@ def _output(args: argparse.Namespace, name: str, scenes: int) -> Path:
 
     given = args.output
     out = Path(name) if given is None else given / name if scenes > 1 or given.is_dir() else given
+    if scenes > 1 and given is not None and not given.exists() and given.parent.is_dir():
+        given.mkdir()
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}")
     if out.exists() and not journal_of(out).exists() and not args.overwrite:
@@ -133,7 +184,7 @@ def run(
     from bita.scenes.captioning import caption_scene, journal_of
     from bita.scenes.change import caption_changes
 
-    kind = args.format if args.format in SUFFIXES else "geojson"
+    kind = format_of(args)
     asked = wanted(
         args,
         batch_size=args.batch_size,
@@ -200,22 +251,9 @@ class Shown:
             LOG.warning("%s: no tile has data, so that %s is empty", self.name, written.path)
 
 
-def _above_0(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
-
-
 def _three(text: str) -> tuple[int, ...]:
-    bands = tuple(int(number) for number in text.split(","))
-    if len(bands) != 3 or min(bands) < 1:
+    parts = text.split(",")
+    bands = tuple(int(part) for part in parts if part.strip().isdecimal())
+    if len(bands) != len(parts) or len(bands) != 3 or min(bands) < 1:
         raise argparse.ArgumentTypeError(f"wanted three band numbers from 1, such as 4,3,2, not {text}")
     return bands

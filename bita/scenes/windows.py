@@ -6,7 +6,8 @@ shift   it is moved back so that it ends at the edge; it then overlaps its neigh
 pad     it stays, and what is beyond the edge is black; its polygon ends at the edge
 drop    it is left out
 
-A raster that is smaller than a tile is one tile, padded, under each of the rules.
+A raster that is smaller than a tile is one tile, padded, under each of the rules. What is left beyond the last whole
+tile makes none where it is less than a hundredth of one: its caption would be the neighbour's again, or one of black.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal, get_args
 
 Edge = Literal["shift", "pad", "drop"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
+_SLIVER = 100
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Grid:
 
     def _count(self, size: int, window: int, step: int) -> int:
         beyond = max(0, size - window)
+        if beyond % step * _SLIVER < window:
+            beyond -= beyond % step
         if self.edge == "drop":
             return 1 + beyond // step
         return min(1 - (-beyond // step), -(-size // step))

@@ -36,6 +36,7 @@ FLOORS = (
     "distributed",
     "precision files records registry machine liveness",
     "batch errors magic",
+    "version",
 )
 """From the roof to the ground; a name is a room, that is a folder of the package, or a file beside the rooms. The front
 door, `bita/__init__.py`, stands above all."""

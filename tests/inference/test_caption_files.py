@@ -54,7 +54,15 @@ def test_folders_patterns_and_lists_are_found(
     assert find_images([str(folder / "**/*.png")]) == [folder / "b.png", folder / "deep/er/line\nbreak.png"]
     assert find_images([str(folder / "d*")]) == everything[3:]
     assert find_images([str(folder / "notes.md")]) == [folder / "notes.md"]  # who names it means it
-    wanted = [str(record) for record in pair.captioner.stream(everything, score=False)]
+    captions = [str(record).replace("\t", "\\t") for record in pair.captioner.stream(everything, score=False)]
+    wanted = [
+        "\t".join([str(path).replace("\n", "\\n"), caption])
+        for path, caption in zip(everything, captions, strict=True)
+    ]
+    assert run(pair, folder / "b.png") == 0
+    assert capsys.readouterr().out.splitlines() == [captions[1]]  # of one file that is named, nothing else
+    assert run(pair, folder / "b*") == 0
+    assert capsys.readouterr().out.splitlines() == [wanted[1]]
     assert run(pair, folder) == 0
     assert capsys.readouterr().out.splitlines() == wanted
     listed = b"\0".join(os.fsencode(path) for path in reversed(everything))
@@ -66,7 +74,8 @@ def test_folders_patterns_and_lists_are_found(
     )
     assert run(pair, "-") == 1
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == [wanted[1], ""]
+    missing = f"{folder}/no.png\terror: {folder}/no.png: image is missing"
+    assert printed.out.splitlines() == [wanted[1], missing]
     assert printed.err.splitlines()[-1] == f"error: {folder}/no.png: image is missing"
 
 
@@ -78,6 +87,11 @@ def test_every_format_holds_the_same_records(
     for suffix in ("jsonl", "csv", "txt"):
         assert run(pair, folder, "--output", tmp_path / f"out.{suffix}", "--num-captions", "2") == 0
     assert capsys.readouterr().out == ""
+    assert run(pair, folder, "--num-captions", "2") == 0
+    assert capsys.readouterr().out == (tmp_path / "out.txt").read_text()
+    assert run(pair, folder, "--output", tmp_path / "out.csv", "--num-captions", "2") == 0
+    printed = capsys.readouterr()
+    assert f"5 of 5 images are in {tmp_path}/out.csv already" in printed.err.splitlines()
     found = records(tmp_path / "out.jsonl")
     assert [tuple(record) for record in found] == [COLUMNS] * 5
     for record, own in zip(found, wanted, strict=True):
@@ -210,6 +224,11 @@ def test_mistakes_are_one_line(
         *_, said = capsys.readouterr().err.splitlines()
         assert said.startswith("error: ")
         assert message in said
+    for option in ("--top-p", "--temperature", "--seed"):
+        assert run(pair, image, option, "1") == 2
+        assert capsys.readouterr().err.endswith(
+            f"error: {option}: is of captions that are drawn; add --nucleus\n"
+        )
     for arguments in (["--batch-size", "0"], ["--top-p", "1.5"], ["--temperature", "0"], ["--beams", "0"]):
         with pytest.raises(SystemExit) as ended:
             run(pair, image, *arguments)

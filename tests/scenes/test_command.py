@@ -263,7 +263,10 @@ def test_a_disk_that_fills_is_a_line_and_the_work_goes_on_later(
         (["--crop", "9"], "name a raster, or two by --before and --after"),
         (["--before", "a.tif"], "--before and --after: give both"),
         (["missing.tif", "--crop", "9"], r"scene missing\.tif: no such file"),
-        ([".", "--crop", "9"], r"scene \.: is a folder; name a file"),
+        ([".", "--crop", "9", "--top", "3"], "--top: is of tiles that changed; give --before and --after"),
+        (["none/*.tif", "--crop", "9"], "no file matches this pattern"),
+        (["a.tif", "--output", "a.gpkg", "--format", "csv"], "is named like gpkg, but --format is csv"),
+        (["a.tif", "--crop", "9", "--output", "a.shp"], r"a\.shp: its name must end in \.geojson, \.gpkg, "),
     ],
 )
 def test_options_that_do_not_fit_are_answered(arguments: list[str], said: str) -> None:
@@ -271,7 +274,35 @@ def test_options_that_do_not_fit_are_answered(arguments: list[str], said: str) -
         command.check(parsed(*arguments))
 
 
-def test_a_csv_alone_is_not_of_scenes() -> None:
-    assert not command.is_wanted(parsed("a.tif", "--format", "csv"))
-    assert command.is_wanted(parsed("a.tif", "--format", "csv", "--crop", "9"))
-    assert command.is_wanted(parsed("a.tif", "--format", "gpkg"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--format", kind] for kind in SUFFIXES),
+        *(["--output", f"a{ending}"] for ending in (".geojson", ".gpkg", ".parquet", ".GPKG")),
+        *(["--stride", "9"], ["--gsd", "0.5"], ["--edge", "pad"], ["--bands", "4,3,2"], ["--stac"]),
+        *(["--crs", "EPSG:4326"], ["--min-valid", "0.5"], ["--top", "3"]),
+    ],
+)
+def test_whatever_is_of_scenes_asks_for_one(options: list[str]) -> None:
+    """An option that had no effect would be a mistake that nobody is told of."""
+    assert command.is_wanted(parsed("a.tif", *options))
+
+
+@pytest.mark.parametrize("options", [[], ["--output", "a.csv"], ["--output", "a.jsonl"], ["--nucleus"]])
+def test_whatever_is_of_images_does_not(options: list[str]) -> None:
+    assert not command.is_wanted(parsed("a.tif", *options))
+
+
+@pytest.mark.parametrize("kind", list(SUFFIXES))
+def test_the_name_of_the_output_says_the_format(scene: Path, tmp_path: Path, kind: str) -> None:
+    (named,) = caption(scene, "--crop", 50, "--output", tmp_path / f"out{SUFFIXES[kind]}")
+    (asked,) = caption(scene, "--crop", 50, "--output", tmp_path / "out", "--format", kind)
+    assert named.read_bytes() == asked.read_bytes()
+
+
+def test_folders_and_patterns_name_scenes_and_their_outputs_get_a_folder(scene: Path, tmp_path: Path) -> None:
+    raster(scene.parent / "b.tif", noise(), **UTM)
+    wanted = [tmp_path / "new" / f"{name}.captions.csv" for name in ("b", "scene # ü")]
+    options = ("--crop", 50, "--format", "csv", "--output", tmp_path / "new")
+    assert caption(scene.parent, *options) == wanted
+    assert caption(scene.parent / "*.tif", *options, "--overwrite") == wanted

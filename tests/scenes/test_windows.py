@@ -42,3 +42,11 @@ def test_the_last_tile_is_shifted_padded_or_left_out(edge: Edge, starts: list[in
     tiles = list(Grid((100, 40), (40, 40), (40, 40), edge))
     assert [tile.x for tile in tiles] == starts
     assert tiles[-1].width == last
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("left", "tiles"), [(1, 3), (2, 3), (3, 4), (255, 4)])
+def test_less_than_a_hundredth_of_a_tile_makes_none(edge: Edge, left: int, tiles: int) -> None:
+    """256 pixels of 0.3 m on tiles of other metres leave such strips, whose captions say nothing new."""
+    grid = Grid((3 * 256 + left, 256), (256, 256), (256, 256), edge)
+    assert grid.counts == (3 if edge == "drop" else tiles, 1)

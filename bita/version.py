@@ -1,0 +1,3 @@
+"""Which release of the package this is; `pyproject.toml` reads it here."""
+
+VERSION = "0.1.0"
