@@ -123,9 +123,9 @@ class CommandLine(argparse.ArgumentParser):
 def command_line(description: str | None) -> CommandLine:
     """Return a parser of a program's arguments, whose help shows `description` as it is written."""
     started = getattr(sys.modules["__main__"], "__spec__", None)  # as `python -m PACKAGE`, or None
-    inside = started is not None and Path(sys.argv[0]).name == "__main__.py"
+    inside = Path(sys.argv[0]).name == "__main__.py"
     parser = CommandLine(
-        prog=f"python -m {started.parent}" if inside else None,
+        prog=f"python -m {started.parent}" if started is not None and inside else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
