@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import bita
+
 ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "tests/fixtures/parity/tokenizers"
 SOURCES = ("bita", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -131,7 +133,9 @@ def test_the_other_commands_in_an_empty_folder(installed: Path, tmp_path: Path) 
     records = json.loads((tmp_path / "data/ucm/annotations/test.json").read_text())
     images = {record["image_id"]: f"data/ucm/images/{record['image']}" for record in records}
     said = command("bita-caption", "--checkpoint", "out", *(images[p["image_id"]] for p in predictions))
-    assert said.splitlines() == [prediction["caption"] for prediction in predictions]
+    assert said.splitlines() == [f"{images[p['image_id']]}\t{p['caption']}" for p in predictions]
+    assert command("bita-caption", "--version") == f"bita {bita.__version__}\n"
+    assert command("bita-report", "again/latest").startswith("look at ")
     assert "calibration.json: fitted to 20 captions of val" in command("bita-calibrate", "out")
     found = command("bita-search", "planes near a river", "source/test", "--checkpoint", "out")
     ranks, similarities, names = zip(*(line.split("\t") for line in found.splitlines()), strict=True)
