@@ -7,6 +7,7 @@ Shapes: B images, S the processors' image size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,8 +28,8 @@ from bita.processors.samples import Samples
 T = TypeVar("T")
 
 ImageLike = Any
-"""A path, a PIL image, an encoded image's bytes, an array (H, W), (H, W, 3) or (H, W, bands), a tensor (C, H, W), an
-open raster of rasterio, a pair (raster, window), or whatever is `Openable`."""
+"""A path, a PIL image, an encoded image's bytes or an open file of them, an array (H, W), (H, W, 3) or
+(H, W, bands), a tensor (C, H, W), an open raster of rasterio, a pair (raster, window), or whatever is `Openable`."""
 
 
 class Openable(Protocol):
@@ -55,7 +56,7 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLi
     if isinstance(images, np.ndarray | Tensor):
         several = images.ndim == 4 or (isinstance(images, np.ndarray) and images.dtype.kind in "OUS")
         return (images, False) if several else ([images], True)
-    if isinstance(images, str | Path | bytes | Image.Image) or is_raster(images):
+    if isinstance(images, str | Path | bytes | RawIOBase | BufferedIOBase | Image.Image) or is_raster(images):
         return [images], True
     if images is None or isinstance(images, dict) or not isinstance(images, Iterable):
         kind = "None" if images is None else type(images).__name__
@@ -140,6 +141,8 @@ def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
         try:
             if isinstance(image, str | Path):
                 yield where, user_path(image)
+            elif isinstance(image, RawIOBase | BufferedIOBase):
+                yield where, image.read()
             elif isinstance(image, bytes) or hasattr(image, "open_with"):
                 yield where, image
             elif isinstance(image, Image.Image):

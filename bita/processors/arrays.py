@@ -14,8 +14,8 @@ from bita.errors import UserError
 from bita.processors.samples import Samples, check_size
 
 ACCEPTED = (
-    "a path, a PIL image, an encoded image's bytes, an array (H, W), (H, W, 3) or (H, W, bands), a tensor (C, H, W), "
-    "an open raster of rasterio, or a pair (raster, window)"
+    "a path, a PIL image, an encoded image's bytes or an open file of them, an array (H, W), (H, W, 3) or "
+    "(H, W, bands), a tensor (C, H, W), an open raster of rasterio, or a pair (raster, window)"
 )
 """Kinds of images, for messages."""
 

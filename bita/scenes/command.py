@@ -200,7 +200,7 @@ def run(
                 written = caption_scene(captioner, rasters[0], out, kind, asked, shown)
             else:
                 written = caption_changes(captioner, rasters, out, kind, asked, shown, args.top)
-        shown.end(written)
+        shown.end(written, dates=len(rasters))
         print(out, flush=True)
     return 0
 
@@ -235,7 +235,7 @@ class Shown:
             left = timedelta(seconds=round((now - start) / (done - before) * (total - done)))
             print(f"\r{self.name}: {done}/{total} tiles, {left} left  ", end="", file=sys.stderr, flush=True)
 
-    def end(self, written: Written) -> None:
+    def end(self, written: Written, dates: int = 1) -> None:
         """Say what was written, and how quickly."""
         seconds = time.monotonic() - self.start
         new = written.captioned - written.resumed
@@ -248,7 +248,8 @@ class Shown:
         said.append(f"{seconds:.1f} s, {new / seconds:.1f} tiles/s")
         print(f"{self.name}: {', '.join(said)}", file=sys.stderr, flush=True)
         if not written.captioned:
-            LOG.warning("%s: no tile has data, so that %s is empty", self.name, written.path)
+            both = " at both dates (do they show the same place?)" if dates == 2 else ""
+            LOG.warning("%s: no tile has data%s, so that %s is empty", self.name, both, written.path)
 
 
 def _three(text: str) -> tuple[int, ...]:

@@ -166,6 +166,8 @@ def test_every_kind_of_image_gives_the_same_pixels(pair: Pair, tmp_path: Path) -
         assert pixels(tmp_path / "flat.png") == pixels(flat) == pixels(Image.fromarray(flat))
         assert pixels(flat) == pixels(torch.from_numpy(flat).permute(2, 0, 1)) == pixels(shown)
         assert pixels(flat) == pixels((tmp_path / "flat.png").read_bytes())
+        with (tmp_path / "flat.png").open("rb") as opened:
+            assert pixels(flat) == pixels(opened)  # and not as many images as it has lines
         assert pixels((shown, Window(4, 8, 32, 16))) == pixels(cut) == pixels((shown, ((8, 24), (4, 36))))
         assert pixels(flat[:, :, 0]) == pixels(np.repeat(flat[:, :, :1], 3, axis=2))
         assert pixels(flat > 127) == pixels((flat > 127).astype(np.uint8) * 255)

@@ -103,6 +103,15 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         )
 
 
+def test_two_dates_of_different_places_are_asked_after(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    far = UTM | {"transform": from_origin(600_000, 5_820_000, 10, 10)}
+    before, after = raster(tmp_path / "a.tif", noise(), **far), raster(tmp_path / "b.tif", noise(), **UTM)
+    caption("--before", before, "--after", after, "--crop", 50, "--output", tmp_path)
+    assert "b.tif: no tile has data at both dates (do they show the same place?), so that" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("one", "other", "apart"), [("a b", "A b", 0), ("a b", "c d", 1), ("a a b", "a b b", 1 / 3)]
 )
