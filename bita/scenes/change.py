@@ -45,7 +45,7 @@ def caption_changes(
         kind: see `out`.
         wanted: see `out`.
         progress: see `out`.
-        top: only so many tiles, those that changed most; None: all.
+        top: only so many tiles, those that changed most, and none that did not; None: all.
 
     Raises:
         UserError: a scene cannot be read, the two cannot be compared, or not be written in that format.
@@ -100,7 +100,7 @@ def _rows(captioner: Captioner, seen: list[Seen], captions: list[list[Caption]])
 
 
 def _ranked(journal: Journal, top: int | None) -> Iterator[Row]:
-    """Rows with their rank, in the order of the tiles; the first `top` of them."""
-    order = sorted((-row["change"], row["tile"]) for row in journal)[:top]
+    """Rows with their rank, in the order of the tiles; the first `top` of them, which changed at all."""
+    order = sorted((-row["change"], row["tile"]) for row in journal if top is None or row["change"] > 0)[:top]
     ranks = {tile: rank for rank, (_, tile) in enumerate(order, start=1)}
     return (row | {"rank": ranks[row["tile"]]} for row in journal if row["tile"] in ranks)

@@ -63,7 +63,7 @@ def test_the_tile_that_changed_comes_first(tmp_path: Path, model: Colours) -> No
         assert np.isnan(first["change_image"])
     assert (found[found["tile"] != 4]["change"].abs() < 1e-6).all()
     (top,) = caption(*options, tmp_path / "top.gpkg", "--top", 2, model=model)
-    assert sorted(pyogrio.read_dataframe(top, layer="changes")["rank"]) == [1, 2]
+    assert list(pyogrio.read_dataframe(top, layer="changes")["rank"]) == [1]  # the others did not change
 
 
 def test_another_grid_is_brought_onto_that_of_the_second_date(tmp_path: Path) -> None:
