@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from importlib.resources import files
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 """Colours from nothing to the highest value, equal steps apart; brightness rises evenly, for colour-blind eyes too."""
 OPAQUE = 0.75
 """Of the highest value."""
-FONT_SIZE, LINE_CHARS, MARGIN, LINES = 11, 33, 8, 3
+FONT_SIZE, LINE_CHARS, MARGIN, LINES = 10, 31, 8, 3
 """Of a sheet: height of the font, letters and lines of a text, space between cells."""
 SIDE, WIDTH = 144, 192
 """Of a cell: the image's longer side, and what it has beside it, in pixels."""
@@ -51,7 +53,7 @@ def sheet(cells: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
     height = SIDE + below + MARGIN
     rows = -(-len(cells) // columns)
     found = Image.new("RGB", (columns * WIDTH + MARGIN, rows * height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(found), ImageFont.load_default(FONT_SIZE)
+    draw, font = ImageDraw.Draw(found), _font()
     for number, ((image, _), lines) in enumerate(zip(cells, texts, strict=True)):
         row, column = divmod(number, columns)
         middle, top = column * WIDTH + (WIDTH + MARGIN) // 2, row * height + MARGIN
@@ -61,6 +63,12 @@ def sheet(cells: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
             (middle, top + SIDE + 2), "\n".join(lines), "black", font, "ma", spacing=2, align="center"
         )
     return found
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """The font that matplotlib brings: it has the letters of Latin, Greek and Cyrillic, Pillow's own has ASCII's."""
+    font = files("matplotlib") / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(BytesIO(font.read_bytes()), FONT_SIZE)
 
 
 def _fitted(image: Image.Image) -> Image.Image:
