@@ -45,7 +45,9 @@ def test_drawn_scenes_have_the_captions_that_they_had(
     assert [str(caption) for caption in bita.load().caption(images)] == recorded
     capsys.readouterr()
     assert call("caption.py", *map(str, images), monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out.splitlines() == recorded
+    assert capsys.readouterr().out.splitlines() == [
+        f"{image}\t{caption}" for image, caption in zip(images, recorded, strict=True)
+    ]
 
 
 def test_photographs_have_the_captions_that_they_had(bita_data: Path) -> None:

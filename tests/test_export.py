@@ -122,7 +122,9 @@ def test_a_moved_folder_captions_as_the_run_did_without_its_sources(
         capsys.readouterr()
         images = [str(path) for path in trained.images]
         assert call("caption.py", "--checkpoint", str(moved), *images, monkeypatch=monkeypatch) == 0
-        assert capsys.readouterr().out.splitlines() == trained.captions
+        assert capsys.readouterr().out.splitlines() == [
+            f"{image}\t{caption}" for image, caption in zip(images, trained.captions, strict=True)
+        ]
         export_folder(moved, tmp_path / "again")  # an exported folder can be exported
         assert texts(bita.load(tmp_path / "again"), trained.images) == trained.captions
     finally:

@@ -60,7 +60,8 @@ def test_captions_outside_training_in_a_process_of_its_own(checkout: Checkout) -
     assert done.returncode == 0, done.stderr
     predictions = json.loads((checkout.folder / RUN / "latest/results/test.json").read_text())
     assert done.stdout.splitlines() == [
-        next(p["caption"] for p in predictions if p["image_id"] == image) for image in paths
+        "\t".join([path, *(p["caption"] for p in predictions if p["image_id"] == image)])
+        for image, path in paths.items()
     ]
 
 
