@@ -22,9 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from turns import Row, as_json, facts, from_json, table
-
 from bita.errors import at_least, command_line, program
+from bita.machine import start_program
 
 ROWS = {
     "input": ("inputs", "host time of a training pair, against a plain pipeline of PIL and torchvision"),
@@ -69,9 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.row == "table":
         print(report(options.files))
         return 0
+    if options.row == "files":
+        start_program()  # both sides as caption.py is started; other rows' opponents know nothing of it
+    from turns import as_json, facts, table
+
     measure = getattr(importlib.import_module(ROWS[options.row][0]), options.row)
     with tempfile.TemporaryDirectory() as scratch:
-        rows: list[Row] = measure(options, Path(scratch))
+        rows = measure(options, Path(scratch))
     words = sys.argv[1:] if arguments is None else arguments
     found = facts(shlex.join(["python", "scripts/benchmarks/benchmark.py", *words]))
     print(f"{said(found)}\n\n{table(rows)}")
@@ -88,6 +91,8 @@ def said(found: dict[str, object]) -> str:
 
 def report(files: Sequence[Path]) -> str:
     """Return one table of several rows' files, and below it the command and the machine of each."""
+    from turns import from_json, table
+
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     rows = [row for content in found for row in from_json(content.pop("rows"))]
     return "\n".join([table(rows), "", *(f"- {said(content)}" for content in found)])
