@@ -76,10 +76,10 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def splits(self) -> dict[str, tuple[str, str]]:
-        """Name of the results, as the runner gives it → split and dataset, of those that were captioned."""
+        """Name of the results, as the runner gives it → split and dataset, of those that were captioned; test first."""
         named = {
             split if len(self.cfg.datasets) == 1 else f"{split}_{dataset}": (split, dataset)
-            for split in dict.fromkeys([*self.cfg.run.test_splits, "test", "val"])
+            for split in dict.fromkeys([*sorted(self.cfg.run.test_splits, key="test".__ne__), "test", "val"])
             for dataset in self.cfg.datasets
         }
         return {name: where for name, where in named.items() if self._results(name).is_file()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -150,6 +151,17 @@ def test_stages_and_their_logs(runs: tuple[Path, Path]) -> None:
     assert [stage.name for stage in stages(Run.open(runs[1]))] == ["first/run", "second/run"]
     log = Log.read(runs[0] / "run/log.jsonl")
     assert log.training["loss"] == {2: 2.8, 4: 2.6, 5: 2.0}
+
+
+def test_of_several_splits_test_is_reported(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whatever their order in `run.test_splits`."""
+    shutil.copytree(runs[0] / "run", tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    text, found = re.subn(r"test_splits:\n *- test\n", "test_splits: [val, test]\n", config.read_text())
+    assert found == 1
+    config.write_text(text)
+    shutil.copy(tmp_path / "run/results/test.json", tmp_path / "run/results/val.json")
+    assert list(Run.open(tmp_path / "run").splits()) == ["test", "val"]
 
 
 def test_a_figure_takes_the_pages_colours() -> None:
