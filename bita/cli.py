@@ -55,6 +55,13 @@ bita-calibrate output/quickstart/caption
 
 Captions then have the quality to expect, from 0 to 1 (docs/captioning.md); so has what is exported afterwards."""
 
+EXPORT = """Write a trained model as one folder that needs nothing else, or in the authors' layout.
+
+bita-export output/bita/caption OUT
+bita-export output/bita/caption OUT.pth --layout published
+
+A checkout has it as scripts/export.py."""
+
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-train`; its exit code."""
@@ -140,7 +147,7 @@ def _caption_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         default=BOX,
-        help="a run's folder, a checkpoint in it, or what scripts/export.py wrote (default: what the package brings)",
+        help="a run's folder, a checkpoint in it, or an export (default: what the package brings)",
     )
     parser.add_argument(
         "--output",
@@ -203,6 +210,45 @@ def _search_line() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add_cut(parser.add_argument_group("scenes (docs/scenes.md)"))
     return parser
+
+
+@program
+def export(arguments: Sequence[str] | None = None) -> int:
+    """The command `bita-export`; its exit code."""
+    parser = command_line(EXPORT)
+    parser.add_argument("run", help="a run's folder (its best checkpoint is taken), or a checkpoint in it")
+    parser.add_argument(
+        "out", type=user_path, help="a folder, or with --layout published a .pth file, not there yet"
+    )
+    parser.add_argument("--layout", choices=("folder", "published"), default="folder")
+    parser.add_argument("--max-shard", default="5GB", metavar="SIZE", help="largest file of weights (folder)")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="one file of weights, in 16 bit (folder; language model trained along)",
+    )
+    parser.add_argument(
+        "--without-stage1",
+        dest="stage1",
+        action="store_false",
+        help="leave out the stage-1 model, which image-text scores need (folder)",
+    )
+    parser.add_argument(
+        "--stac", action="store_true", help="write model.stac.json, an Item of STAC's MLM extension (folder)"
+    )
+    args = parser.parse_args(arguments)
+    from bita.export import export_folder, export_published
+
+    if args.layout == "published":
+        export_published(args.run, args.out)
+    else:
+        export_folder(args.run, args.out, max_shard=args.max_shard, half=args.half, stage1=args.stage1)
+    if args.stac and args.layout == "folder":
+        from bita.scenes.stac import write_model_item
+
+        write_model_item(args.out)
+    print(args.out)
+    return 0
 
 
 @program

@@ -136,6 +136,8 @@ def test_the_other_commands_in_an_empty_folder(installed: Path, tmp_path: Path) 
     assert said.splitlines() == [f"{images[p['image_id']]}\t{p['caption']}" for p in predictions]
     assert command("bita-caption", "--version") == f"bita {bita.__version__}\n"
     assert command("bita-report", "again/latest").startswith("look at ")
+    assert command("bita-export", "out", "model") == "model\n"
+    assert (tmp_path / "model/meta.json").is_file()
     assert "calibration.json: fitted to 20 captions of val" in command("bita-calibrate", "out")
     found = command("bita-search", "planes near a river", "source/test", "--checkpoint", "out")
     ranks, similarities, names = zip(*(line.split("\t") for line in found.splitlines()), strict=True)

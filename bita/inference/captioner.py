@@ -75,6 +75,10 @@ class Captioner:
         self.calibration = _calibration(cfg)
         self._stage1 = stage_1_of(str(cfg.model.init_from)) if stage1 is None else stage1
 
+    def __repr__(self) -> str:
+        """Which model it is, and where."""
+        return f"<{type(self).__name__} {self.hash} on {self.model.device}>"
+
     @classmethod
     def load(
         cls,

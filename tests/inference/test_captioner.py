@@ -64,6 +64,7 @@ def test_records_hold_what_is_known_of_a_caption(pair: Pair) -> None:
         assert record.score == pytest.approx(score, abs=1e-5)
         assert -1 <= score <= 1
         assert f"{record.score:.3f}" in record._repr_html_()
+    assert repr(pair.captioner) == f"<Captioner {pair.captioner.hash} on cpu>"
     one = pair.captioner.caption(pair.images[0])
     assert isinstance(one, Caption)
     assert str(one) == str(records[0])
@@ -237,6 +238,8 @@ def test_what_is_no_image_is_one_line(pair: Pair, given: Any, message: str) -> N
 
 
 def test_settings_are_checked(pair: Pair) -> None:
+    with pytest.raises(UserError, match="images: image does not open .it is a folder; give its images"):
+        pair.captioner.caption(pair.images[0].parent)
     with pytest.raises(UserError, match="views must be from 1 to 8, not 9"):
         pair.captioner.caption(pair.images[0], views=9)
     with pytest.raises(UserError, match="choose_by='best': choose one of likelihood, consensus"):
