@@ -238,7 +238,7 @@ def test_what_is_no_image_is_one_line(pair: Pair, given: Any, message: str) -> N
 
 
 def test_settings_are_checked(pair: Pair) -> None:
-    with pytest.raises(UserError, match="images: image does not open .it is a folder; give its images"):
+    with pytest.raises(UserError, match="it is a folder; give its images"):
         pair.captioner.caption(pair.images[0].parent)
     with pytest.raises(UserError, match="views must be from 1 to 8, not 9"):
         pair.captioner.caption(pair.images[0], views=9)
