@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from bita.errors import UserError, above, at_least, no_file, share
 from bita.files import user_path
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from bita.scenes.captioning import Wanted, Written
 
 LOG = logging.getLogger(__name__)
-Output = tuple[tuple[Path, ...], Path]
-"""A raster, or those of two dates; and the file that is made of them."""
 CROP = 256
 EDGE: Edge = "shift"
 ENDINGS = {suffix: kind for kind, suffix in SUFFIXES.items()} | {
@@ -36,6 +34,20 @@ _ASKING = (
 )
 _EVERY = 0.5
 """Seconds."""
+
+
+class Output(NamedTuple):
+    """What is made of a raster, or of those of two dates.
+
+    Attributes:
+        rasters: one, or two.
+        path: of the file that is written.
+        kind: its format.
+    """
+
+    rasters: tuple[Path, ...]
+    path: Path
+    kind: str
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +100,7 @@ def is_wanted(args: argparse.Namespace) -> bool:
 
 
 def check(args: argparse.Namespace) -> list[Output]:
-    """Return the rasters of each output and its path, before any model is loaded.
+    """Return what is to be written of which rasters, before any model is loaded.
 
     Raises:
         UserError: options do not fit together, a raster is missing, or an output is there or cannot be.
@@ -114,8 +126,9 @@ def check(args: argparse.Namespace) -> list[Output]:
             if not path.is_file():
                 raise UserError(f"scene {path}: {no_file(path)}")
         name = f"{rasters[-1].stem}.{'changes' if changes else 'captions'}{SUFFIXES[kind]}"
-        outputs.append((rasters, _output(args, name, len(jobs))))
-    twice = [out for k, (_, out) in enumerate(outputs) if out in [other for _, other in outputs[:k]]]
+        outputs.append(Output(rasters, _output(args, name, len(jobs)), kind))
+    paths = [output.path for output in outputs]
+    twice = [path for k, path in enumerate(paths) if path in paths[:k]]
     if twice:
         raise UserError(f"{twice[0]}: two scenes of that name; caption them one by one")
     return outputs
@@ -184,7 +197,6 @@ def run(
     from bita.scenes.captioning import caption_scene, journal_of
     from bita.scenes.change import caption_changes
 
-    kind = format_of(args)
     asked = wanted(
         args,
         batch_size=args.batch_size,
@@ -192,7 +204,7 @@ def run(
         settings=f"{args.quantize}; {settings}",
         stac=args.stac,
     )
-    for rasters, out in jobs:
+    for rasters, out, kind in jobs:
         if args.overwrite:
             journal_of(out).unlink(missing_ok=True)
         with Shown(rasters[-1].name) as shown:

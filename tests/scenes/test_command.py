@@ -37,7 +37,7 @@ def caption(*arguments: str | Path, model: Any = None) -> list[Path]:
     assert command.is_wanted(args)
     jobs = command.check(args)
     command.run(args, jobs, model or Colours(), "")
-    return [out for _, out in jobs]
+    return [job.path for job in jobs]
 
 
 @pytest.fixture
@@ -306,3 +306,11 @@ def test_folders_and_patterns_name_scenes_and_their_outputs_get_a_folder(scene: 
     options = ("--crop", 50, "--format", "csv", "--output", tmp_path / "new")
     assert caption(scene.parent, *options) == wanted
     assert caption(scene.parent / "*.tif", *options, "--overwrite") == wanted
+
+
+def test_a_folder_that_is_named_like_a_format_gets_files_of_it(scene: Path, tmp_path: Path) -> None:
+    """Also where the command makes it."""
+    other = raster(tmp_path / "other.tif", noise(), **UTM)
+    found = caption(scene, other, "--crop", 50, "--output", tmp_path / "maps.gpkg")
+    assert [path.name for path in found] == ["scene # ü.captions.gpkg", "other.captions.gpkg"]
+    assert all(path.read_bytes().startswith(b"SQLite format 3") for path in found)
