@@ -208,11 +208,8 @@ class Captioner:
         scores: list[float | None] = [None] * len(written)
         if score and self.stage1 is not None:
             texts = self.stage1.embed_texts([captions[0].text for captions in written])
-            scores = (
-                self.stage1.score(self._compared(seen, pixels, raw[:: settings.views]), texts)
-                .diagonal()
-                .tolist()
-            )
+            compared = self._compared(seen, pixels, raw[:: settings.views])  # the image as it is
+            scores = self.stage1.score(compared, texts).diagonal().tolist()
         best = [captions[0] for captions in written]
         expected = self._confidence([caption.log_probability / len(caption.ids) for caption in best], scores)
         drawn = settings.use_nucleus_sampling

@@ -142,14 +142,10 @@ def _held(images: Iterable[ImageLike]) -> Iterator[_Held]:
             if isinstance(image, str | Path):
                 path = user_path(image)
                 if path.is_dir():
-                    yield (
-                        where,
-                        UserError(
-                            f"{path}: image does not open (it is a folder; give its images, Path(…).glob('*.png'))"
-                        ),
+                    raise UserError(
+                        f"{path}: image does not open (it is a folder; give its images, Path(…).glob('*.png'))"
                     )
-                else:
-                    yield where, path
+                yield where, path
             elif isinstance(image, RawIOBase | BufferedIOBase):
                 yield where, image.read()
             elif isinstance(image, bytes) or hasattr(image, "open_with"):
