@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing import forkserver
@@ -17,6 +18,11 @@ from bita import registry
 from tests.checkout import checkout
 
 __all__ = ["checkout"]
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C again where a shell's `&` has it ignored: programs that a test starts and interrupts inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
