@@ -134,9 +134,13 @@ def _check_fit(cfg: Config, places: Places) -> None:
     if cfg.run.cache_features is not None and not cfg.model.freeze_vit:
         problem = "keeps what a frozen encoder says; set it to null, or model.freeze_vit=true"
         raise wrong(("run", "cache_features"), places, problem)
-    cached = [name for name, entry in cfg.datasets.items() if entry.cache_images]
+    cached = [
+        f"datasets.{name}.cache_images=false" for name, entry in cfg.datasets.items() if entry.cache_images
+    ]
+    if cfg.run.cache_features is not None and not cfg.run.evaluate:
+        cached.append("run.cache_features=null")
     if cfg.run.on_bad_image == "skip" and cached:
-        problem = f"cached images are all opened at the start; set datasets.{cached[0]}.cache_images=false"
+        problem = f"cached ones are all opened at the start; set {cached[0]}"
         raise wrong(
             ("run", "on_bad_image"), places, f"skip needs images that are read as they come: {problem}"
         )

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,32 @@ def cache_folder(images: Path, root: str | Path, name: str) -> Path:
     return folder
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of `new_array` is there, and was not cut off, nor overwritten with something else."""
+    if not path.is_file():
+        return False
+    try:
+        np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):
+        return False
+    return True
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
+    """Make a file of zeros and map it into memory.
+
+    Raises:
+        OSError: the disk has no room for all of it, which is taken now: a write through memory that finds none later
+            ends the process without a word.
+    """
+    array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(
+        path, mode="w+", dtype=dtype, shape=shape
+    )
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def open_cache(
     names: Sequence[str],
     folder: Path,
@@ -100,12 +127,12 @@ def open_cache(
         status = (folder / name).stat()
         key.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
     path = where / f"images_{size}_{key.hexdigest()[:16]}.npy"
-    if path.is_file():
+    if is_whole(path):
         return PixelCache(path)
     try:
         where.mkdir(parents=True, exist_ok=True)
         with exclusive(where / ".lock"):
-            if not path.is_file():
+            if not is_whole(path):
                 LOG.info("caching %d images at %d × %d in %s", len(names), size, size, path)
                 _write(path, [folder / name for name in names], opener, size)
     except OSError as error:
@@ -117,8 +144,7 @@ def open_cache(
 
 def _write(path: Path, images: Sequence[Path], opener: ImageOpener, size: int) -> None:
     with replacing(path) as temporary:
-        shape = (len(images), size, size, 3)
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        pixels = new_array(temporary, np.uint8, (len(images), size, size, 3))
 
         def fill(row: int) -> None:
             pixels[row] = np.asarray(opener.open(images[row]).resize((size, size), Image.Resampling.BICUBIC))

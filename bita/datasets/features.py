@@ -9,7 +9,8 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from bita import distributed
 from bita.datasets import faults
-from bita.datasets.cache import FeatureCache
+from bita.datasets.cache import FeatureCache, is_whole, new_array
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.errors import UserError
-from bita.files import TEMPORARY
+from bita.files import TEMPORARY, exclusive
 from bita.processors.image import TrainImageProcessor
 
 LOG = logging.getLogger(__name__)
@@ -56,10 +57,13 @@ class Views:
         return drawn and isinstance(self.dataset.processors.train_image, TrainImageProcessor)
 
     def key(self, encoder: str) -> str:
-        """Return a hash of all that the features depend on; `encoder` is one of the encoder's weights and precision."""
+        """Return a hash of all that the features depend on; `encoder` is the encoder's (`encoder_hash`)."""
         data = self.dataset
         processor = data.processors.eval_image if self.count is None else data.processors.train_image
-        rule = {name: str(value) for name, value in sorted(vars(processor).items())}
+        rule = {
+            name: value.tolist() if isinstance(value, Tensor) else str(value)  # as text it would be rounded
+            for name, value in sorted(vars(processor).items())
+        }
         opened = (data.opener.rule, data.cache and data.cache.size, *(["batches"] if self.in_batches else []))
         drawn = self.count and (self.count, self.seed)
         found = hashlib.sha256(repr((encoder, drawn, type(processor).__qualname__, rule, opened)).encode())
@@ -97,9 +101,9 @@ class _View(Dataset[Tensor]):
         return seeded(self.views.seed, self.view, row)
 
 
-def encoder_hash(encoder: torch.nn.Module, precision: str) -> str:
-    """Hash of an encoder's weights and of the precision that it computes in."""
-    found = hashlib.sha256(precision.encode())
+def encoder_hash(encoder: torch.nn.Module, settings: str) -> str:
+    """Hash of an encoder's weights and of `settings`: what else decides its output, such as precision and layers."""
+    found = hashlib.sha256(settings.encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -119,8 +123,26 @@ def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, 
     Raises:
         UserError: the disk has no room, a value does not fit into 16 bit, or an image does not open.
     """
-    if distributed.on_main(path.is_file):
-        return FeatureCache(path)
+    if not distributed.on_main(lambda: is_whole(path)):
+        with _alone_at(path) as missing:
+            if missing:
+                _make(views, encode, path, batch_size, workers)
+    return FeatureCache(path)
+
+
+@contextmanager
+def _alone_at(path: Path) -> Iterator[bool]:
+    """Keep other runs from a file that this one makes; whether it is still missing, when they have let go of it."""
+    lock = path.with_suffix(".lock")
+    with ExitStack() as held:
+        distributed.on_main(lambda: held.enter_context(exclusive(lock)))
+        yield distributed.on_main(lambda: not is_whole(path))
+        if distributed.is_main():
+            lock.unlink(missing_ok=True)  # the file is whole: nobody asks for the lock any more
+
+
+def _make(views: Views, encode: Encode, path: Path, batch_size: int, workers: int) -> None:
+    """Encode, all processes together, each its share of the images, and put the file at its place."""
     images, count = len(views.dataset.groups), views.count or 1
     share = range(distributed.rank(), images, distributed.world_size())
     with torch.inference_mode():
@@ -155,7 +177,6 @@ def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, 
     distributed.on_main(lambda: temporary.unlink() if problems else temporary.replace(path))
     if problems:
         raise UserError(problems[0])
-    return FeatureCache(path)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:
@@ -170,4 +191,10 @@ def _make_room(path: Path, shape: tuple[int, ...]) -> None:
         problem = f"wants {said}, where {free / 1e9:.2f} GB are free"
         raise UserError(f"run.cache_features: {problem}; ask for fewer views, or make room")
     LOG.info("run.cache_features: %s", said)
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+    try:
+        new_array(path, np.float16, shape).flush()
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"run.cache_features: cannot write {said} ({error.strerror}); make room, or set it to null"
+        ) from None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bita import distributed
 from bita.config.schema import Config
 from bita.datasets.cache import FeatureCache, cache_folder
 from bita.datasets.captions import CaptionDataset, Split
@@ -37,14 +39,18 @@ def keep_features(
         with autocast(device, cfg.run.amp):
             return model.raw_tokens(images.to(device))
 
-    precision = f"{amp_dtype(device, cfg.run.amp)} {device.type}"
-    encoder = encoder_hash(model.visual_encoder, precision)
+    encoder = encoder_hash(
+        model.visual_encoder, f"{amp_dtype(device, cfg.run.amp)} {device.type} {_shape(cfg)}"
+    )
 
     def features(data: CaptionDataset, views: int | None) -> FeatureCache:
         seen = Views(data, views, cfg.run.seed)
-        folder = cache_folder(data.folder, cfg.env.cache_root, data.name)
-        path = folder / f"features_{data.split}_{seen.key(encoder)}.npy"
-        run = cfg.run
+
+        def named() -> Path:
+            folder = cache_folder(data.folder, cfg.env.cache_root, data.name)
+            return folder / f"features_{data.split}_{seen.key(encoder)}.npy"
+
+        path, run = distributed.on_main(named), cfg.run
         return open_features(seen, encode, path, batch_size=run.batch_size_eval, workers=run.num_workers)
 
     model.eval()
@@ -58,3 +64,9 @@ def keep_features(
     for images in (data.for_evaluation() for data in validation):
         if not images.train and cfg.run.views == 1:
             images.eval_features = features(images, None)
+
+
+def _shape(cfg: Config) -> list[tuple[str, str]]:
+    """The keys of `model` that decide, beside the weights, what the encoder says: other layers are other features."""
+    keys = ("vit_model", "vit_args", "vit_depth", "vit_layers", "vit_layers_merge", "image_size")
+    return [(key, str(getattr(cfg.model, key))) for key in keys]

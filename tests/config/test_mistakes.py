@@ -195,6 +195,8 @@ def test_fsdp_needs_a_language_model_to_cut_up(problem):
 def test_cached_images_cannot_be_left_out_as_they_come(problem):
     options = ("datasets.ucm_caption.cache_images=true", "run.on_bad_image=skip")
     assert "set datasets.ucm_caption.cache_images=false" in problem(MINIMAL, *options)
+    kept = ("run.cache_features=2", "run.on_bad_image=skip")
+    assert "set run.cache_features=null" in problem(MINIMAL, "run.train_splits=[train]", *kept)
 
 
 @pytest.mark.parametrize(("option", "expected"), UNKNOWN_KEYS + UNKNOWN_NAMES + WRONG_VALUES)

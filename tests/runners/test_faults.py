@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_run import toy_config, toy_runner
+from toy_run import SIZE, toy_config, toy_dataset, toy_runner
 
 from bita.checkpoint import resolve_checkpoint, verify
-from bita.datasets import faults
+from bita.datasets import faults, features
+from bita.datasets.cache import open_cache
+from bita.datasets.features import Views, open_features
 from bita.errors import UserError
 from bita.runners.run_dir import open_run_dir
 from bita.runners.state import read_trainer
@@ -76,6 +78,19 @@ def test_shared_memory_is_asked_for_room_before_torch_is(small_disk, monkeypatch
     with pytest.raises(UserError, match=r"^shared memory, which .* is full: make /dev/shm larger"):
         faults.Whereabouts(5000, str)  # 80 kB
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_cache_that_finds_no_room_is_one_line_and_leaves_nothing(tmp_path, small_disk, monkeypatch):
+    """A sparse file would take the first write through memory that finds no room for the end of the process."""
+    disk, data = small_disk(65536), toy_dataset(tmp_path / "images", images=30)
+    with pytest.raises(
+        UserError, match=r"cache cannot be written \(No space left on device\); set cache_images"
+    ):
+        open_cache(data.image_names, data.folder, data.opener, SIZE, disk)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 30}))
+    with pytest.raises(UserError, match=r"cannot write 0.00 GB for 1 views .* \(No space left on device\)"):
+        open_features(Views(data, 1, 0), lambda x: x.flatten(2), disk / "f.npy", batch_size=4, workers=0)
+    assert [path.name for path in disk.iterdir() if path.stat().st_size > 100] == []
 
 
 def test_read_only_output_folder_is_a_one_line_error(small_disk):

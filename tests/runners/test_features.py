@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_run import SIZE, toy_config, toy_dataset, toy_runner
+from toy_run import SIZE, toy_config, toy_dataset, toy_model, toy_runner
 
 from bita.datasets import faults, features
 from bita.datasets.cache import open_cache
@@ -17,6 +18,7 @@ from bita.datasets.captions import seeded
 from bita.datasets.features import Views, encoder_hash, open_features
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor
+from bita.runners.features import keep_features
 
 
 class WholeImage(EvalImageProcessor):
@@ -86,8 +88,85 @@ def test_the_name_holds_all_that_matters(data, tmp_path: Path) -> None:
     before, data.processors.train_image.scale = data.processors.train_image.scale, (0.9, 1.0)
     keys.append(Views(data, 2, seed=1).key(encoder))
     data.processors.train_image.scale = before
+    before, data.processors.train_image.mean = data.processors.train_image.mean, before_and_a_bit(data)
+    keys.append(Views(data, 2, seed=1).key(encoder))
+    data.processors.train_image.mean = before
     assert len(set(keys)) == len(keys)
     assert Views(data, 2, seed=1).key(encoder) == keys[0]
+
+
+def before_and_a_bit(data) -> torch.Tensor:
+    return data.processors.train_image.mean + 1e-6
+
+
+def test_other_layers_of_the_same_weights_are_other_features(tmp_path: Path) -> None:
+    data, weights, names = toy_dataset(tmp_path / "images"), None, set()
+    for layers, merge, heads in (
+        ([1, 3], "sum", 2),
+        ([2, 3], "sum", 2),
+        ([1, 3], "concat", 2),
+        ([1, 3], "sum", 4),
+    ):
+        cfg = toy_config(tmp_path, cache_features=1, model__freeze_vit=True, model__vit_depth=3)
+        cfg.model.vit_layers, cfg.model.vit_layers_merge = layers, merge
+        cfg.model.vit_args["num_heads"] = heads
+        model = toy_model(cfg)
+        weights = weights or model.visual_encoder.state_dict()
+        model.visual_encoder.load_state_dict(weights)
+        keep_features(model, [data], [], cfg, torch.device("cpu"))
+        names.add(data.features.path)
+        tokens = model.raw_tokens(Views(data, 1, cfg.run.seed).of([0], 0)[0][None])
+        torch.testing.assert_close(data.features.read([0], 0).float(), tokens, rtol=1e-2, atol=1e-2)
+    assert len(names) == 4
+
+
+def test_a_file_that_was_cut_off_is_made_anew(data, tmp_path: Path) -> None:
+    def kept() -> np.ndarray:
+        seen = Views(data, 1, seed=0)
+        return open_features(seen, brightness, tmp_path / "f.npy", batch_size=4, workers=0).tokens
+
+    whole = kept().copy()
+    content = (tmp_path / "f.npy").read_bytes()
+    for size in (len(content) - 2, 60, 0):
+        (tmp_path / "f.npy").unlink()
+        (tmp_path / "f.npy").write_bytes(content[:size])
+        assert (kept() == whole).all()
+
+
+def test_cached_images_that_were_cut_off_are_made_anew(data, tmp_path: Path) -> None:
+    def opened():
+        return open_cache(data.image_names, data.folder, data.opener, SIZE, tmp_path)
+
+    whole = opened().pixels.copy()
+    path = opened().path
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])
+    assert (opened().pixels == whole).all()
+
+
+def test_two_runs_that_want_the_same_file_make_it_once(data, tmp_path: Path) -> None:
+    begun, encoded, found = threading.Event(), [], []
+
+    def slowly(images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        begun.set()
+        time.sleep(0.05)
+        return brightness(images)
+
+    def one_run() -> None:
+        kept = open_features(Views(data, 2, seed=0), slowly, tmp_path / "f.npy", batch_size=2, workers=0)
+        found.append(kept.tokens.copy())
+
+    runs = [threading.Thread(target=one_run) for _ in range(2)]
+    runs[0].start()
+    assert begun.wait(60)
+    runs[1].start()
+    for run in runs:
+        run.join()
+    assert sum(encoded) == 1 + 2 * 6  # a look at the shape, two views of six images
+    assert (found[0] == found[1]).all()
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.npy"]
 
 
 def test_values_beyond_sixteen_bit_are_refused_and_leave_nothing(data, tmp_path: Path) -> None:
@@ -95,7 +174,7 @@ def test_values_beyond_sixteen_bit_are_refused_and_leave_nothing(data, tmp_path:
         open_features(
             Views(data, 1, 0), lambda x: brightness(x) + 1e5, tmp_path / "f.npy", batch_size=4, workers=0
         )
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_disk_without_room_is_said_before(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +207,7 @@ def test_a_slow_worker_is_waited_for_and_one_that_gives_nothing_is_named(
         UserError, match=r"^DataLoader timed out after 1 seconds, at toy; see whether that file"
     ):
         open_features(Views(data, None, 0), brightness, tmp_path / "g.npy", batch_size=1, workers=1)
-    assert list(tmp_path.iterdir()) == [tmp_path / "f.npy"]
+    assert list(tmp_path.glob("*.npy")) == [tmp_path / "f.npy"]
 
 
 def test_training_on_kept_features_learns_what_training_on_images_does(tmp_path: Path) -> None:
