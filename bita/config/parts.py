@@ -307,6 +307,8 @@ class ClipConfig(MetricConfig):
 class ScstConfig(CaptioningConfig):
     """Keys of `captioning_scst`, the self-critical stage."""
 
+    decides: ClassVar = ("max_len",)
+
     samples: int = key(5, at_least=2)
     """Captions drawn for each image in a step; each is held against the mean of the others."""
     bleu_weight: float = key(0.0, at_least=0)

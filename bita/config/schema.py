@@ -134,6 +134,8 @@ class TaskConfig:
     """Whether it needs a model that writes captions."""
     best_by: ClassVar[tuple[str, ...]] = ()
     """The scores whose sum decides the best epoch unless `run.best_by` says otherwise; a loss counts less."""
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Keys of `run` that decide a training step of this task, though they are of evaluation for others."""
 
     @classmethod
     def scores(cls, run: RunConfig) -> set[str] | None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import yaml
 
+from bita import registry
 from bita.config.formats import upgraded
-from bita.config.load import config_to_dict, config_to_yaml
+from bita.config.layers import PlainLoader
+from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
 from bita.config.schema import Config
-from bita.errors import UserError
+from bita.errors import ConfigError, UserError
 
 MAY_DIFFER = (
     # where things are
@@ -76,17 +78,30 @@ MAY_GROW = ("run.max_epoch",)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key → (value then, value now), for the keys that decide a step; keys that were not there then are passed over."""
-    then, current = dict(_flat(before)), dict(_flat(now))
+    """Key → (value then, value now), for the keys that decide a step; one that was not there then had its default."""
+    then, current = dict(_flat(_complete(before))), dict(_flat(now))
+    deciding = [f"run.{name}" for name in registry.tasks.config(now["run"]["task"]).decides]
     return {
-        key: (value, current.get(key))
-        for key, value in then.items()
-        if value != current.get(key) and not any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+        key: (then.get(key), current.get(key))
+        for key in dict.fromkeys([*then, *current])
+        if then.get(key) != current.get(key)
+        and (key in deciding or not any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER))
     }
 
 
+def _complete(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved configuration with the defaults of keys that came since; as it stands where it cannot be read."""
+    try:
+        return config_to_dict(config_from_dict(dict(before)))
+    except ConfigError:
+        return upgraded(before)
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping, and the order of the datasets, which numbers the records."""
     for key, value in tree.items():
+        if key == "datasets" and not prefix:
+            yield key, list(value)
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
@@ -100,16 +115,18 @@ def in_words(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def since_checkpoint(before: Mapping[str, Any], cfg: Config) -> list[str]:
     """Return what differs from the configuration that a checkpoint holds, in words."""
-    return in_words(differences(upgraded(before), json.loads(json.dumps(config_to_dict(cfg)))))
+    return in_words(differences(before, json.loads(json.dumps(config_to_dict(cfg)))))
 
 
 def refuse_another_run(folder: Path, config: Path, cfg: Config) -> None:
     """Raise UserError where the run in `folder`, with the file `config`, cannot be gone on with as `cfg` says."""
     try:
-        before = yaml.safe_load(config.read_text(encoding="utf-8"))
+        before = yaml.load(config.read_text(encoding="utf-8"), PlainLoader)
     except (OSError, yaml.YAMLError):
         return
-    found = differences(upgraded(before or {}), yaml.safe_load(config_to_yaml(cfg)))
+    if not isinstance(before, dict):
+        return
+    found = differences(before, yaml.load(config_to_yaml(cfg), PlainLoader))
     refused = in_words({key: pair for key, pair in found.items() if key not in MAY_GROW})
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""

@@ -37,6 +37,7 @@ class ScstTask(CaptioningTask):
             num_captions=self.args.samples,
             max_len=cfg.run.max_len,
             min_len=1,
+            speed=cfg.run.speed,
         )
         self.reward: CaptionReward | None = None
         self.rows: dict[int, int] = {}

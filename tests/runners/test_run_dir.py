@@ -7,8 +7,11 @@ import pytest
 from toy_run import toy_config
 
 from bita.config.load import config_from_dict, config_to_dict
+from bita.config.parts import CaptioningConfig, LoraSize, ScstConfig, TrainImageConfig
+from bita.config.schema import DatasetConfig
 from bita.errors import UserError
 from bita.runners import run_dir as run_dir_module
+from bita.runners.resume import differences
 from bita.runners.run_dir import open_run_dir
 
 HOLD_THE_LOCK = """
@@ -147,6 +150,51 @@ def test_auto_goes_on_with_harmless_changes_and_refuses_the_others(tmp_path):
     changes = {"num_workers": 1, "log_freq": 1, "valid_splits": ["val"], "max_epoch": 9, "keep_last": 5}
     again = open_run_dir(toy_config(tmp_path, name="mine", resume="auto", init_lr=1e-5, **changes))
     assert again.path == (tmp_path / "mine").resolve()
+
+
+def test_what_was_not_said_before_is_a_difference_too(tmp_path):
+    """A dataset, ratios, keys of a part: what was null, empty or not there then had its default."""
+
+    def configured(*names, **entries):
+        cfg = toy_config(tmp_path)
+        cfg.datasets = {name: entries.get(name, DatasetConfig()) for name in names}
+        return cfg
+
+    before = config_to_dict(configured("a", "b"))
+    assert differences(before, before) == {}
+    cropped = DatasetConfig(vis_processor={"train": TrainImageConfig(name="bita_image_train", min_scale=0.2)})
+    found = differences(before, config_to_dict(configured("a", "b", a=cropped)))
+    assert found["datasets.a.vis_processor.train.min_scale"] == (None, 0.2)
+    assert differences(before, config_to_dict(configured("b", "a"))) == {"datasets": (["a", "b"], ["b", "a"])}
+    assert next(iter(differences(before, config_to_dict(configured("a", "b", "c"))))) == "datasets"
+    now = configured("a", "b")
+    now.run.train_dataset_ratios, now.model.lora, now.model.freeze_lm = (
+        {"a": 0.7, "b": 0.3},
+        LoraSize(r=4),
+        True,
+    )
+    now.model.vit_args = now.model.vit_args | {"qkv_bias": False}
+    found = differences(before, config_to_dict(now))
+    assert found["run.train_dataset_ratios.a"] == (None, 0.7)
+    assert found["model.vit_args.qkv_bias"] == (None, False)
+    assert found["model.lora.r"] == (None, 4)
+    del before["run"]["clip_grad_norm"], before["model"]["vit_layers"]  # an older version wrote none
+    now = configured("a", "b")
+    assert differences(before, config_to_dict(now)) == {}
+    now.run.clip_grad_norm = 1.0
+    assert differences(before, config_to_dict(now)) == {"run.clip_grad_norm": (None, 1.0)}
+
+
+def test_the_longest_caption_decides_a_step_of_the_self_critical_stage_alone(tmp_path):
+    def of(task, args, **options):
+        cfg = toy_config(tmp_path, **options)
+        cfg.run.task, cfg.run.task_args = task, args
+        return config_to_dict(cfg)
+
+    plain, critical = ("captioning", CaptioningConfig()), ("captioning_scst", ScstConfig())
+    assert differences(of(*plain, max_len=6), of(*plain, max_len=9)) == {}
+    found = differences(of(*critical, max_len=6), of(*critical, max_len=9))
+    assert found == {"run.max_len": (6, 9)}
 
 
 def test_run_in_use_is_left_alone(tmp_path, other_process, monkeypatch):
