@@ -48,12 +48,16 @@ SEARCH = """Find images, or tiles of a scene, by words.
 bita-search "two planes beside a terminal" FOLDER --checkpoint output/quickstart/caption
 bita-search "two planes beside a terminal" scene.tif --checkpoint RUN --output found.geojson
 
-The vectors of what was seen once are kept in an index (docs/search.md)."""
+The vectors of what was seen once are kept in an index (docs/search.md).
+
+A checkout has it as scripts/image_search.py."""
 CALIBRATE = """Fit the confidence of a captioning run to its validation split, and keep it in the run.
 
 bita-calibrate output/quickstart/caption
 
-Captions then have the quality to expect, from 0 to 1 (docs/captioning.md); so has what is exported afterwards."""
+Captions then have the quality to expect, from 0 to 1 (docs/captioning.md); so has what is exported afterwards.
+
+A checkout has it as scripts/calibrate.py."""
 
 EXPORT = """Write a trained model as one folder that needs nothing else, or in the authors' layout.
 
@@ -192,7 +196,10 @@ def _search_line() -> argparse.ArgumentParser:
     parser.add_argument("text", help="what to look for")
     parser.add_argument("target", type=user_path, metavar="FOLDER_OR_SCENE")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="of stage 1, or one that grew from it"
+        "--checkpoint",
+        default=BOX,
+        metavar="RUN",
+        help="of stage 1, or one that grew from it; what the package brings has none",
     )
     parser.add_argument("--top", type=at_least(1), default=20, help="results (%(default)s)")
     parser.add_argument(

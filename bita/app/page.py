@@ -19,6 +19,7 @@ from bita.app.dropped import Box, Dropped
 from bita.app.engine import Engine
 from bita.errors import UserError
 from bita.files import sha256
+from bita.inference.aligner import no_stage_1
 from bita.inference.captions import Caption
 from bita.inference.index import Vectors, search
 from bita.inference.outputs import FORMATS, record_of
@@ -117,6 +118,9 @@ class Page:
 
     def gather(self, paths: list[str] | None) -> tuple[Found | None, str]:
         """Images to be searched came: what is kept of them, and what went wrong."""
+        with self.engine.lock:
+            if paths and self.engine.captioner.stage1 is None:
+                return None, views.error(no_stage_1("this model", "start the page with --checkpoint and"))
         opened: list[tuple[str, Image.Image]] = []
         wrong: list[dict[str, Any]] = []
         embedded: list[Tensor] = []

@@ -19,6 +19,8 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from bita.app.batching import Closed, QueueFull
 from bita.app.engine import MEBIBYTE, Engine
@@ -106,6 +108,22 @@ class Pixels:
                 self._changed.notify_all()
 
 
+class OtherMethods:
+    """Answers the methods that a route has not; left alone, they would reach the page, which is mounted at the root.
+
+    Args:
+        route: that has some methods.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.allowed = ", ".join(sorted(route.methods or ()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raise 405."""
+        said = f"{scope['method']} {scope['path']}: takes {self.allowed}"
+        raise HTTPException(405, said, headers={"Allow": self.allowed})
+
+
 class Service:
     """The routes, and how many requests are on them.
 
@@ -148,6 +166,8 @@ class Service:
             lambda: HTMLResponse(page.render(api=app.openapi(), limits=self.engine.limits)),
             include_in_schema=False,
         )
+        for route in [route for route in app.routes if isinstance(route, Route)]:
+            app.router.routes.append(Route(route.path, OtherMethods(route), include_in_schema=False))
         return app
 
     @contextlib.asynccontextmanager

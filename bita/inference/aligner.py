@@ -28,6 +28,19 @@ BATCH = 64
 """Texts embedded at a time."""
 
 
+def no_stage_1(model: str, name: str) -> UserError:
+    """Return what is said of a model that has no stage 1.
+
+    Args:
+        model: how the message calls it.
+        name: how a run that has one is named to whoever asks.
+    """
+    return UserError(
+        f"{model}: its stage 1, which compares images and texts, is not there; {name} a run that has one, such as "
+        "the quickstart's (bash scripts/quickstart.sh makes output/quickstart/caption)"
+    )
+
+
 class Aligner:
     """A stage-1 run's model with its processors.
 
@@ -72,7 +85,7 @@ class Aligner:
             return cls(run, device)
         before = stage_1_of(str(cfg.model.init_from))
         if before is None:
-            raise UserError(f"{run}: the stage 1 that it grew from is not there any more; name its run")
+            raise no_stage_1(str(run), "name")
         return cls(before, device)
 
     @torch.no_grad()

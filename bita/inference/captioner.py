@@ -25,7 +25,7 @@ from bita.datasets.captions import seeded
 from bita.distributed import setup
 from bita.errors import UserError
 from bita.export import calibration_of, config_of, hash_of, stage_1_of
-from bita.inference.aligner import Aligner
+from bita.inference.aligner import Aligner, no_stage_1
 from bita.inference.attention import CELLS, Look, look
 from bita.inference.captions import Caption
 from bita.inference.confidence import Calibration
@@ -102,7 +102,7 @@ class Captioner:
         if self._stage1 is None:
             return None
         try:
-            aligner = Aligner(self._stage1, self.model.device.type)
+            aligner = Aligner.of(self._stage1, self.model.device.type)
         except UserError as error:
             LOG.warning("no image-text scores: %s", error)
             return None
@@ -317,9 +317,7 @@ class Captioner:
 
     def _aligner(self) -> Aligner:
         if self.stage1 is None:
-            raise UserError(
-                "this model has no stage 1 to compare images and texts by; name its run: bita.load(…, stage1=RUN)"
-            )
+            raise no_stage_1(f"model {self.hash}", "give bita.load(…, stage1=RUN)")
         return self.stage1
 
 

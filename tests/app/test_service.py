@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 
 from bita.app.engine import Engine, Limits
 from bita.app.service import Service
@@ -37,7 +39,7 @@ class Client:
 
     def __call__(self, method: str, path: str, **given: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
-            async with asynchronous(self.service) as client:
+            async with asynchronous(self.service.app()) as client:
                 return await client.request(method, path, **given)
 
         return asyncio.run(ask())
@@ -137,8 +139,22 @@ def test_forms_that_hold_no_image(client: Client) -> None:
 
 
 def test_other_methods_and_paths(client: Client) -> None:
-    assert client.get("/v1/caption").status_code == 405
-    assert client.post("/v1/captions").status_code == 404
+    """A page that is mounted at the root, as the application's is, would take whatever no route does."""
+    app = client.service.app()
+    app.mount("/", PlainTextResponse("the page"))
+
+    async def ask(method: str, path: str) -> tuple[int, str, str]:
+        async with asynchronous(app) as page:
+            answer = await page.request(method, path)
+            return answer.status_code, answer.headers.get("Allow", ""), answer.text
+
+    for path, allowed in (("/v1/caption", "POST"), ("/v1/health", "GET"), ("/docs", "GET")):
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - {allowed}:
+            status, allow, said = asyncio.run(ask(method, path))
+            assert (status, allow) == (405, allowed), (method, path)
+            assert method == "HEAD" or said == f'{{"detail":"{method} {path}: takes {allowed}"}}'
+    assert asyncio.run(ask("GET", "/v1/health"))[0] == 200
+    assert asyncio.run(ask("GET", "/v1/captions"))[2] == "the page"
 
 
 def test_health(client: Client, captioner: Captioner) -> None:
@@ -173,10 +189,8 @@ async def post(client: httpx.AsyncClient, content: bytes, kind: str = "image/png
     return await client.post("/v1/caption", content=content, headers={"Content-Type": kind})
 
 
-def asynchronous(service: Service) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=httpx.ASGITransport(service.app()), base_url="http://here", timeout=None
-    )
+def asynchronous(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", timeout=None)
 
 
 def test_two_hundred_at_once(engine: Engine, captioner: Captioner) -> None:
@@ -187,7 +201,7 @@ def test_two_hundred_at_once(engine: Engine, captioner: Captioner) -> None:
 
     async def rounds() -> list[int]:
         peaks = []
-        async with asynchronous(Service(engine)) as client:
+        async with asynchronous(Service(engine).app()) as client:
             for _ in range(3):
                 requests = [
                     post(client, bad[number % 5][1])
@@ -214,7 +228,7 @@ def test_more_than_may_wait_are_told_when_to_come_again(captioner: Captioner) ->
     engine = Engine(captioner, Limits(waiting=5))
 
     async def flood() -> list[httpx.Response]:
-        async with asynchronous(Service(engine)) as client:
+        async with asynchronous(Service(engine).app()) as client:
             with engine.lock:  # the model is busy
                 requests = [asyncio.create_task(post(client, PNG)) for _ in range(12)]
                 done, _ = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
@@ -241,7 +255,7 @@ def test_a_body_that_does_not_come_is_given_up(captioner: Captioner) -> None:
         await asyncio.Event().wait()
 
     async def ask() -> int:
-        async with asynchronous(Service(engine)) as client:
+        async with asynchronous(Service(engine).app()) as client:
             return (await client.post("/v1/caption", content=never())).status_code
 
     assert asyncio.run(ask()) == 408
@@ -262,7 +276,7 @@ def test_decoded_pixels_are_bounded(captioner: Captioner, monkeypatch: pytest.Mo
     monkeypatch.setattr(engine, "open", opened)
 
     async def ask() -> list[int]:
-        async with asynchronous(service) as client:
+        async with asynchronous(service.app()) as client:
             return [
                 answer.status_code for answer in await asyncio.gather(*(post(client, PNG) for _ in range(40)))
             ]
@@ -279,7 +293,7 @@ def test_a_stopped_engine_says_so(captioner: Captioner) -> None:
     engine.close()
 
     async def ask() -> int:
-        async with asynchronous(service) as client:
+        async with asynchronous(service.app()) as client:
             return (await post(client, PNG)).status_code
 
     assert asyncio.run(ask()) == 503

@@ -257,7 +257,13 @@ def test_without_stage_1_there_are_no_similarities(pair: Pair, tmp_path: Path) -
     captioner = bita.load(tmp_path / "caption/run", "cpu")
     record = captioner.caption(pair.images[0])
     assert record.score is None
-    with pytest.raises(UserError, match=r"no stage 1 .* bita.load\(…, stage1=RUN\)"):
+    with pytest.raises(
+        UserError, match=r"stage 1, .* is not there; give bita.load\(…, stage1=RUN\) a run .*quickstart"
+    ):
         captioner.embed_texts("a field")
     given = bita.load(tmp_path / "caption/run", "cpu", stage1=pair.stage1)
+    assert given.caption(pair.images[0]).score == pair.captioner.caption(pair.images[0]).score
+    given = bita.load(
+        tmp_path / "caption/run", "cpu", stage1=pair.run
+    )  # a run that grew from one names it too
     assert given.caption(pair.images[0]).score == pair.captioner.caption(pair.images[0]).score

@@ -144,6 +144,21 @@ def test_mistakes_are_one_line(
     assert said.count("\n") == 1
 
 
+def test_with_the_packages_model_a_line_says_which_to_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "images/a.png", 1, (40, 36))
+    assert search([TEXT, str(tmp_path / "images")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert (
+        "bita/box: its stage 1, which compares images and texts, is not there; name a run that has one"
+        in said
+    )
+    assert "bash scripts/quickstart.sh makes output/quickstart/caption" in said
+    assert not (tmp_path / "images/.bita-index").exists()
+
+
 def test_an_index_of_another_model_is_refused(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
