@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from bita.config.checks import annotation_paths, check_annotation, data_path, is_sharded, splits_in_use
 from bita.config.published import DEFAULT_PROCESSORS
@@ -19,12 +18,14 @@ from bita.datasets.captions import CaptionDataset, Processors, Split
 from bita.datasets.names import ImageFolder
 from bita.datasets.shards import ShardDataset
 from bita.errors import ConfigError, UserError, no_file
-from bita.processors.image import draft_size
+from bita.processors.image import ImageProcessor, TrainImageProcessor, draft_size
 from bita.processors.rgb import ImageOpener
+from bita.processors.text import TextProcessor
 from bita.records import Id, has_words, load_json, twin
 from bita.registry import processors as registry
 
 LOG = logging.getLogger(__name__)
+P = TypeVar("P", ImageProcessor, TextProcessor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,18 +161,12 @@ def _declared_split(name: str, cfg: DatasetConfig, split: str) -> SplitConfig:
     return entry
 
 
-def _size(processor: Any) -> int:
-    """Return the side in pixels of what the model sees."""
-    return int(getattr(processor, "image_size", 224))
-
-
-def _opener(name: str, cfg: DatasetConfig, processor: Any) -> ImageOpener:
+def _opener(name: str, cfg: DatasetConfig, processor: ImageProcessor) -> ImageOpener:
     """Build what opens images for an image processor: the entry's bands, JPEGs smaller where it allows for it."""
-    scale = getattr(processor, "scale", (1.0, 1.0))[0]
     try:
         return ImageOpener(
             bands=tuple(cfg.bands) if cfg.bands is not None else None,
-            draft=draft_size(_size(processor), scale) if cfg.jpeg_draft else None,
+            draft=draft_size(processor.image_size, processor.scale[0]) if cfg.jpeg_draft else None,
         )
     except ValueError as error:
         raise ConfigError(f"datasets.{name}.bands: {error}") from None
@@ -179,28 +174,19 @@ def _opener(name: str, cfg: DatasetConfig, processor: Any) -> ImageOpener:
 
 def build_processors(name: str, cfg: DatasetConfig, needs: Needs) -> Processors:
     """Build a dataset's processors, and what opens its images, from its entry."""
-
-    def build(kind: str, mode: str, common: dict[str, Any]) -> Any:
-        where = f"datasets.{name}.{kind}.{mode}"
-        default = DEFAULT_PROCESSORS[kind, mode]
-        entry = getattr(cfg, kind).get(mode) or registry.config(default)(name=default)
-        own_size = getattr(entry, "image_size", None)
-        if kind == "vis_processor" and needs.image_size and own_size not in (None, needs.image_size):
-            raise ConfigError(f"{where}.image_size: {own_size} is not model.image_size, {needs.image_size}")
-        built = _build_processor(entry, common, where)
-        if (kind, mode) == ("vis_processor", "eval") and "generator" in inspect.signature(built).parameters:
-            raise ConfigError(f"{where}.name: {entry.name} draws at random, which would score random crops")
-        return built
-
-    wanted = {"image_size": needs.image_size, "mean": needs.mean, "std": needs.std}
-    images = {key: value for key, value in wanted.items() if value is not None}
+    images = {"image_size": needs.image_size, "mean": needs.mean, "std": needs.std}
     texts = {"prompt": needs.prompt, "joint": needs.prompt_joint}
-    train_image, eval_image = (build("vis_processor", mode, images) for mode in ("train", "eval"))
+    train_image, eval_image = (
+        _build_processor(ImageProcessor, name, cfg.vis_processor, mode, images) for mode in ("train", "eval")
+    )
+    train_text, eval_text = (
+        _build_processor(TextProcessor, name, cfg.text_processor, mode, texts) for mode in ("train", "eval")
+    )
     return Processors(
         train_image=train_image,
         eval_image=eval_image,
-        train_text=build("text_processor", "train", texts),
-        eval_text=build("text_processor", "eval", texts),
+        train_text=train_text,
+        eval_text=eval_text,
         train_open=_opener(name, cfg, train_image),
         eval_open=_opener(name, cfg, eval_image),
     )
@@ -216,15 +202,25 @@ def processors_of(cfg: Config) -> Processors:
     return build_processors(name, entry, dataclasses.replace(Needs.of(cfg.model), prompt=""))
 
 
-def _build_processor(entry: ProcessorConfig, common: dict[str, Any], where: str) -> Any:
-    """Call the processor's class with what it takes of the model's, and with its own keys that are set."""
+def _build_processor(
+    kind: type[P], name: str, entries: dict[str, ProcessorConfig], mode: str, wanted: dict[str, Any]
+) -> P:
+    """Build an entry's processor of a mode with what the model wants and with its own keys; None is left out."""
+    key = "vis_processor" if kind is ImageProcessor else "text_processor"
+    where, default = f"datasets.{name}.{key}.{mode}", DEFAULT_PROCESSORS[key, mode]
+    entry = entries.get(mode) or registry.config(default)(name=default)
     target = registry.get(entry.name)
-    accepted = inspect.signature(target).parameters
+    if not issubclass(target, kind) or (mode == "eval" and issubclass(target, TrainImageProcessor)):
+        what = "for training" if issubclass(target, kind) else f"no {kind.__name__}"
+        raise ConfigError(f"{where}.name: {entry.name} is {what}; name another, such as {default}")
     own = {
         key: value for key, value in dataclasses.asdict(entry).items() if key != "name" and value is not None
     }
+    size = wanted.get("image_size")
+    if size is not None and own.get("image_size", size) != size:
+        raise ConfigError(f"{where}.image_size: {own['image_size']} is not model.image_size, {size}")
     try:
-        return target(**{key: value for key, value in common.items() if key in accepted} | own)
+        return target(**{key: value for key, value in wanted.items() if value is not None} | own)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -309,7 +305,7 @@ def _references(name: str, split: str, path: Path, records: Sequence[CaptionReco
 def _cache(dataset: CaptionDataset, root: Path) -> PixelCache:
     """Open the pixel cache in the dataset's folder (beside its images), or under `root` if that is read-only."""
     opener, processors = dataset.opener, dataset.processors
-    size = _size(processors.train_image if dataset.train else processors.eval_image)
+    size = (processors.train_image if dataset.train else processors.eval_image).image_size
     size = math.ceil(size * TRAIN_MARGIN) if dataset.train else size
     where = cache_folder(dataset.folder, root, dataset.name)
     return open_cache(dataset.image_names, dataset.folder, opener, size, where)

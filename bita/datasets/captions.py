@@ -6,7 +6,7 @@ Letters: B records, H rows, W columns, S the processors' image size, n captions 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,28 +18,23 @@ from torch import Tensor
 
 from bita.datasets.annotations import CaptionRecord, captions_by_image
 from bita.datasets.cache import FeatureCache, PixelCache
+from bita.processors.image import ImageProcessor
 from bita.processors.rgb import ImageOpener
+from bita.processors.text import TextProcessor
 from bita.records import Id
 
 IDS_OF_A_DATASET = 10**12
 """Training batches tell images of datasets apart: the k-th dataset's numbers, from 0, are k times this higher."""
 
 
-class TrainImage(Protocol):
-    """Random image processor: what it gives depends on the generator alone."""
-
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """Return (3, S, S)."""
-
-
 @dataclass(frozen=True)
 class Processors:
     """What turns image files into pictures, pictures into tensors, and captions into texts."""
 
-    train_image: TrainImage
-    eval_image: Callable[[Image.Image], Tensor]
-    train_text: Callable[[str], str]
-    eval_text: Callable[[str], str]
+    train_image: ImageProcessor
+    eval_image: ImageProcessor
+    train_text: TextProcessor
+    eval_text: TextProcessor
     train_open: ImageOpener = dataclasses.field(default_factory=ImageOpener)
     eval_open: ImageOpener = dataclasses.field(default_factory=ImageOpener)
 
@@ -49,11 +44,6 @@ class Processors:
         return self.eval_image(
             opener.convert(image) if isinstance(image, Image.Image) else opener.open(image)
         )
-
-    def training_text(self, caption: str, generator: torch.Generator) -> str:
-        """Process a caption for training; a processor that draws (has `draw`) does so from `generator`."""
-        draw: Callable[[str, torch.Generator], str] | None = getattr(self.train_text, "draw", None)
-        return self.train_text(caption) if draw is None else draw(caption, generator)
 
 
 class Split(Protocol):

@@ -54,7 +54,7 @@ class Views:
     def in_batches(self) -> bool:
         """Whether they are made of cached images, as training makes them: many at a time."""
         drawn = self.count is not None and self.dataset.cache is not None
-        return drawn and isinstance(self.dataset.processors.train_image, TrainImageProcessor)
+        return drawn and type(self.dataset.processors.train_image) is TrainImageProcessor
 
     def key(self, encoder: str) -> str:
         """Return a hash of all that the features depend on; `encoder` is the encoder's (`encoder_hash`)."""
@@ -85,7 +85,7 @@ class _View(Dataset[Tensor]):
         image = data.open(data.groups[row][0])
         if self.views.count is None:
             return data.processors.eval_image(image)
-        return data.processors.train_image(image, self._generator(row))
+        return data.processors.train_image.draw(image, self._generator(row))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         """Return a batch's images; torch's loader asks for them so."""
@@ -93,7 +93,7 @@ class _View(Dataset[Tensor]):
         if not self.views.in_batches:
             return [self[index] for index in indices]
         processor = data.processors.train_image
-        assert isinstance(processor, TrainImageProcessor)
+        assert type(processor) is TrainImageProcessor
         pixels = data.cached_pixels([data.groups[row][0] for row in rows])
         return list(processor.batch(pixels, [self._generator(row) for row in rows]))
 

@@ -79,7 +79,7 @@ class TrainReader(Reader[TrainKey]):
         self.offsets = list(itertools.accumulate((len(dataset) for dataset in datasets), initial=0))
         self.encoded = all(dataset.features is not None for dataset in datasets)
         self.cached = self.encoded or all(
-            dataset.cache is not None and isinstance(dataset.processors.train_image, TrainImageProcessor)
+            dataset.cache is not None and type(dataset.processors.train_image) is TrainImageProcessor
             for dataset in datasets
         )
 
@@ -96,9 +96,9 @@ class TrainReader(Reader[TrainKey]):
             self.whereabouts.note(key[0])
             dataset, number, index, generator = self._locate(key)
             (image, captions, image_number), generator = self._open(dataset, index, generator, key, bad)
-            texts += [dataset.processors.training_text(caption, generator) for caption in captions]
+            texts += [dataset.processors.train_text.draw(caption, generator) for caption in captions]
             ids += [number * IDS_OF_A_DATASET + image_number] * len(captions)
-            images.append(dataset.processors.train_image(image, generator))
+            images.append(dataset.processors.train_image.draw(image, generator))
             draws.append(_number(generator))
         return {"image": torch.stack(images), "text": texts, "image_id": ids, "draw": draws}, bad
 
@@ -150,7 +150,7 @@ class TrainReader(Reader[TrainKey]):
             assert isinstance(dataset, CaptionDataset)
             drawn = dataset.draw(index, generator)
             for record in drawn:
-                texts.append(dataset.processors.training_text(dataset.records[record].caption, generator))
+                texts.append(dataset.processors.train_text.draw(dataset.records[record].caption, generator))
                 ids.append(number * IDS_OF_A_DATASET + dataset.numbers[dataset.records[record].image_id])
             picked.append((number, drawn[0], generator))
         batch: Batch = {"text": texts, "image_id": ids}
@@ -180,7 +180,7 @@ class TrainReader(Reader[TrainKey]):
             dataset = self.datasets[number]
             processor = dataset.processors.train_image
             assert isinstance(dataset, CaptionDataset)
-            assert isinstance(processor, TrainImageProcessor)
+            assert type(processor) is TrainImageProcessor
             pixels = dataset.cached_pixels(
                 [picked[place][1] for place in places], pinned=self.device.type == "cuda"
             )
@@ -221,7 +221,7 @@ class EvalReader(Reader[int]):
         self.encoded = kept and dataset.eval_features is not None
         self.cached = self.encoded or (
             dataset.cache is not None
-            and isinstance(processor, EvalImageProcessor)
+            and type(processor) is EvalImageProcessor
             and dataset.cache.size == processor.image_size
         )
 
@@ -237,7 +237,7 @@ class EvalReader(Reader[int]):
         if self.encoded:
             batch["tokens"] = self.dataset.encoded_for_evaluation(keys)
         elif self.cached:
-            assert isinstance(processors.eval_image, EvalImageProcessor)
+            assert type(processors.eval_image) is EvalImageProcessor
             batch["image"] = processors.eval_image.batch(self.dataset.cached_pixels(keys))
         else:
             batch["image"] = torch.stack([processors.eval_image(self._open(record, bad)) for record in keys])

@@ -69,10 +69,25 @@ def draft_size(image_size: int, min_scale: float) -> tuple[int, int]:
     return side, side
 
 
-class _Normalise:
-    """The part that both processors share: the size, and (x / 255 - mean) / std."""
+class ImageProcessor:
+    """Bicubic resize to S×S (the aspect ratio is not kept), then normalise: (x / 255 - mean) / std.
 
-    def __init__(self, image_size: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    One of your own extends it and is registered (docs/extending.md).
+
+    Args:
+        image_size: S.
+        mean: three channel means; CLIP's by default.
+        std: three channel deviations; CLIP's by default.
+
+    Attributes:
+        scale: smallest and largest share of the image's area that it keeps.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def __init__(
+        self, image_size: int = 224, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
                 raise ValueError(f"{name} wants a number for each of three channels, not {list(values)}")
@@ -82,28 +97,21 @@ class _Normalise:
         self.mean = torch.tensor(CLIP_MEAN if mean is None else list(mean)).view(3, 1, 1)
         self.std = torch.tensor(CLIP_STD if std is None else list(std)).view(3, 1, 1)
 
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an 8-bit RGB image as evaluation sees it, (3, S, S) float32."""
+        return self.normalise_(_to_tensor(_resize(image, self.image_size)))
+
+    def draw(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        """Return an 8-bit RGB image as training sees it, (3, S, S) float32; what is random comes from `generator`."""
+        return self(image)
+
     def normalise_(self, images: Tensor) -> Tensor:
         """Normalise images (..., 3, H, W) in 0..1, in place."""
         return images.sub_(_beside(self.mean, images)).div_(_beside(self.std, images))
 
 
-class EvalImageProcessor(_Normalise):
-    """Bicubic resize to S×S (the aspect ratio is not kept), then normalise.
-
-    Args:
-        image_size: S.
-        mean: three channel means; CLIP's by default.
-        std: three channel deviations; CLIP's by default.
-    """
-
-    def __init__(
-        self, image_size: int = 224, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(image_size, mean, std)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the processed RGB image, (3, S, S) float32."""
-        return self.normalise_(_to_tensor(_resize(image, self.image_size)))
+class EvalImageProcessor(ImageProcessor):
+    """The published one of evaluation, which takes cached images in batches too."""
 
     def resized(self, image: Image.Image) -> Tensor:
         """Return the RGB image for `batch`, (S, S, 3) uint8."""
@@ -116,8 +124,10 @@ class EvalImageProcessor(_Normalise):
         )
 
 
-class TrainImageProcessor(_Normalise):
-    """Random resized crop (bicubic), horizontal flip, normalise; more for aerial views, off by default.
+class TrainImageProcessor(ImageProcessor):
+    """The published one of training, and cached images in batches: random resized crop (bicubic), horizontal flip.
+
+    More for aerial views is off by default.
 
     Args:
         image_size: S.
@@ -151,7 +161,7 @@ class TrainImageProcessor(_Normalise):
         self.rotate90 = rotate90
         self.color_jitter = color_jitter
 
-    def draw(self, width: int, height: int, generator: torch.Generator) -> Augmentation:
+    def augmentation(self, width: int, height: int, generator: torch.Generator) -> Augmentation:
         """Draw what to do to an image of `width` × `height` pixels."""
         draws = torch.rand(4 * CROP_ATTEMPTS + 6, generator=generator, dtype=torch.float64).tolist()
         flip, upside_down, turn, *jitter = draws[4 * CROP_ATTEMPTS :]
@@ -168,9 +178,9 @@ class TrainImageProcessor(_Normalise):
             jitter=(brightness, contrast, saturation),
         )
 
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """Return the augmented RGB image, (3, S, S) float32."""
-        draw = self.draw(image.width, image.height, generator)
+    def draw(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        """See `ImageProcessor.draw`."""
+        draw = self.augmentation(image.width, image.height, generator)
         box = (draw.left, draw.top, draw.left + draw.width, draw.top + draw.height)
         pixels = _turn(_to_tensor(_resize(image.crop(box), self.image_size)), draw)
         return self._finish(pixels[None], [draw])[0]
@@ -178,7 +188,7 @@ class TrainImageProcessor(_Normalise):
     def batch(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Augment cached pixels (B, H, W, 3) uint8 on their own device; returns (B, 3, S, S) float32."""
         size = self.image_size
-        draws = [self.draw(pixels.shape[2], pixels.shape[1], generator) for generator in generators]
+        draws = [self.augmentation(pixels.shape[2], pixels.shape[1], drawn) for drawn in generators]
         if pixels.device.type != "cpu":
             return self.on_device(pixels, draws)
         out = torch.empty((len(draws), 3, size, size), dtype=torch.uint8)

@@ -14,6 +14,7 @@ from bita.errors import UserError
 from bita.files import write_json
 
 if TYPE_CHECKING:
+    from bita.processors.image import ImageProcessor
     from bita.scenes.rasters import Scene
 
 MEDIA = {
@@ -105,7 +106,7 @@ def write_model_item(folder: Path) -> Path:
     cfg = config_of(folder)
     model = build_model(cfg.model)
     weights = list(model.state_dict().values())
-    images: Any = processors_of(cfg).eval_image
+    images = processors_of(cfg).eval_image
     item = pystac.Item(
         id=folder.resolve().name,
         geometry={"type": "Polygon", "coordinates": [_WORLD]},
@@ -137,7 +138,7 @@ def write_model_item(folder: Path) -> Path:
 _WORLD = [[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]
 
 
-def _input(images: Any) -> Any:
+def _input(images: ImageProcessor) -> Any:
     """Return what the model takes: RGB, resized, normalised."""
     from pystac.extensions.mlm import InputStructure, ModelInput, ResizeType, ValueScaling, ValueScalingType
     from pystac.extensions.raster import DataType

@@ -132,11 +132,11 @@ class Setting:
         worst = []
         for index in range(0, len(self.data.records), CAPTIONS * 4):
             image = Image.open(plain.files[index]).convert("RGB")
-            draw = ours.draw(image.width, image.height, seeded(0, index))
+            draw = ours.augmentation(image.width, image.height, seeded(0, index))
             box = (draw.left, draw.top, draw.left + draw.width, draw.top + draw.height)
             theirs = plain.finish(image.crop(box).resize((self.side, self.side), Image.Resampling.BICUBIC))
             theirs = theirs.flip(-1) if draw.horizontal_flip else theirs
-            worst.append((ours(image, seeded(0, index)) - theirs).abs().max())
+            worst.append((ours.draw(image, seeded(0, index)) - theirs).abs().max())
         same_values("pixels", torch.stack(worst) + 1, torch.ones(len(worst)), ONE_LEVEL)
         texts = [plain.clean(text) for text in plain.captions[:PAIRS]]
         own = self.model.tokenize(texts).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from bita.batch import Batch
-from bita.config.parts import ImageConfig, ModelConfig, TrainImageConfig
+from bita.config.parts import CaptionConfig, ImageConfig, ModelConfig, TrainImageConfig
 from bita.config.schema import (
     BuildInfo,
     Config,
@@ -49,7 +50,7 @@ def test_an_item_is_a_caption_with_its_image(tmp_path: Path) -> None:
     item = read(dataset, 7)
     assert item["text"] == ["image 1 caption 2"]
     assert item["image_id"] == [1]
-    expected = TrainImageProcessor(16)(Image.open(tmp_path / "images/1.png"), seeded(1, 0, 7))
+    expected = TrainImageProcessor(16).draw(Image.open(tmp_path / "images/1.png"), seeded(1, 0, 7))
     assert torch.equal(item["image"][0], expected)
     assert torch.equal(read(dataset, 7)["image"], item["image"])
     assert dataset.references[1] == [f"Image 1 caption {k} ." for k in range(5)]
@@ -95,11 +96,36 @@ def test_processors_take_size_and_prompt_of_the_model_and_their_own_keys(tmp_pat
     assert list(build_datasets(cfg)) == ["test"]
 
 
-def test_an_evaluation_that_would_draw_at_random_is_refused(tmp_path: Path) -> None:
+def test_a_processor_of_another_kind_or_of_training_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"^datasets\.toy\.vis_processor\.eval\.name: bita_image_train draws at random"
+        ConfigError,
+        match=r"^datasets\.toy\.vis_processor\.eval\.name: bita_image_train is for training; name another",
     ):
         build(prepared(tmp_path, images=2), vis_processor={"eval": TrainImageConfig(name="bita_image_train")})
+    with pytest.raises(
+        ConfigError,
+        match=r"vis_processor\.train\.name: bita_caption is no ImageProcessor; name another, such as bita",
+    ):
+        build(tmp_path, vis_processor={"train": CaptionConfig(name="bita_caption")})
+
+
+class Upturned(EvalImageProcessor):
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return super().__call__(image.rotate(180))
+
+    def draw(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        return -self(image)
+
+
+def test_what_extends_a_processor_sees_cached_images_itself(tmp_path: Path) -> None:
+    prepared(tmp_path, images=2)
+    for train in (False, True):
+        dataset = build(tmp_path, train=train, cache_images=True)
+        mine = Upturned(16)
+        dataset.processors = replace(dataset.processors, train_image=mine, eval_image=mine)
+        expected = mine(dataset.open(0))
+        found = read(dataset, 0) if train else EvalReader(dataset).read([0])[0]
+        assert torch.equal(found["image"][0], -expected if train else expected)
 
 
 def test_another_image_size_than_the_models_is_refused(tmp_path: Path) -> None:

@@ -48,20 +48,20 @@ def test_mean_and_std_of_the_dataset_are_used() -> None:
 
 def test_train_is_crop_resize_flip_of_the_draw() -> None:
     image, processor = picture(61, 40), TrainImageProcessor(24)
-    draw = processor.draw(61, 40, seeded(3))
+    draw = processor.augmentation(61, 40, seeded(3))
     expected = TF.resized_crop(
         image, draw.top, draw.left, draw.height, draw.width, [24, 24], InterpolationMode.BICUBIC
     )
     expected = TF.hflip(expected) if draw.horizontal_flip else expected
     tensor = TF.normalize(TF.to_tensor(expected), list(CLIP_MEAN), list(CLIP_STD))
-    torch.testing.assert_close(processor(image, seeded(3)), tensor, rtol=0, atol=1e-6)
+    torch.testing.assert_close(processor.draw(image, seeded(3)), tensor, rtol=0, atol=1e-6)
 
 
 def test_crops_are_distributed_as_torchvision_draws_them() -> None:
     processor, reference = TrainImageProcessor(24), RandomResizedCrop(24, scale=(0.5, 1.0))
     torch.manual_seed(0)
     generator, image = seeded(0), torch.empty(3, 60, 90)
-    ours = [processor.draw(90, 60, generator) for _ in range(3000)]
+    ours = [processor.augmentation(90, 60, generator) for _ in range(3000)]
     theirs = torch.tensor(
         [reference.get_params(image, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
     ).float()
@@ -76,10 +76,10 @@ def test_crops_are_distributed_as_torchvision_draws_them() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (300, 4), (4, 300)])
 def test_thin_images_fall_back_to_a_centred_crop(width: int, height: int) -> None:
-    draw = TrainImageProcessor(8).draw(width, height, seeded(0))
+    draw = TrainImageProcessor(8).augmentation(width, height, seeded(0))
     assert 0 <= draw.top <= height - draw.height
     assert 0 <= draw.left <= width - draw.width
-    assert TrainImageProcessor(8)(picture(width, height), seeded(0)).shape == (3, 8, 8)
+    assert TrainImageProcessor(8).draw(picture(width, height), seeded(0)).shape == (3, 8, 8)
 
 
 def test_same_generator_same_image_other_generator_other_image() -> None:
@@ -87,13 +87,13 @@ def test_same_generator_same_image_other_generator_other_image() -> None:
         picture(40, 40),
         TrainImageProcessor(16, vertical_flip=True, rotate90=True, color_jitter=0.3),
     )
-    assert torch.equal(processor(image, seeded(1)), processor(image, seeded(1)))
-    assert not torch.equal(processor(image, seeded(1)), processor(image, seeded(2)))
+    assert torch.equal(processor.draw(image, seeded(1)), processor.draw(image, seeded(1)))
+    assert not torch.equal(processor.draw(image, seeded(1)), processor.draw(image, seeded(2)))
 
 
 def test_options_leave_crop_and_flip_of_a_seed_alone() -> None:
-    plain = TrainImageProcessor(16).draw(40, 40, seeded(7))
-    rich = TrainImageProcessor(16, vertical_flip=True, rotate90=True, color_jitter=0.3).draw(
+    plain = TrainImageProcessor(16).augmentation(40, 40, seeded(7))
+    rich = TrainImageProcessor(16, vertical_flip=True, rotate90=True, color_jitter=0.3).augmentation(
         40, 40, seeded(7)
     )
     assert (plain.top, plain.left, plain.height, plain.width) == (
@@ -111,7 +111,7 @@ def test_options_leave_crop_and_flip_of_a_seed_alone() -> None:
 def test_rotations_and_flips_cover_all_eight_views() -> None:
     processor = TrainImageProcessor(8, min_scale=1.0, vertical_flip=True, rotate90=True)
     image = picture(8, 8)
-    views = {processor(image, seeded(seed)).numpy().tobytes() for seed in range(400)}
+    views = {processor.draw(image, seeded(seed)).numpy().tobytes() for seed in range(400)}
     full = TF.normalize(TF.to_tensor(image), list(CLIP_MEAN), list(CLIP_STD))
     turned = [torch.rot90(view, turns, (1, 2)) for view in (full, full.flip(-1)) for turns in range(4)]
     assert all(view.contiguous().numpy().tobytes() in views for view in turned)
@@ -122,7 +122,7 @@ def test_cached_pixels_give_what_the_image_gives() -> None:
     pixels = torch.stack([torch.from_numpy(np.asarray(image).copy()) for image in images])
     processor = TrainImageProcessor(32, vertical_flip=True, rotate90=True, color_jitter=0.2)
     batch = processor.batch(pixels, [seeded(seed) for seed in range(4)])
-    single = torch.stack([processor(image, seeded(seed)) for seed, image in enumerate(images)])
+    single = torch.stack([processor.draw(image, seeded(seed)) for seed, image in enumerate(images)])
     torch.testing.assert_close(batch, single, rtol=0, atol=3 / 255 / min(CLIP_STD))
     evaluated = EvalImageProcessor(40).batch(pixels)
     assert torch.equal(evaluated, torch.stack([EvalImageProcessor(40)(image) for image in images]))
@@ -131,7 +131,7 @@ def test_cached_pixels_give_what_the_image_gives() -> None:
 def test_colour_jitter_changes_colours_within_its_bounds() -> None:
     image = Image.new("RGB", (8, 8), (100, 100, 100))
     processor = TrainImageProcessor(8, mean=[0, 0, 0], std=[1, 1, 1], color_jitter=0.5)
-    values = torch.stack([processor(image, seeded(seed)).mean() for seed in range(100)])
+    values = torch.stack([processor.draw(image, seeded(seed)).mean() for seed in range(100)])
     assert 50 / 255 <= values.min() < 60 / 255
     assert 140 / 255 < values.max() <= 150.1 / 255
     assert math.isclose(float(values.mean()), 100 / 255, abs_tol=0.03)
@@ -149,7 +149,7 @@ def test_a_batch_resampled_at_once_is_torchs_interpolation_of_each_and_nearly_pi
     """Enlarged, reduced, flipped and turned; PIL rounds between its two passes, which is a level here and there."""
     processor = TrainImageProcessor(32, min_scale=0.1, max_scale=1.0, vertical_flip=True, rotate90=True)
     images = [picture(70, 61, seed) for seed in range(24)]
-    draws = [processor.draw(70, 61, seeded(seed)) for seed in range(24)]
+    draws = [processor.augmentation(70, 61, seeded(seed)) for seed in range(24)]
     assert {draw.height > 32 for draw in draws} == {draw.quarter_turns > 0 for draw in draws} == {True, False}
     found = resampled(torch.from_numpy(np.stack([np.asarray(image) for image in images])), draws, 32)
     errors = []

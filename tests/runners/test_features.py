@@ -21,13 +21,6 @@ from bita.processors.image import EvalImageProcessor
 from bita.runners.features import keep_features
 
 
-class WholeImage(EvalImageProcessor):
-    """A training processor that draws nothing."""
-
-    def __call__(self, image, generator):
-        return super().__call__(image)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory):
     return toy_dataset(tmp_path_factory.mktemp("images"))
@@ -43,7 +36,7 @@ def test_every_view_is_what_the_encoder_says_of_it(data, tmp_path: Path) -> None
     assert kept.tokens.shape == (3, 6, 1, 3)
     assert kept.tokens.dtype == np.float16
     for turn, row in ((0, 0), (2, 5), (4, 3)):
-        image = data.processors.train_image(data.open(data.groups[row][0]), seeded(7, turn % 3, row))
+        image = data.processors.train_image.draw(data.open(data.groups[row][0]), seeded(7, turn % 3, row))
         torch.testing.assert_close(
             kept.read([row], turn)[0].float(), brightness(image[None])[0], rtol=1e-3, atol=1e-3
         )
@@ -217,7 +210,7 @@ def test_training_on_kept_features_learns_what_training_on_images_does(tmp_path:
         options |= {"name": "run", "model__freeze_vit": True, "max_epoch": 3}
         runner = toy_runner(toy_config(tmp_path / str(number), **options), tmp_path / "images")
         data = runner.datasets["train"][0]
-        data.processors = replace(data.processors, train_image=WholeImage(SIZE))
+        data.processors = replace(data.processors, train_image=EvalImageProcessor(SIZE))
         runner.train()
         losses.append(runner.watch._losses)
     assert len(losses[0]) > 1
@@ -233,7 +226,7 @@ def test_validation_encodes_its_images_once_and_the_test_itself(tmp_path: Path, 
         cfg = toy_config(tmp_path / str(number), valid_splits=["val"], test_splits=["val"], **options)
         runner = toy_runner(cfg, tmp_path / "images")
         data = runner.datasets["train"][0]
-        data.processors = replace(data.processors, train_image=WholeImage(SIZE))
+        data.processors = replace(data.processors, train_image=EvalImageProcessor(SIZE))
         encode, counted = runner.model.raw_tokens, []
         monkeypatch.setattr(
             runner.model, "raw_tokens", lambda x, encode=encode, n=counted: n.append(len(x)) or encode(x)
