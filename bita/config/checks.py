@@ -126,6 +126,9 @@ def _check_fit(cfg: Config, places: Places) -> None:
     if cfg.run.parallel == "fsdp" and not cfg.model.has_language_model:
         problem = f"fsdp cuts up the language model, and {cfg.model.arch} has none; use ddp"
         raise wrong(("run", "parallel"), places, problem)
+    if cfg.run.parallel == "fsdp" and cfg.run.task_args.writes_in_training and not cfg.run.evaluate:
+        problem = f"fsdp cuts up the language model, which {cfg.run.task} writes with in every step; use ddp"
+        raise wrong(("run", "parallel"), places, problem)
     if cfg.run.evaluate and cfg.model.init_from is None:
         raise wrong(("model", "init_from"), places, "is not set; name the run or checkpoint to evaluate")
     if getattr(cfg.model, "lm_quantize", "none") != "none" and not cfg.run.evaluate:

@@ -307,6 +307,7 @@ class ClipConfig(MetricConfig):
 class ScstConfig(CaptioningConfig):
     """Keys of `captioning_scst`, the self-critical stage."""
 
+    writes_in_training: ClassVar = True
     decides: ClassVar = ("max_len",)
 
     samples: int = key(5, at_least=2)

@@ -109,6 +109,11 @@ class ArchConfig(WithParts):
         """Return whether an image's other captions count as wrong ones for it."""
         return False
 
+    def encoder_settings(self) -> list[tuple[str, str]]:
+        """Return what decides, beside its weights and the image's size, what the vision encoder says of an image."""
+        keys = ("vit_model", "vit_args", "vit_layers", "vit_layers_merge")
+        return [(name, str(getattr(self, name))) for name in keys]
+
     def for_export(self, image_size: int) -> None:
         """Leave only what holds in an exported folder: no paths to weights; a copy is kept where `folders` says."""
         self.image_size = image_size
@@ -132,6 +137,8 @@ class TaskConfig:
 
     needs_captions: ClassVar[bool] = False
     """Whether it needs a model that writes captions."""
+    writes_in_training: ClassVar[bool] = False
+    """Whether a training step writes captions, each process as many words as its own take: with a whole model."""
     best_by: ClassVar[tuple[str, ...]] = ()
     """The scores whose sum decides the best epoch unless `run.best_by` says otherwise; a loss counts less."""
     decides: ClassVar[tuple[str, ...]] = ()

@@ -126,8 +126,12 @@ class Aligner:
     def share_encoder(self, model: BitaModel) -> bool:
         """Take another model's image encoder in place of the own one, where they are equal; whether they are."""
         own, others = (encoder.state_dict() for encoder in (self.model.visual_encoder, model.visual_encoder))
-        same = list(own) == list(others) and all(
-            own[name].dtype == others[name].dtype and torch.equal(own[name], others[name]) for name in own
+        same = (
+            self.model.cfg.encoder_settings() == model.cfg.encoder_settings()
+            and list(own) == list(others)
+            and all(
+                own[name].dtype == others[name].dtype and torch.equal(own[name], others[name]) for name in own
+            )
         )
         if same:
             self.model.visual_encoder = model.visual_encoder

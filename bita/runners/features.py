@@ -39,9 +39,8 @@ def keep_features(
         with autocast(device, cfg.run.amp):
             return model.raw_tokens(images.to(device))
 
-    encoder = encoder_hash(
-        model.visual_encoder, f"{amp_dtype(device, cfg.run.amp)} {device.type} {_shape(cfg)}"
-    )
+    computed = f"{amp_dtype(device, cfg.run.amp)} {device.type}"
+    encoder = encoder_hash(model.visual_encoder, f"{computed} {cfg.model.encoder_settings()}")
 
     def features(data: CaptionDataset, views: int | None) -> FeatureCache:
         seen = Views(data, views, cfg.run.seed)
@@ -64,9 +63,3 @@ def keep_features(
     for images in (data.for_evaluation() for data in validation):
         if not images.train and cfg.run.views == 1:
             images.eval_features = features(images, None)
-
-
-def _shape(cfg: Config) -> list[tuple[str, str]]:
-    """The keys of `model` that decide, beside the weights, what the encoder says: other layers are other features."""
-    keys = ("vit_model", "vit_args", "vit_depth", "vit_layers", "vit_layers_merge", "image_size")
-    return [(key, str(getattr(cfg.model, key))) for key in keys]

@@ -192,6 +192,13 @@ def test_fsdp_needs_a_language_model_to_cut_up(problem):
     assert problem(text, *options).startswith("run.parallel (--options): fsdp cuts up the language model")
 
 
+def test_fsdp_needs_steps_that_all_processes_take_alike(problem):
+    options = ("run.task=captioning_scst", "run.train_splits=[train]", "run.parallel=fsdp")
+    assert problem(MINIMAL, *options).startswith(
+        "run.parallel (--options): fsdp cuts up the language model, which captioning_scst writes with in every step"
+    )
+
+
 def test_cached_images_cannot_be_left_out_as_they_come(problem):
     options = ("datasets.ucm_caption.cache_images=true", "run.on_bad_image=skip")
     assert "set datasets.ucm_caption.cache_images=false" in problem(MINIMAL, *options)

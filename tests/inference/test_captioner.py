@@ -137,6 +137,14 @@ def test_embeddings_are_those_of_the_stage_1_run(pair: Pair) -> None:
     assert own.model.visual_encoder is pair.captioner.model.visual_encoder  # equal frozen encoders are one
 
 
+def test_an_encoder_of_equal_weights_that_gives_other_layers_is_not_shared(pair: Pair) -> None:
+    stage1 = Aligner(pair.stage1, "cpu")
+    stage1.model.cfg.vit_layers = [1]
+    assert not stage1.share_encoder(pair.captioner.model)
+    stage1.model.cfg.vit_layers = pair.captioner.model.cfg.vit_layers
+    assert stage1.share_encoder(pair.captioner.model)
+
+
 def test_a_moved_pair_of_runs_and_an_export_find_their_stage_1(pair: Pair, tmp_path: Path) -> None:
     best = stage_1_of(pair.run)
     assert best is not None

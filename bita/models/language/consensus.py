@@ -30,7 +30,10 @@ def by_consensus(candidates: Sequence[Candidate], drawn: bool = False) -> list[C
         drawn: whether they were drawn by their probabilities: each then counts once, else by its probability.
     """
     log_probs = np.array([0.0 if drawn else candidate.log_probability for candidate in candidates])
-    expected = likeness([candidate.text for candidate in candidates]) @ np.exp(log_probs - log_probs.max())
+    weighed = likeness([candidate.text for candidate in candidates]) * np.exp(log_probs - log_probs.max())
+    expected = weighed.sum(
+        axis=1
+    )  # a matrix product would add up equal rows in other orders, and to other sums
     return [candidates[place] for place in np.argsort(-expected, kind="stable")]
 
 

@@ -60,6 +60,19 @@ def test_drawn_captions_count_once_each_whatever_their_probability() -> None:
     assert by_consensus(drawn)[0].text == "a green meadow"
 
 
+def test_equal_captions_stay_in_their_order() -> None:
+    """To the last bit they are equally like the others: rounding must not put the less likely tokens first."""
+    pool = [" ".join("abcdefgh"[(7 * k + 3 * i * k) % 8] for i in range(k % 6 + 2)) for k in range(7)]
+    for count in range(2, 21):
+        texts = [pool[(count * k + k * k) % len(pool)] for k in range(count)]
+        written = [Candidate(text, [place], -0.37 * place) for place, text in enumerate(texts)]
+        for drawn in (False, True):
+            chosen = by_consensus(written, drawn)
+            for text in set(texts):
+                places = [c.ids[0] for c in chosen if c.text == text]
+                assert places == sorted(places)
+
+
 def test_without_words_the_order_stays() -> None:
     assert [c.text for c in by_consensus(candidates(("", 0.5), (".", 0.4)))] == ["", "."]
     assert len(by_consensus(candidates(("one", 0.2)))) == 1
