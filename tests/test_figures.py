@@ -38,15 +38,28 @@ def test_every_measurement_has_a_commit_a_date_and_a_command_that_is_there(path:
         assert missing == set()
 
 
+def rows_with_a_link(text: str, folder: Path) -> Iterator[tuple[set[float], Path]]:
+    """Numbers of each table row that names a file, without those of its first cell, and that file."""
+    for row in re.findall(r"^\|.*\]\(.*\|$", text, re.M):
+        target = folder / re.findall(r"\]\(([^)]*)\)", row)[-1]
+        cells = re.sub(r"\]\([^)]*\)", "", row).strip("|").split("|")[1:]
+        yield numbers(" ".join(cell for cell in cells if "[" not in cell)), target
+
+
 def test_the_readme_repeats_what_is_recorded() -> None:
-    recorded = set()
-    for name in ("quickstart", "ucm_tiny"):
-        recorded |= set(next(measurements(ROOT / f"benchmarks/{name}.md"))["values"].values())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if re.search(r"small model, \d+ minutes \|", line)]
-    assert len(rows) == 2
-    for row in rows:
-        assert numbers(row.partition("minutes |")[2]) <= recorded
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
+    rows = list(rows_with_a_link(text, ROOT))
+    assert len(rows) >= 5
+    for said, path in rows:
+        assert any(said <= set(entry.get("values", {}).values()) for entry in measurements(path)), said
+
+
+def test_all_scores_in_one_place_are_those_of_the_files_that_they_come_from() -> None:
+    text = (ROOT / "benchmarks/results.md").read_text(encoding="utf-8")
+    rows = list(rows_with_a_link(text, ROOT / "benchmarks"))
+    assert len(rows) >= 15
+    for said, path in rows:
+        assert said <= numbers(path.read_text(encoding="utf-8")), (path.name, said)
 
 
 RECORD = """---
