@@ -42,6 +42,8 @@ WRONG = {
     "A decoder": ("model.decoder_args.width", "wide", "wanted a whole number, not a text, 'wide'"),
     "A task": ("run.task_args.words", "0", "must be at least 1, not 0.0"),
     "A learning-rate schedule": ("run.lr_sched_args.last_epochs", "-1", "must be at least 0, not -1"),
+    "An architecture": ("model.leek", "0.1", "unknown key; did you mean 'model.leak'?"),
+    "A runner": ("run.runner_args.patience", "0", "must be at least 1, not 0"),
     "A metric": ("run.metrics.length.word", "4", "unknown key; did you mean 'run.metrics.length.words'?"),
     "A logger": ("run.loggers.table.digits", "0", "must be at least 1, not 0"),
     "An image processor": (
@@ -179,6 +181,14 @@ def test_a_metric_and_a_logger_of_ones_own_say_what_they_should():
         ConfigError, match=r"run.best_by \(--options\): unknown score 'lenght'; did you mean 'length'"
     ):
         load_config("my.yaml", ["run.best_by=[lenght]"])
+
+
+@pytest.mark.usefixtures("outside")
+def test_a_runner_of_ones_own_ends_when_it_says():
+    (runner, keys), (metric, metric_keys) = EXAMPLES["A runner"], EXAMPLES["A metric"]
+    still = ["run.max_epoch=9", "run.init_lr=0", "run.warmup_lr=0", "run.weight_decay=0"]
+    run(project(runner + metric, {"run": keys["run"] | metric_keys["run"]}, *still))
+    assert set(json.loads(Path("output/run/validation.json").read_text())) == {"1", "2"}
 
 
 @pytest.mark.usefixtures("outside")

@@ -118,8 +118,6 @@ FORMS = {
     "classes": Form(lambda items: {n: texts[0] for n, texts in items}, classes, one_caption=True),
     "shard": Form(lambda items: {"captions": items[0][1]}, lambda path: shard(path, is_json=True)),
 }
-LISTS = ("annotations", "lists", "jsonl", "references", "hypotheses")
-"""Forms that are lists of records; some readers take them one a line too."""
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 texts |= st.sampled_from(

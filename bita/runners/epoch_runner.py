@@ -40,7 +40,7 @@ from bita.weights.outside import outside
 
 
 class EpochRunner:
-    """Trains and evaluates a model on datasets, in a run folder.
+    """Trains and evaluates a model on datasets, in a run folder; one of your own extends it (docs/extending.md).
 
     Args:
         cfg: the resolved configuration.
@@ -48,6 +48,10 @@ class EpochRunner:
         task: batch → loss, split → scores.
         datasets: split → datasets.
         run_dir: from `open_run_dir`.
+
+    Attributes:
+        args: own keys (`run.runner_args`).
+        epoch: the one that the loop is at, from 0, and `step_in_epoch`.
     """
 
     def __init__(
@@ -58,7 +62,8 @@ class EpochRunner:
         datasets: dict[str, list[Split]],
         run_dir: RunDir,
     ) -> None:
-        self.cfg, self.run, self.task, self.datasets, self.run_dir = cfg, cfg.run, task, datasets, run_dir
+        self.cfg, self.run, self.args = cfg, cfg.run, cfg.run.runner_args
+        self.task, self.datasets, self.run_dir = task, datasets, run_dir
         self.device = distributed.setup(cfg.run.device)
         self.model = parallel.place(model, self.device, cfg.run)
         if cfg.run.compile:
@@ -82,7 +87,7 @@ class EpochRunner:
         """
         self.prepare()
         with self.interrupt:
-            while self.epoch < self.run.max_epoch:
+            while not self.finished():
                 if self.step_in_epoch < self.steps_per_epoch:
                     self.train_epoch()
                 if self.validation_is_due():
@@ -90,6 +95,10 @@ class EpochRunner:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.load_best()
             return self.evaluate()
+
+    def finished(self) -> bool:
+        """Return whether the epoch that comes next is one too many; every process gives the same answer."""
+        return self.epoch >= self.run.max_epoch
 
     def prepare(self) -> None:
         """Loader, optimizer and schedule; then the state of an earlier run, where this one goes on."""

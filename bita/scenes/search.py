@@ -16,7 +16,6 @@ from PIL import Image
 from bita.errors import UserError
 from bita.files import replacing, sha256
 from bita.inference.aligner import Aligner
-from bita.inference.index import VectorIndex
 from bita.inference.pictures import sheet
 from bita.inference.search import INDEX, Item, file_items, find, open_index, stat_of, update
 from bita.inference.sources import find_images
@@ -164,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
         hits = find(index, aligner, args.text, args.top)
         if not hits:
             raise UserError(f"{args.target}: nothing to search; no image opens, or no tile has data")
-        _show(args, kind, source, index, hits, aligner.hash)
+        _show(args, kind, source, hits, aligner.hash)
     return 0
 
 
@@ -183,9 +182,7 @@ def _kind(args: argparse.Namespace) -> str:
     raise UserError(f"{args.output}: its name ends with none of {known}")
 
 
-def _show(
-    args: argparse.Namespace, kind: str, source: Source, index: VectorIndex, hits: Sequence[Hit], model: str
-) -> None:
+def _show(args: argparse.Namespace, kind: str, source: Source, hits: Sequence[Hit], model: str) -> None:
     if kind == "table":
         for rank, (key, score) in enumerate(hits, 1):
             print(f"{rank}\t{score:.4f}\t{key}")
