@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 
 from bita import registry
 from bita.checkpoint import start_with
-from bita.errors import ConfigError, above, at_least, command_line, program
+from bita.commands import above, at_least, command_line, program
+from bita.errors import ConfigError
 from bita.files import user_path
 from bita.machine import Others, start_program
 from bita.packages import BOX

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 from bita.files import user_path
 from bita.metrics.compare import check_comparable, find_results, rows, table
 

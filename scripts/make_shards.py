@@ -14,7 +14,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bita.errors import UserError, at_least, command_line, program
+from bita.commands import at_least, command_line, program
+from bita.errors import UserError
 from bita.files import user_path
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, at_least, command_line, program
+from bita.commands import at_least, command_line, program
+from bita.errors import UserError
 from bita.files import user_path, write_json
 from bita.prepare.verify import Verification, verify
 

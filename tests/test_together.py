@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from bita import distributed, liveness
-from bita.errors import UserError, program
+from bita.commands import program
+from bita.errors import UserError
 
 
 def wrapped(out: Path) -> DistributedDataParallel:
@@ -174,7 +175,8 @@ def test_a_dozen_launches_of_four_processes_end(tmp_path):
 
 MISTAKEN = """
 import sys
-from bita.errors import UserError, program
+from bita.commands import program
+from bita.errors import UserError
 
 @program
 def main():

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bita.processors.rgb import ImageOpener
 from bita.processors.text import TextProcessor
 from bita.records import Id
 
+T = TypeVar("T")
 IDS_OF_A_DATASET = 10**12
 """Training batches tell images of datasets apart: the k-th dataset's numbers, from 0, are k times this higher."""
 
@@ -142,9 +143,7 @@ class CaptionDataset:
         """Return the records of item `index`: itself, or n of an image's (repeated where it has fewer)."""
         if self.captions_per_image is None:
             return [index]
-        group = self.groups[index]
-        order = torch.randperm(len(group), generator=generator).tolist()
-        return [group[order[k % len(order)]] for k in range(self.captions_per_image)]
+        return draw_captions(self.groups[index], self.captions_per_image, generator)
 
     def drawn(self, index: int, generator: torch.Generator) -> tuple[Image.Image, list[str], int]:
         """Return the image of item `index`, its drawn captions, and its number."""
@@ -211,6 +210,12 @@ def seeded(*key: int) -> torch.Generator:
     """Return a generator that depends on the whole `key` (seed, epoch, position)."""
     state = np.random.SeedSequence([abs(part) for part in key]).generate_state(1, np.uint32)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+def draw_captions(captions: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
+    """Draw `count` of an image's captions, each once before one comes again."""
+    order = torch.randperm(len(captions), generator=generator).tolist()
+    return [captions[order[k % len(order)]] for k in range(count)]
 
 
 def group_by_image(records: Sequence[CaptionRecord]) -> list[list[int]]:

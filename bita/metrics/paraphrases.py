@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from bita.metrics.java import Java, environment, jar_folder
+from bita.metrics.java import Java, jar_folder, run_java
 
 TIMEOUT = 300.0
 _SAFE = re.compile(r"[\x00-\x7fÀ-ÖØ-öø-ž]*")
@@ -51,14 +51,7 @@ def cut_table(java: Java, references: Iterable[str], folder: Path) -> Path:
         str(source),
     ]
     try:
-        subprocess.run(
-            command,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        answer = run_java(command, timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
         return full_table()
-    return table if table.is_file() else full_table()
+    return table if answer.returncode == 0 and table.is_file() else full_table()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bita.metrics.checks import named
-from bita.metrics.java import Java, environment, find_java, jar_folder
+from bita.metrics.java import Java, find_java, jar_folder, run_java
 from bita.metrics.scores import Measured
 from bita.records import Id
 
@@ -54,15 +54,7 @@ def spice(folder: Path, refs: ReferenceSet, hyps: Mapping[Id, str]) -> Measured:
         source.write_text(json.dumps(items), encoding="utf-8")
         command = _command(find_java(), folder, source, target)
         try:
-            answer = subprocess.run(
-                command,
-                cwd=name,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
+            answer = run_java(command, timeout=TIMEOUT, cwd=name)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"Java took over {TIMEOUT:.0f} s for {len(items)} captions") from error
         if answer.returncode != 0 or not target.is_file():

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from bita.errors import UserError
-from bita.metrics.java import Java, environment, find_java, jar_folder
+from bita.metrics.java import Java, find_java, jar_folder, run_java
 
 JAR = "stanford-corenlp-3.4.1.jar"
 NAME = "PTB (Stanford CoreNLP 3.4.1), lower case, punctuation left out"
@@ -82,13 +82,10 @@ def _tokenize_lines(java: Java, captions: Sequence[str]) -> list[str]:
     jar = jar_folder() / "tokenizer" / JAR
     command = [*java.base("1g"), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     try:
-        answer = subprocess.run(
+        answer = run_java(
             [*command, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"],
-            env=environment(),
-            input="".join(f"{caption}\n" for caption in captions).encode("utf-8"),
-            capture_output=True,
             timeout=START_TIMEOUT + count / CAPTIONS_A_SECOND,
-            check=False,
+            given="".join(f"{caption}\n" for caption in captions).encode("utf-8"),
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"the PTB tokenizer took over {error.timeout:.0f} s for {count} captions") from error

@@ -23,7 +23,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, command_line, program
+from bita.commands import command_line, program
+from bita.errors import UserError
 from bita.files import user_path
 from bita.prepare.card import Report
 from bita.prepare.forms import AUTO, COLUMNS, FORMS, generic_source

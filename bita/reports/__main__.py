@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import UserError, command_line, program
+from bita.commands import command_line, program
+from bita.errors import UserError
 from bita.files import user_path
 
 DESCRIPTION = """Write a run's report, or two runs' side by side: one page that needs nothing else.

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 from bita.files import user_path, write_json
 from bita.reports.judge import Judged
 from bita.reports.report import findings, write_report

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from bita import distributed
@@ -47,9 +47,7 @@ class Interrupt:
         self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

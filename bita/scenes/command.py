@@ -11,7 +11,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from bita.errors import UserError, above, at_least, no_file, share
+from bita.commands import above, at_least, share
+from bita.errors import UserError, no_file
 from bita.files import user_path
 from bita.scenes.layers import SUFFIXES
 from bita.scenes.windows import EDGES, Edge

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bita.errors import at_least, command_line, program
+from bita.commands import at_least, command_line, program
 from bita.machine import start_program
 
 ROWS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import bita
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 from bita.metrics import score_captions
 from bita.models.language.quantize import size_in_bytes
 from bita.reports.split import Run, Split, shuffled

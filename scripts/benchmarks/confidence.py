@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from reproduce import machine
 
-from bita.errors import UserError, at_least, command_line, program
+from bita.commands import at_least, command_line, program
+from bita.errors import UserError
 from bita.files import user_path
 
 HEADER = (

@@ -20,8 +20,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bita.build import build_model
+from bita.commands import command_line, program
 from bita.config.load import load_config
-from bita.errors import UserError, command_line, program
+from bita.errors import UserError
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM
 

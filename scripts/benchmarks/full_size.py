@@ -26,9 +26,9 @@ from measuring import (
 )
 
 from bita.build import build_model
+from bita.commands import command_line, program
 from bita.config.load import load_config
 from bita.config.schema import Config
-from bita.errors import command_line, program
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings

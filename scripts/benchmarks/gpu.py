@@ -36,10 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bita import registry
 from bita.batch import Batch
+from bita.commands import command_line, program
 from bita.config.schema import BuildInfo, Config, DatasetConfig, EnvConfig, SplitConfig, StorageConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader
-from bita.errors import UserError, command_line, program
+from bita.errors import UserError
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.language.generation import GenerationSettings

@@ -39,12 +39,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from bita.commands import command_line, program
 from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
 from bita.datasets.annotations import read_annotations
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader
 from bita.datasets.shards import ShardRecord, prepared_records, write_shards
-from bita.errors import command_line, program
 from bita.processors.image import CLIP_MEAN, CLIP_STD
 from bita.processors.rgb import ImageOpener
 

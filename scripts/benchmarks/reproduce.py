@@ -31,7 +31,8 @@ from typing import Any
 
 import yaml
 
-from bita.errors import UserError, command_line, program
+from bita.commands import command_line, program
+from bita.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")

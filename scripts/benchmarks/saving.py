@@ -31,9 +31,9 @@ from bita import registry
 from bita.batch import Batch
 from bita.build import build_model
 from bita.checkpoint import Meta
+from bita.commands import command_line, program
 from bita.config.load import load_config
 from bita.config.schema import Config
-from bita.errors import command_line, program
 from bita.models.base import BitaModel
 from bita.models.bita_lm import BitaLM
 from bita.models.vision import image_input

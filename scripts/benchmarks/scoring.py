@@ -23,7 +23,8 @@ from typing import Any
 
 from turns import Row, row
 
-from bita.errors import UserError, command_line, program
+from bita.commands import command_line, program
+from bita.errors import UserError
 from bita.metrics import CaptionScorer
 
 PLAIN = Path(__file__).parents[2] / "tests" / "metrics" / "plain.py"

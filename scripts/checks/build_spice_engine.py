@@ -14,7 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from bita.errors import UserError, program
+from bita.commands import program
+from bita.errors import UserError
 from bita.metrics.spice import ENGINE
 
 SOURCE = ENGINE.with_name("JsonEngine.java")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2

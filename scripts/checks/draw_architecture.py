@@ -14,7 +14,7 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from bita.errors import program
+from bita.commands import program
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs/architecture.svg"
@@ -34,7 +34,7 @@ FLOORS = (
     "processors",
     "checkpoint packages",
     "distributed",
-    "precision files records registry machine liveness",
+    "precision files records registry machine liveness commands",
     "batch errors magic",
     "version",
 )

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bita.errors import UserError, at_least, command_line, program
+from bita.commands import at_least, command_line, program
+from bita.errors import UserError
 from bita.files import user_path
 
 DEBIAN = "/usr/lib/python3/dist-packages"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from crash_test import ROOT, prepare, small_run
 
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 
 PATIENCE = 300.0
 """Seconds after which a launch counts as one that does not end."""

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bita.errors import UserError, at_least, command_line, program
+from bita.commands import at_least, command_line, program
+from bita.errors import UserError
 from bita.files import user_path, write_json
 from bita.machine import start_program
 from bita.packages import BOX

@@ -10,8 +10,8 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
+from bita.commands import program
 from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
-from bita.errors import program
 from bita.files import user_path
 
 SIZE, WIDTH, TEXT, GAP = 144, 192, 46, 8

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bita.commands import at_least, command_line, program
 from bita.datasets.synthetic import SCENES, draw_scene
-from bita.errors import UserError, at_least, command_line, program
+from bita.errors import UserError
 from bita.files import replacing, user_path, write_json
 from bita.scenes.rasters import CACHE
 

@@ -9,9 +9,10 @@ import argparse
 
 import yaml
 
+from bita.commands import program
 from bita.config.load import CONFIGS
 from bita.datasets.synthetic.writer import generate_synthetic
-from bita.errors import UserError, program
+from bita.errors import UserError
 from bita.files import user_path
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from bita.errors import command_line, program
+from bita.commands import command_line, program
 from bita.files import user_path
 from bita.prepare.tokenizers import FAMILIES, make_bert, make_family, make_opt, read_captions
 

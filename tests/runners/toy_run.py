@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from bita import distributed
 from bita.checkpoint import resolve_checkpoint
+from bita.commands import program
 from bita.config.parts import BridgeSize, ModelConfig
 from bita.config.schema import Config, RunConfig
 from bita.datasets.captions import CaptionDataset, CaptionRecord, Processors
-from bita.errors import program
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC
 from bita.models.bita_lm import BitaLM

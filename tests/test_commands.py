@@ -1,4 +1,4 @@
-"""What a program's body does with mistakes: one line and an exit code, or a traceback if the program is at fault."""
+"""What every program does with mistakes: one line and an exit code, or a traceback if the program is at fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 import bita
 from bita.cli import caption
-from bita.errors import ConfigError, TransientError, UserError, program
+from bita.commands import program
+from bita.errors import ConfigError, TransientError, UserError
 from bita.metrics.__main__ import main as metrics
 from scripts.make_shards import main as make_shards
 from scripts.verify_data import main as verify_data
@@ -135,7 +136,7 @@ def test_a_restart_ends_at_once_where_the_mistake_is_still_there(
 def test_a_reader_that_went_away_is_no_traceback(tmp_path: Path) -> None:
     program = tmp_path / "lines.py"
     program.write_text(
-        "import sys\nfrom bita.errors import program\n"
+        "import sys\nfrom bita.commands import program\n"
         "@program\ndef main():\n    for _ in range(100_000): print('a caption')\n    return 0\nsys.exit(main())\n"
     )
     done = subprocess.run(
