@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,17 @@ def config_to_yaml(cfg: Config) -> str:
 def config_to_dict(cfg: Config) -> dict[str, Any]:
     """Plain dictionaries, as YAML and JSON can hold."""
     return dataclasses.asdict(cfg)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping, and the order of the datasets, which numbers the records."""
+    for key, value in tree.items():
+        if key == "datasets" and not prefix:
+            yield key, list(value)
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def recorded_config(content: dict[str, Any], source: Path, format: int = FORMAT) -> Config:

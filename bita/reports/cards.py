@@ -43,9 +43,10 @@ def chosen(runs: Sequence[Judged], confidence: Mapping[Id, float]) -> dict[str, 
     values = [{n: of[metric] for n, of in run.scores.per_image.items()} for run in runs]
     ids = ordered(runs[0].captions)
     rising = sorted(ids, key=lambda n: values[0][n])
-    kinds = {"at random": some(ids)[:RANDOM], "best": rising[::-1][:EACH], "worst": rising[:EACH]}
+    of = " of the first" if len(runs) > 1 else ""
+    kinds = {"at random": some(ids)[:RANDOM], f"best{of}": rising[::-1][:EACH], f"worst{of}": rising[:EACH]}
     if confidence:
-        kinds["most doubtful"] = sorted(ids, key=lambda n: confidence[n])[:EACH]
+        kinds[f"most doubtful{of}"] = sorted(ids, key=lambda n: confidence[n])[:EACH]
     if len(runs) > 1:
         gaps = sorted(ids, key=lambda n: values[0][n] - values[1][n])
         kinds["first better"], kinds["second better"] = gaps[::-1][:EACH], gaps[:EACH]

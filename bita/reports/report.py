@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bita.config.load import config_to_dict, flat
 from bita.errors import UserError
 from bita.files import write_text
 from bita.inference.calibrate import PERFECT
@@ -183,6 +184,7 @@ def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
         "notes": list(dict.fromkeys(note for system in found.systems for note in system.scores.notes)),
         "provenance": first.scores.provenance,
         "made": [_made(run) for run in found.runs],
+        "changed": _changed(found.runs),
     }
 
 
@@ -215,6 +217,14 @@ def _calibration(found: Findings) -> dict[str, Any]:
         "half": float(scores[half].mean()),
         "figures": [figures.reliability(reliability(sure, quality)), figures.coverage(metric, kept)],
     }
+
+
+def _changed(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Key → its value in each of two runs, where they differ; {} of one run."""
+    each = [dict(flat(config_to_dict(run.cfg))) for run in runs]
+    keys = (key for key in dict.fromkeys(key for one in each for key in one) if key != "run.output_dir")
+    values = {key: [json.dumps(one[key]) if key in one else "–" for one in each] for key in keys}
+    return {key: of for key, of in values.items() if len(set(of)) > 1}
 
 
 def _made(run: Run) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Split:
         name: of the results, one of `Run.splits`; None: the first.
 
     Raises:
-        UserError: the run captioned no such split.
+        UserError: the run captioned no such split, or its annotations are not there.
     """
 
     def __init__(self, run: Run, name: str | None = None) -> None:
@@ -118,6 +118,11 @@ class Split:
         entry, self.root = run.cfg.datasets[self.dataset], Path(run.cfg.env.cache_root)
         files = {split: self.root / str(of.storage) for split, of in entry.build_info.annotations.items()}
         self.train, self.test = files.get("train"), files[self.split]
+        if not self.test.exists():
+            raise UserError(
+                f"{self.test}: no such file; the run's data is not at env.cache_root={self.root} any more, seen from "
+                "here: name that folder with --data DIR"
+            )
         truth = entry.build_info.annotations[self.split].ground_truth
         self.ground_truth = None if truth is None else self.root / truth
         self.folder = self.root / str(entry.build_info.images.storage)

@@ -106,7 +106,7 @@ def described(stage: Run) -> dict[str, Any]:
     return {
         "name": stage.name,
         "task": stage.cfg.run.task,
-        "epochs": stage.cfg.run.max_epoch,
+        "epochs": 0 if stage.cfg.run.evaluate else stage.cfg.run.max_epoch,
         "figures": [figures.curves(title, named) for title, named in panels.items()],
         "scores": {split: of[max(of)] for split, of in log.scores.items() if of},
     }

@@ -7,7 +7,7 @@ from a checkpoint by its path is a decision, and differences are only warned abo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from bita import registry
 from bita.config.formats import upgraded
 from bita.config.layers import PlainLoader
-from bita.config.load import config_from_dict, config_to_dict, config_to_yaml
+from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, flat
 from bita.config.schema import Config
 from bita.errors import ConfigError, UserError
 
@@ -79,7 +79,7 @@ MAY_GROW = ("run.max_epoch",)
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Key → (value then, value now), for the keys that decide a step; one that was not there then had its default."""
-    then, current = dict(_flat(_complete(before))), dict(_flat(now))
+    then, current = dict(flat(_complete(before))), dict(flat(now))
     deciding = [f"run.{name}" for name in registry.tasks.config(now["run"]["task"]).decides]
     return {
         key: (then.get(key), current.get(key))
@@ -95,17 +95,6 @@ def _complete(before: Mapping[str, Any]) -> dict[str, Any]:
         return config_to_dict(config_from_dict(dict(before)))
     except ConfigError:
         return upgraded(before)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is no mapping, and the order of the datasets, which numbers the records."""
-    for key, value in tree.items():
-        if key == "datasets" and not prefix:
-            yield key, list(value)
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def in_words(found: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -129,10 +129,32 @@ def test_two_runs_side_by_side(both: Findings, tmp_path: Path) -> None:
     kinds = chosen(both.judged, {})
     assert kinds["second better"][0] == 2
     assert kinds["first better"][0] == 102
-    assert text.count('class="said run2"') == 8
+    assert text.count('<p class="said run2"') == 8
+    assert '<span class="said run2">second/run</span>' in text  # which of the two is in which colour
     assert (
         text.count("<h3>first/run</h3>") == 2
     )  # how it was trained, which is where the second began; how it was made
+    every = text[text.index('<section id="every">') :]
+    assert re.findall(r"<tr><th>2\.png</th>.*", every)[0].count("three airplane") == 1  # of the first
+    assert re.findall(r"<tr><th>102\.png</th>.*", every)[0].count("<td>lake</td>") == 1  # of the second
+    assert {kind for kind in kinds if "of the first" in kind} == {"best of the first", "worst of the first"}
+
+
+def test_two_runs_configurations_where_they_differ(
+    both: Findings, found: Findings, runs: tuple[Path, Path]
+) -> None:
+    changed = content(both, {})["changed"]
+    assert changed == {"model.init_from": ["null", f'"{runs[0]}"']}
+    assert content(found, {})["changed"] == {}
+
+
+def test_an_evaluation_trained_nothing(both: Findings, tmp_path: Path) -> None:
+    run = both.runs[1]
+    evaluation = replace(run, cfg=replace(run.cfg, run=replace(run.cfg.run, evaluate=True)))
+    write_report(tmp_path / "page.html", replace(both, runs=[evaluation, both.runs[0]]))
+    training = (tmp_path / "page.html").read_text().partition('id="training"')[2].partition("</section>")[0]
+    assert training.count("epochs") == 1
+    assert training.count("captioning, an evaluation, which trains nothing") == 1
 
 
 def test_doubt_and_what_it_is_worth(found: Findings) -> None:
@@ -178,6 +200,10 @@ def test_mistakes_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
         Run.open(tmp_path)
     with pytest.raises(UserError, match="no captions of val: has test"):
         Split(Run.open(runs[0]), "val")
+    with pytest.raises(
+        UserError, match=r"test\.json: no such file; .*env\.cache_root=.*nowhere.* --data DIR"
+    ):
+        Split(Run.open(runs[0], tmp_path / "nowhere"))
     data = make_data(tmp_path / "data")
     few = make_run(tmp_path / "few", data, {n: text for n, text in FIRST.items() if n != 1})
     with pytest.raises(UserError, match=r"1 .*\(id 1\)"):
