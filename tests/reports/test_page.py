@@ -33,14 +33,12 @@ def test_a_reader_sorts_searches_and_chooses(browser: Any, page: Path) -> None:
     for size in SIZES:
         tab.set_viewport_size(size)
         assert tab.evaluate("document.documentElement.scrollWidth") == size["width"]
-    tab.set_viewport_size(
-        SIZES[0]
-    )  # the first column stays where the others are scrolled: it leaves them room
-    tab.evaluate(
-        "name = document.querySelector('#every tbody th').firstChild; name.data = 'a_long_name'.repeat(9)"
-    )
-    assert tab.evaluate("name.parentNode.offsetWidth") < SIZES[0]["width"] / 2
-    tab.evaluate("name.data = '1.png'")
+    tab.set_viewport_size(SIZES[0])
+    # The first column stays in sight where the others are scrolled: it leaves them room.
+    tab.evaluate("longest = document.querySelector('#every tbody th').firstChild")
+    tab.evaluate("longest.data = 'a_long_name'.repeat(9)")
+    assert tab.evaluate("longest.parentNode.offsetWidth") < SIZES[0]["width"] / 2
+    tab.evaluate("longest.data = '1.png'")
     tab.set_viewport_size(SIZES[-1])
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 26)"
     tab.emulate_media(media="print")
