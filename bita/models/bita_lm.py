@@ -185,12 +185,14 @@ class BitaLM(BitaModel):
             labels: (B, T), `IGNORED` where nothing is learned.
         """
         captions, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        if len(ids) > len(prefix) and self.packs:
+        ahead, longest = prefix.shape[1], ids.shape[1]
+        each = len(ids) // len(prefix)
+        if each > 1 and self.packs and self.decoder.fits(ahead + longest, ahead + each * longest):
             packed = pack(ids, labels, *prefix.shape[:2])
             ids, rows, places = packed.ids, packed.rows, packed.places
         else:  # padding needs no mask: it is on the right, where a causal model cannot see it
             packed, prefix = None, for_captions(prefix, len(ids))
-            rows, places = captions, prefix.shape[1] + columns - 1
+            rows, places = captions, ahead + columns - 1
         targets = labels[captions, columns]
         rows, places, targets, captions, ids = (
             x.to(prefix.device, non_blocking=True) for x in (rows, places, targets, captions, ids)

@@ -81,6 +81,10 @@ class LanguageModel:
         """Return whether `logits_at` takes the mask and the positions of packed captions (`packing`)."""
         return False
 
+    def fits(self, length: int, places: int) -> bool:
+        """Return whether captions in a sequence of `places` see all of prefix and own words, `length` of them."""
+        return True
+
     def tied_names(self) -> set[str]:
         """Names in the network's state that are second names of one tensor."""
         return set()
@@ -165,10 +169,11 @@ class TransformersDecoder(LanguageModel):
 
     def search(self, inputs: Tensor, settings: GenerationSettings) -> Decoder:
         """See `LanguageModel.search`; the captions of an image share keys and values where the model allows it."""
-        from bita.models.language.shared import SharedDecoder, fits  # transformers takes seconds to import
+        from bita.models.language.shared import SharedDecoder  # transformers takes seconds to import
 
-        steps = settings.max_new - 1
-        if settings.speed == "fast" and self.shares and fits(self.network, inputs.shape[1] + steps):
+        steps, ahead = settings.max_new - 1, inputs.shape[1]
+        places = ahead + steps * settings.width
+        if settings.speed == "fast" and self.shares and self.fits(ahead + steps, places):
             return SharedDecoder(self.network, inputs, steps, settings.width)
         return CachedDecoder(self.network, inputs)
 
@@ -184,6 +189,12 @@ class TransformersDecoder(LanguageModel):
                 "model.opt_model: a model of type %s reads the captions of an image one by one", self.family
             )
         return self.shares
+
+    def fits(self, length: int, places: int) -> bool:
+        """See `LanguageModel.fits`."""
+        from bita.models.language.shared import fits
+
+        return fits(self.network, length, places)
 
     def tied_names(self) -> set[str]:
         """Return the output head, where it shares the input embedding's weights."""

@@ -113,7 +113,16 @@ class SharedDecoder:
             layer.select(images)
 
 
-def fits(model: PreTrainedModel, length: int) -> bool:
-    """Return whether every layer sees all of `length` positions: sliding windows are not narrower."""
+def fits(model: PreTrainedModel, length: int, places: int) -> bool:
+    """Return whether captions of an image in one sequence see all that comes before them.
+
+    Args:
+        model: the language model.
+        length: positions of the prefix and one caption, of which no sliding window may see less.
+        places: of the whole sequence, of which a window that goes by place (GPT-Neo's) may see no less.
+    """
+    local = "local" in getattr(model.config, "attention_layers", ())
     layers = DynamicCache(config=model.config).layers
-    return all(not layer.is_sliding or layer.sliding_window >= length for layer in layers)
+    return not (local and model.config.window_size < places) and all(
+        not layer.is_sliding or layer.sliding_window >= length for layer in layers
+    )

@@ -181,12 +181,49 @@ def test_shared_keys_and_values_write_the_same(folders: dict[str, str], family: 
     assert model.decoder.shares == (family != "mamba")
 
 
-def test_windows_narrower_than_a_caption_are_read_the_plain_way(folders: dict[str, str]) -> None:
-    narrow = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-    model = fresh_language_model({"model_type": "gemma2"} | SIZES["gemma2"] | narrow)
-    assert fits(model, 8)
-    assert not fits(model, 9)
-    assert fits(captioner(folders["opt"]).opt_model, 60)
+NARROW = {
+    "gemma2": GATED | {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt_neo": PLAIN
+    | {"num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 24},
+}
+"""A window that sees less than a caption, and one that sees a caption, but not several behind each other."""
+
+
+@pytest.mark.parametrize("family", NARROW)
+def test_captions_that_a_window_cuts_off_are_read_the_plain_way(folders: dict[str, str], family: str) -> None:
+    torch.manual_seed(1)
+    sizes = {"model_type": family} | NARROW[family]
+    cfg = small(
+        arch="bita_opt", opt_model=None, opt_config=sizes, opt_tokenizer=folders["llama"], freeze_lm=False
+    )
+    model = BitaLM.from_config(cfg).eval()
+    with torch.no_grad():
+        for parameter in model.opt_model.parameters():
+            parameter.mul_(3.0)
+    assert model.packs
+    texts = [f"{text} and then {other}" for text in TEXTS for other in TEXTS[:3]]
+    prefix = 9 * torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
+    ids, labels = model.tokenize(texts)
+    together = model.caption_loss(prefix, ids, labels)
+    apart = model.caption_loss(prefix.repeat_interleave(6, 0), ids, labels)
+    assert together.item() == pytest.approx(apart.item(), rel=1e-6)
+    written = [
+        model.write(
+            prefix, GenerationSettings(num_beams=6, max_len=16, min_len=15, num_captions=6, speed=speed)
+        )
+        for speed in ("fast", "reference")
+    ]
+    assert written[0] == written[1]
+
+
+def test_a_windows_width_is_counted_in_what_goes_by_it(folders: dict[str, str]) -> None:
+    model = fresh_language_model({"model_type": "gemma2"} | SIZES["gemma2"] | {"sliding_window": 8})
+    assert fits(model, 8, 100)
+    assert not fits(model, 9, 9)
+    model = fresh_language_model({"model_type": "gpt_neo"} | NARROW["gpt_neo"])
+    assert fits(model, 9, 24)
+    assert not fits(model, 9, 25)
+    assert fits(captioner(folders["opt"]).opt_model, 60, 600)
 
 
 def test_a_wrong_tokenizer_and_wrong_sizes_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
