@@ -85,9 +85,17 @@ class CaptionTokens:
         """B texts, the prompt on them already → ids and labels (B, T ≤ `longest`), padded on the right.
 
         Labels are `IGNORED` on padding, on the prompt, and on `start` (unless the published rule keeps it).
+
+        Raises:
+            ConfigError: the prompt leaves no token to learn.
         """
         rows = [[*self.start, *ids, self.stop][:longest] for ids in self._ids(texts)]
         silent = len(self.prompt(prompt)) if prompt or not self.start_is_learned else 0
+        if silent >= longest:
+            problem = (
+                f"of {longest} tokens the first {silent} are those of model.prompt, so none is left to learn"
+            )
+            raise ConfigError(f"model.max_txt_len: {problem}; make it longer")
         pad = self.tokenizer.pad_token_id
         pad, width = self.stop if pad is None else pad, max(map(len, rows))
         ids = [[*row, *[pad] * (width - len(row))] for row in rows]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bita.errors import ConfigError
 from bita.models.base import for_captions
 from bita.models.language.decoder import IGNORED
 from bita.models.language.packing import can_be_packed, pack
@@ -94,3 +95,14 @@ def test_loss_and_gradients_are_those_of_separate_rows(prompt: str) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_prompt_that_leaves_nothing_to_learn_is_told() -> None:
+    model = stage_2(prompt="a photo of")
+    longest = model.cfg.max_txt_len = len(model.tokens.prompt("a photo of"))
+    with pytest.raises(
+        ConfigError, match=rf"^model\.max_txt_len: of {longest} tokens the first {longest} are those"
+    ):
+        model.tokenize(["a photo of a river", "a photo of two planes"])
+    model.cfg.max_txt_len += 1
+    assert (model.tokenize(["a photo of a river", "a photo of two planes"])[1] >= 0).sum() == 2
