@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bita import registry
 from bita.checkpoint import start_with
@@ -17,6 +17,7 @@ from bita.packages import BOX
 
 if TYPE_CHECKING:
     from bita.config.schema import Config
+    from bita.models.language.generation import GenerationSettings
 
 TRAIN = """Train a model: either pretraining stage, or caption fine-tuning.
 
@@ -103,10 +104,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     stage1 = given.pop("stage1", None)
     given.setdefault("num_captions", 1)
     captioner = Captioner.load(args.checkpoint, args.device, args.quantize, stage1, given.pop("prompt", None))
-    if not (args.use_nucleus_sampling or captioner.settings.use_nucleus_sampling):
-        for name in ("top_p", "temperature", "seed"):
-            if name in given:
-                raise ConfigError(f"--{name.replace('_', '-')}: is of captions that are drawn; add --nucleus")
+    _check_search(given, captioner.settings)
     if rasters:
         return scenes.run(args, rasters, captioner, settings, **given)
     if args.output is None:
@@ -124,6 +122,18 @@ def caption(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"error: {count}; {args.output} says why", file=sys.stderr)
     return int(failed > 0)
+
+
+def _check_search(given: dict[str, Any], settings: GenerationSettings) -> None:
+    """Raise ConfigError where an option of the search would change nothing beside the others and the run's own."""
+    drawn = given.get("use_nucleus_sampling", settings.use_nucleus_sampling)
+    for name in () if drawn else ("top_p", "temperature", "seed"):
+        if name in given:
+            raise ConfigError(f"--{name.replace('_', '-')}: is of captions that are drawn; add --nucleus")
+    found = given["num_captions"] if drawn else given.get("num_beams", settings.num_beams)
+    if given.get("choose_by") == "consensus" and found == 1:
+        more = "--num-captions" if drawn else "--beams"
+        raise ConfigError(f"--choose-by consensus: one caption leaves no choice; set {more} above 1")
 
 
 @program

@@ -38,6 +38,9 @@ def check(cfg: Config, places: Places, declared: Mapping[str, Iterable[str]]) ->
     _check_datasets(cfg, places, declared)
     _check_splits(cfg, places)
     _check_fit(cfg, places)
+    for name, reason in _idle(cfg):
+        value = getattr(cfg.run, name)
+        LOG.warning("%s", wrong(("run", name), places, f"{value} has no effect: {reason}"))
 
 
 def check_files(cfg: Config, places: Places, *, only_warn: bool = False) -> None:
@@ -155,6 +158,24 @@ def _check_fit(cfg: Config, places: Places) -> None:
             prompt = ("datasets", name, "text_processor", "train", "prompt")
             problem = f"{own!r} is not model.prompt, {cfg.model.prompt!r}, whose tokens carry no loss"
             LOG.warning("%s", wrong(prompt, places, problem))
+
+
+def _idle(cfg: Config) -> Iterator[tuple[str, str]]:
+    """(key of `run` that was set and changes nothing beside the others, why)."""
+    run = cfg.run
+    drawn, number = run.use_nucleus_sampling, "num_captions" if run.use_nucleus_sampling else "num_beams"
+    one = getattr(run, number) == 1
+    idle = {
+        "top_p": "" if drawn else "it is of drawn captions; set run.use_nucleus_sampling=true",
+        "temperature": "" if drawn else "it is of drawn captions; set run.use_nucleus_sampling=true",
+        "length_penalty": "it is of a search with several beams" if drawn or one else "",
+        "choose_by": f"one caption leaves no choice; set run.{number} above 1" if one else "",
+        "views": "",
+    }
+    silent = "" if cfg.model.writes_captions else f"{cfg.model.arch} writes no captions"
+    for name, reason in idle.items():
+        if (reason or silent) and getattr(run, name) != getattr(RunConfig, name):
+            yield name, silent or reason
 
 
 def _check_captions_per_image(cfg: Config, places: Places) -> None:

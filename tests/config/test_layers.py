@@ -89,6 +89,26 @@ def test_datasets_as_a_list_are_exactly_these(project):
     assert list(project(text, "datasets.ucm_caption=null").datasets) == ["rsicd_caption"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["run.top_p=0.5"], "run.top_p (--options): 0.5 has no effect: it is of drawn captions; set run.use_nucleus"),
+        (["run.num_beams=1", "run.length_penalty=0"], "run.length_penalty (--options): 0.0 has no effect: it is of a"),
+        (["run.num_beams=1", "run.choose_by=consensus"], "one caption leaves no choice; set run.num_beams above 1"),
+        (["run.use_nucleus_sampling=true", "run.choose_by=consensus"], "no choice; set run.num_captions above 1"),
+        (["model.arch=bita_former", "model.model_type=pretrain", "run.task=image_text_pretrain", "run.views=2"],
+         "run.views (--options): 2 has no effect: bita_former writes no captions"),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_search_that_changes_nothing_is_mentioned(project, caplog, options, said):
+    project(MINIMAL.replace("test_splits", "train_splits"), *options)
+    assert said in caplog.text
+    assert caplog.text.count("has no effect") == 1
+    caplog.clear()
+    project(MINIMAL, "model.init_from=x", "run.evaluate=true", need_files=False)
+    assert "no effect" not in caplog.text
+
+
 def test_captions_per_image_is_one_number_for_all_training_sets(project, caplog):
     text = MINIMAL.replace("  ucm_caption:", "  ucm_caption: {captions_per_image: 5}\n  rsicd_caption: {}")
     with pytest.raises(ConfigError, match=r"must be the same for all training sets .*has 1"):

@@ -229,6 +229,9 @@ def test_mistakes_are_one_line(
         assert capsys.readouterr().err.endswith(
             f"error: {option}: is of captions that are drawn; add --nucleus\n"
         )
+    for arguments, more in ((["--beams", "1"], "--beams"), (["--nucleus"], "--num-captions")):
+        assert run(pair, image, "--choose-by", "consensus", *arguments) == 2
+        assert capsys.readouterr().err.endswith(f"one caption leaves no choice; set {more} above 1\n")
     for arguments in (["--batch-size", "0"], ["--top-p", "1.5"], ["--temperature", "0"], ["--beams", "0"]):
         with pytest.raises(SystemExit) as ended:
             run(pair, image, *arguments)
