@@ -71,12 +71,12 @@ A checkout has it as scripts/export.py."""
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-train`; its exit code."""
-    return main(TRAIN, evaluate=False, argv=arguments)
+    return main(TRAIN, evaluate=False, arguments=arguments)
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> int:
     """The command `bita-evaluate`; its exit code."""
-    return main(EVALUATE, evaluate=True, argv=arguments)
+    return main(EVALUATE, evaluate=True, arguments=arguments)
 
 
 @program
@@ -293,15 +293,15 @@ def calibrate(arguments: Sequence[str] | None = None) -> int:
 
 
 @program
-def main(description: str | None, *, evaluate: bool, argv: Sequence[str] | None = None) -> int:
+def main(description: str | None, *, evaluate: bool, arguments: Sequence[str] | None = None) -> int:
     """Parse, check, build, run; the exit code: 0, 2 for a mistake in the configuration, 1 for any other of the user's.
 
     Args:
         description: shown by `--help`.
         evaluate: only score `run.test_splits`.
-        argv: the arguments; None takes the program's own.
+        arguments: of the command line; None takes the program's own.
     """
-    args = _parser(description, evaluate).parse_args(argv)
+    args = _parser(description, evaluate).parse_args(arguments)
     from bita.config.checks import check_annotations, check_encoder_has_weights
     from bita.config.load import config_to_yaml, load_config
 

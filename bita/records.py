@@ -265,7 +265,11 @@ def read_records(path: Path) -> list[Record]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Record]:
-    """The rows of a CSV file; commas, semicolons or tabs part its fields, whichever finds `columns` in the header."""
+    """The rows of a CSV file; commas, semicolons or tabs part its fields, whichever finds `columns` in the header.
+
+    Raises:
+        UserError: it is no such table, or a row has another number of fields; the line is named.
+    """
     text, file = read_text(path), str(path)
     header: list[str] = []
     for delimiter in DELIMITERS:

@@ -26,15 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders or result files")
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows here")
-    options = parser.parse_args(arguments)
-    results = [result for path in options.runs for result in find_results(path)]
-    if options.dataset:
-        results = [replace(result, dataset=options.dataset) for result in results]
+    args = parser.parse_args(arguments)
+    results = [result for path in args.runs for result in find_results(path)]
+    if args.dataset:
+        results = [replace(result, dataset=args.dataset) for result in results]
     check_comparable(results)
     found = rows(results)
     print(table(found))
-    if options.json is not None:
-        options.json.write_text(json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8")
+    if args.json is not None:
+        args.json.write_text(json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="also find near copies: hashes that differ in at most BITS of 256",
     )
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings to FILE")
-    options = parser.parse_args(arguments)
-    result = verify(named_folders(options.datasets), options.near)
-    if options.json is not None:
-        write_json(options.json, result.data)
+    args = parser.parse_args(arguments)
+    result = verify(named_folders(args.datasets), args.near)
+    if args.json is not None:
+        write_json(args.json, result.data)
     show(result)
     return 1 if result.problems else 0
 

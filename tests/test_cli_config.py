@@ -39,7 +39,7 @@ def test_print_config_is_a_project_file(tmp_path, capsys):
         "datasets=[ucm_caption]",
         "model.vit_weights=no.pth",
     ]
-    assert main("", evaluate=False, argv=["--cfg-path", str(STAGE_1), *options, "--print-config"]) == 0
+    assert main("", evaluate=False, arguments=["--cfg-path", str(STAGE_1), *options, "--print-config"]) == 0
     printed = capsys.readouterr()
     assert printed.err == "warning: model.vit_weights (--options): no.pth: no such file or folder\n"
     (tmp_path / "printed.yaml").write_text(printed.out)
@@ -49,20 +49,20 @@ def test_print_config_is_a_project_file(tmp_path, capsys):
 
 def test_evaluation_is_forced(capsys):
     argv = ["--cfg-path", str(EVALUATION), "--print-config", "--options", "run.evaluate=false"]
-    assert main("", evaluate=True, argv=argv) == 0
+    assert main("", evaluate=True, arguments=argv) == 0
     assert yaml.safe_load(capsys.readouterr().out)["run"]["evaluate"] is True
 
 
 def test_evaluation_needs_weights(capsys):
     argv = ["--cfg-path", str(EVALUATION), "--options", "model.init_from=null"]
-    assert main("", evaluate=True, argv=argv) == 2
+    assert main("", evaluate=True, arguments=argv) == 2
     expected = "error: model.init_from (--options): is not set; name the run or checkpoint to evaluate\n"
     assert capsys.readouterr().err == expected
 
 
 def test_a_stage_that_was_not_trained_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main("", evaluate=True, argv=["--cfg-path", str(EVALUATION)]) == 2
+    assert main("", evaluate=True, arguments=["--cfg-path", str(EVALUATION)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: model.init_from ({EVALUATION}:")
     assert said.endswith("no such file or folder; train the stage before, or name a checkpoint\n")
@@ -70,12 +70,12 @@ def test_a_stage_that_was_not_trained_is_named(tmp_path, monkeypatch, capsys):
 
 def test_of_several_processes_one_speaks(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main("", evaluate=False, argv=["--cfg-path", "no.yaml"]) == 2
+    assert main("", evaluate=False, arguments=["--cfg-path", "no.yaml"]) == 2
     assert capsys.readouterr().err == ""
 
 
 def test_a_missing_argument(capsys):
     with pytest.raises(SystemExit) as caught:
-        main("", evaluate=False, argv=[])
+        main("", evaluate=False, arguments=[])
     assert caught.value.code == 2
     assert "--cfg-path" in capsys.readouterr().err

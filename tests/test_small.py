@@ -43,7 +43,7 @@ def test_two_steps_of_every_stage(data: Path, tmp_path: Path, capsys: pytest.Cap
         options += [f"model.init_from={tmp_path / before}"] if before else []
         options += ["run.cache_features=1"] if stage != STAGES[0] else []
         config = f"configs/projects/bita/train/{stage}_small_ucm.yaml"
-        assert main(None, evaluate=False, argv=["--cfg-path", config, "--options", *options]) == 0
+        assert main(None, evaluate=False, arguments=["--cfg-path", config, "--options", *options]) == 0
         said = capsys.readouterr().err
         assert ("[EfficientNet-Lite0]: vision 294/294" in said) or before
         assert "vision 294/294" in said  # of the stage before, where the encoder was tuned

@@ -163,6 +163,9 @@ def merge(*layers: Layer) -> Layer:
 
     An empty key of a file leaves the mapping below it as it was. `datasets: [a, b]` chooses exactly these, with
     what earlier layers say of them.
+
+    Raises:
+        ConfigError: a dataset is chosen twice.
     """
     result = Layer()
     for layer in layers:

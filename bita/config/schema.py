@@ -253,7 +253,7 @@ class RunConfig(WithParts):
     deterministic: bool = False
     evaluate: bool = False
     resume: FilePath | None = None
-    """`auto`: go on from the newest complete checkpoint of the run directory; or a path; None: start anew."""
+    """`auto`: go on from the newest complete checkpoint in the run's folder; or a path; None: start anew."""
     resume_ckpt_path: FilePath | None = None
 
     train_splits: list[str] = field(default_factory=lambda: ["train"])

@@ -188,7 +188,11 @@ def parse_text(content: bytes, index: int, where: str, *, is_json: bool) -> tupl
 
 
 def read_index(path: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    """Return the shards' files and the memory-mapped (records, 6) offsets of an index."""
+    """Return the shards' files and the memory-mapped (records, 6) offsets of an index.
+
+    Raises:
+        UserError: the index or a shard is missing, or they are not of each other.
+    """
     table = path.with_suffix(".npy")
     for file in (path, table):
         if not file.exists():

@@ -88,7 +88,7 @@ class Captioner:
         stage1: str | Path | None = None,
         prompt: str | None = None,
     ) -> Self:
-        """See `bita.load`."""
+        """See `bita.load`, which says what it raises."""
         cfg = config_of(run)
         if quantize not in get_args(Quantization):
             raise UserError(f"quantize={quantize!r}: choose one of {', '.join(get_args(Quantization))}")

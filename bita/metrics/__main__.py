@@ -72,9 +72,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 @program
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(arguments)
     report(args)
     return 0
 

@@ -51,6 +51,9 @@ class CiderReferences:
 
         Args:
             hypotheses: one tokenized caption for each image, in the order of the references.
+
+        Raises:
+            ValueError: they are more or fewer than the images.
         """
         if len(hypotheses) != len(self._vectors):
             raise ValueError(f"{len(hypotheses)} hypotheses for {len(self._vectors)} images")

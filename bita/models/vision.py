@@ -245,7 +245,11 @@ def _cut_after(trunk: Any, cfg: ArchConfig) -> None:
 
 
 def checkpoint_blocks(trunk: nn.Module) -> None:
-    """Trade time for memory: blocks keep no activations and run again in the backward pass (fairscale)."""
+    """Trade time for memory: blocks keep no activations and run again in the backward pass (fairscale).
+
+    Raises:
+        ConfigError: the trunk has no blocks.
+    """
     from fairscale.nn.checkpoint import checkpoint_wrapper
 
     if not hasattr(trunk, "blocks"):

@@ -93,26 +93,30 @@ def shares(entries: Sequence[str]) -> dict[str, float] | None:
     return drawn or None
 
 
-def open_data(options: argparse.Namespace) -> Source:
-    """Open the published dataset or the generic form that the command line names."""
-    if options.form is None:
-        if options.name not in PUBLISHED:
+def open_data(args: argparse.Namespace) -> Source:
+    """Open the published dataset or the generic form that the command line names.
+
+    Raises:
+        UserError: a name or a column is unknown, or the source is not as its form wants.
+    """
+    if args.form is None:
+        if args.name not in PUBLISHED:
             known = ", ".join(PUBLISHED)
-            raise UserError(f"{options.name}: none of {known}; other data needs --form ({', '.join(FORMS)})")
-        return published_source(options.name, options.source, options.out)
-    columns = dict(entry.partition("=")[::2] for entry in options.columns)
+            raise UserError(f"{args.name}: none of {known}; other data needs --form ({', '.join(FORMS)})")
+        return published_source(args.name, args.source, args.out)
+    columns = dict(entry.partition("=")[::2] for entry in args.columns)
     unknown = [key for key in columns if key not in COLUMNS]
     if unknown:
         raise UserError(f"--columns {unknown[0]}: wanted KEY=COLUMN with one of {', '.join(COLUMNS)} as KEY")
     return generic_source(
-        options.name,
-        options.form,
-        options.source,
-        options.out,
-        annotations=options.annotations,
-        images=options.images,
+        args.name,
+        args.form,
+        args.source,
+        args.out,
+        annotations=args.annotations,
+        images=args.images,
         columns=columns,
-        draw=shares(options.draw),
+        draw=shares(args.draw),
     )
 
 

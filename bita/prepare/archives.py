@@ -22,7 +22,11 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack `archive` into the folder `target` unless that was done before; returns `target`."""
+    """Unpack `archive` into the folder `target` unless that was done before; returns `target`.
+
+    Raises:
+        UserError: it is damaged, or no archive.
+    """
     status = archive.stat()
     stamp = f"{archive.name} {status.st_size} {status.st_mtime_ns}\n"
     if (target / _STAMP).is_file() and (target / _STAMP).read_text() == stamp:
@@ -78,7 +82,11 @@ def _wanted(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
 
 
 def open_source(source: Path, out: Path) -> Path:
-    """Return the folder with the published files: `source` itself, or `out/source` unpacked from it."""
+    """Return the folder with the published files: `source` itself, or `out/source` unpacked from it.
+
+    Raises:
+        UserError: it is missing, or neither a folder nor an archive.
+    """
     if source.is_dir():
         return source
     if is_archive(source):
@@ -89,7 +97,11 @@ def open_source(source: Path, out: Path) -> Path:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Find the one file `name` in `folder` or up to two folders below."""
+    """Find the one file `name` in `folder` or up to two folders below.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
     found = _below(folder, name, directories=False)
     if not found:
         raise UserError(f"{folder}: {name} is missing")
@@ -101,7 +113,11 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def find_images(folder: Path, name: str, out: Path) -> Path:
-    """Find the folder `name` in `folder` or up to two below; an archive of that name is unpacked."""
+    """Find the folder `name` in `folder` or up to two below; an archive of that name is unpacked.
+
+    Raises:
+        UserError: there is neither, or more than one folder.
+    """
     found = _below(folder, name, directories=True)
     if len(found) > 1:
         raise UserError(

@@ -35,6 +35,9 @@ def build_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.AdamW:
 
     The fused implementation is used on every device: it can leave out a step on the device itself when its
     `found_inf` attribute says so, and nothing waits for the answer.
+
+    Raises:
+        ConfigError: nothing is trained.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:

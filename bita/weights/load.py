@@ -197,6 +197,9 @@ def load_bert(model: BitaModel, source: str, choice: str | None = None) -> LoadR
     """Start the bridge from BERT where names match, then copy the text feed-forward to the queries' one.
 
     The word embedding has a row more than BERT's, for [DEC]; that row stays fresh.
+
+    Raises:
+        UserError: the file or name of the hub is missing, holds no BERT, or one of other sizes.
     """
     bridge = model.cfg.bridge
     source = unpacked("model.text_model", source)

@@ -31,9 +31,9 @@ LENGTHS = range(10, 21)
 # Contrastive loss
 
 
-def contrast(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def contrast(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Loss and gradient of 96 pairs against the features of four processes, as one product and as broadcast ones."""
-    local, processes, queries, width = (6, 2, 4, 16) if options.small else (96, 4, 32, 256)
+    local, processes, queries, width = (6, 2, 4, 16) if args.small else (96, 4, 32, 256)
     torch.manual_seed(0)
     images, texts = (
         F.normalize(torch.randn(*shape), dim=-1) for shape in ((local, queries, width), (local, width))
@@ -74,7 +74,7 @@ def contrast(options: argparse.Namespace, scratch: Path) -> list[Row]:
         against="broadcast form",
         unit="step",
         units=1,
-        rounds=options.rounds,
+        rounds=args.rounds,
         same=same,
         wanted=25,
     )
@@ -89,9 +89,9 @@ def same_step(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> str
 # Packed captions
 
 
-def grouped(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def grouped(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Loss and gradient of a stage-2 step through a frozen decoder: five captions in one sequence, and five rows."""
-    images, queries, width, layers = (2, 4, 32, 1) if options.small else (8, 32, 512, 8)
+    images, queries, width, layers = (2, 4, 32, 1) if args.small else (8, 32, 512, 8)
     model = small_captioner(width, layers, 2560)
     ids = torch.full((images * CAPTIONS, max(LENGTHS)), 1)
     generator = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ def grouped(options: argparse.Namespace, scratch: Path) -> list[Row]:
         against="separate rows",
         unit="caption",
         units=len(ids),
-        rounds=options.rounds,
+        rounds=args.rounds,
         same=same,
         wanted=2.4,
     )
@@ -156,9 +156,9 @@ def small_captioner(width: int, layers: int, vocabulary: int) -> BitaLM:
 # Memory
 
 
-def encoder(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def encoder(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """EfficientNet-Lite0's forward pass where freed memory is kept, and where the C library does as it likes."""
-    batch, side, repeats = (2, 64, 1) if options.small else (32, 224, 3)
+    batch, side, repeats = (2, 64, 1) if args.small else (32, 224, 3)
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         del os.environ[name]  # the processes that follow inherit it
     fresh = multiprocessing.get_context("spawn")
@@ -168,7 +168,7 @@ def encoder(options: argparse.Namespace, scratch: Path) -> list[Row]:
             return pool.submit(forward, pool is kept, batch, side, repeats, torch.get_num_threads()).result()
 
         same = same_values("features", run(kept)[1], run(plain)[1], 0.0)
-        times = [(run(kept)[0] / repeats, run(plain)[0] / repeats) for _ in range(options.rounds)]
+        times = [(run(kept)[0] / repeats, run(plain)[0] / repeats) for _ in range(args.rounds)]
     return [
         row(
             f"encoder, EfficientNet-Lite0, batch {batch}, {side} px",

@@ -64,23 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row.add_argument("--plot", type=Path, metavar="FILE", help="draw here, for `growth`")
     together = commands.add_parser("table", help="one table of what --json wrote")
     together.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    options = parser.parse_args(arguments)
-    if options.row == "table":
-        print(report(options.files))
+    args = parser.parse_args(arguments)
+    if args.row == "table":
+        print(report(args.files))
         return 0
-    if options.row == "files":
+    if args.row == "files":
         start_program()  # both sides as caption.py is started; other rows' opponents know nothing of it
     from turns import as_json, facts, table
 
-    measure = getattr(importlib.import_module(ROWS[options.row][0]), options.row)
+    measure = getattr(importlib.import_module(ROWS[args.row][0]), args.row)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(options, Path(scratch))
+        rows = measure(args, Path(scratch))
     words = sys.argv[1:] if arguments is None else arguments
     found = facts(shlex.join(["python", "scripts/benchmarks/benchmark.py", *words]))
     print(f"{said(found)}\n\n{table(rows)}")
-    if options.json is not None:
+    if args.json is not None:
         content = json.dumps(found | {"rows": as_json(rows)}, indent=1)
-        options.json.write_text(content + "\n", encoding="utf-8")
+        args.json.write_text(content + "\n", encoding="utf-8")
     return 0
 
 

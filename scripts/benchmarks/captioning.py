@@ -45,9 +45,9 @@ class Sizes:
 SMALL = Sizes(width=64, layers=1, vocabulary=64, prefix=3, tokens=4, wanted=((1, 0.0), (3, 0.0)), floor=0.0)
 
 
-def captioning(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def captioning(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Every batch against the others; the floor's ratio is its share of our time."""
-    sizes = SMALL if options.small else Sizes()
+    sizes = SMALL if args.small else Sizes()
     torch.manual_seed(0)
     decoder = TransformersDecoder(language_model(sizes))
     rows = []
@@ -63,7 +63,7 @@ def captioning(options: argparse.Namespace, scratch: Path) -> list[Row]:
                 against=OTHERS,
                 unit="caption",
                 units=batch,
-                rounds=options.rounds,
+                rounds=args.rounds,
                 same=same,
                 wanted=(None, wanted, sizes.floor),
             )

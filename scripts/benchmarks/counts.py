@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Count, check, print; the exit code."""
     parser = command_line(__doc__)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it here")
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     counts = count()
     check(counts)
     text = f"{counted(counts)}\n\n{floors_table(counts)}\n"
     print(text, end="")
-    if options.markdown is not None:
-        options.markdown.write_text(text, encoding="utf-8")
+    if args.markdown is not None:
+        args.markdown.write_text(text, encoding="utf-8")
     return 0
 
 

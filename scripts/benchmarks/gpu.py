@@ -88,35 +88,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=(*STAGES, "captioning", "profile"))
     parser.add_argument("json", type=Path, help="file to write")
     parser.add_argument("--tiny", action="store_true", help="small sizes, on any device")
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     cuda = torch.cuda.is_available()
-    if not cuda and not options.tiny:
+    if not cuda and not args.tiny:
         raise UserError("this machine has no CUDA device; --tiny goes through it on a CPU")
-    options.device = torch.device("cuda" if cuda else "cpu")
+    args.device = torch.device("cuda" if cuda else "cpu")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_tokenizers(Path(scratch))
-        if options.part == "profile":
-            found: dict[str, Any] = {"profiles": profile(options, folder)}
-        elif options.part == "captioning":
-            found = {"rows": [row for size in sizes_of(options) for row in captioning(options, folder, size)]}
+        if args.part == "profile":
+            found: dict[str, Any] = {"profiles": profile(args, folder)}
+        elif args.part == "captioning":
+            found = {"rows": [row for size in sizes_of(args) for row in captioning(args, folder, size)]}
         else:
-            found = {"rows": measured(options.part, training(options, folder), options)}
-    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found = {"rows": measured(args.part, training(args, folder), args)}
+    args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def sizes_of(options: argparse.Namespace) -> tuple[int, ...]:
+def sizes_of(args: argparse.Namespace) -> tuple[int, ...]:
     """Batches of captioning."""
-    return (2, 4) if options.tiny else (16, 64, 256)
+    return (2, 4) if args.tiny else (16, 64, 256)
 
 
-def measured(what: str, ways: Iterable[Way], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(what: str, ways: Iterable[Way], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Warm each way up as it is built, then run all in turn, round by round; lines of the table."""
-    rounds, steps = (2, 2) if options.tiny else (3, 5 if what != "captioning" else 1)
+    rounds, steps = (2, 2) if args.tiny else (3, 5 if what != "captioning" else 1)
     built = []
     for way in ways:
-        reset_peak(options.device)
+        reset_peak(args.device)
         try:
             with FlopCounterMode(display=False) as counter:
                 way.losses.append(way.run())
@@ -125,14 +125,14 @@ def measured(what: str, ways: Iterable[Way], options: argparse.Namespace) -> lis
             print(f"{what}, {way.name}: operations not counted: {error}", file=sys.stderr)
         for _ in range(2):
             way.losses.append(way.run())
-        way.peak = peak_of(options.device) - way.base
+        way.peak = peak_of(args.device) - way.base
         built.append(way)
     for _ in range(rounds):
         for way in built:
-            wait(options.device)
+            wait(args.device)
             start = time.perf_counter()
             way.losses += [way.run() for _ in range(steps)]
-            wait(options.device)
+            wait(args.device)
             way.times.append((time.perf_counter() - start) / steps)
     return [line(what, way, built) for way in built]
 
@@ -176,10 +176,10 @@ def mfu(rate: float) -> float | None:
 # Training
 
 
-def training(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
+def training(args: argparse.Namespace, folder: Path) -> Iterator[Way]:
     """Every way to do a step of a stage."""
-    project, pairs, name = STAGES[options.part]
-    pairs, device, tiny = (10, options.device, True) if options.tiny else (pairs, options.device, False)
+    project, pairs, name = STAGES[args.part]
+    pairs, device, tiny = (10, args.device, True) if args.tiny else (pairs, args.device, False)
     groups = -(-pairs // CAPTIONS)
     least = (None, None, None, None) if tiny else floors(count())[name]
     floor = [None if one is None else one / RATE for one in least]
@@ -290,17 +290,17 @@ def reading(
 # Captioning
 
 
-def captioning(options: argparse.Namespace, folder: Path, size: int) -> list[dict[str, Any]]:
+def captioning(args: argparse.Namespace, folder: Path, size: int) -> list[dict[str, Any]]:
     """Every way to caption a batch."""
-    with torch.inference_mode(), autocast(options.device):
-        rows = measured("captioning", writing(options, folder, size), options)
-    free(options.device)
+    with torch.inference_mode(), autocast(args.device):
+        rows = measured("captioning", writing(args, folder, size), args)
+    free(args.device)
     return rows
 
 
-def writing(options: argparse.Namespace, folder: Path, size: int) -> Iterator[Way]:
+def writing(args: argparse.Namespace, folder: Path, size: int) -> Iterator[Way]:
     """Fast and reference, the Q-Former, transformers; the first two say how many captions they have in common."""
-    device, tiny, base = options.device, options.tiny, held(options.device)
+    device, tiny, base = args.device, args.tiny, held(args.device)
     floor = None if tiny else captioning_floor(counted(), size)
     _, ours = build("train/caption_ft", folder, device, tiny)
     assert isinstance(ours, BitaLM)
@@ -333,21 +333,21 @@ def counted() -> Counts:
 # Profile
 
 
-def profile(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def profile(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time by group of kernels and launches, of a step of stages 1 and 2 and of a batch of captions."""
-    found, device = {}, options.device
+    found, device = {}, args.device
     for part in ("stage_1", "stage_2"):
-        cfg, model = build(STAGES[part][0], folder, device, options.tiny)
-        images = 2 if options.tiny else STAGES[part][1] // CAPTIONS
+        cfg, model = build(STAGES[part][0], folder, device, args.tiny)
+        images = 2 if args.tiny else STAGES[part][1] // CAPTIONS
         batch = a_batch(images, side(model), device, captions=CAPTIONS)
         found[f"{part.replace('_', ' ')}, captions together"] = kernel_groups(
             stepping(stepper(cfg, model, device), batch), device
         )
         del model
         free(device)
-    _, captioner = build("train/caption_ft", folder, device, options.tiny)
+    _, captioner = build("train/caption_ft", folder, device, args.tiny)
     assert isinstance(captioner, BitaLM)
-    pixels = a_batch(2 if options.tiny else 16, side(captioner), device)["image"]
+    pixels = a_batch(2 if args.tiny else 16, side(captioner), device)["image"]
     captioner.eval()
 
     def write() -> None:

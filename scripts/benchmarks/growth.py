@@ -44,9 +44,9 @@ QUIETLY: dict[str, Any] = {
 """How programs are started."""
 
 
-def growth(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def growth(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Images read from shards, batch, beams, length, processes: each alone, the rest as it is."""
-    small = options.small
+    small = args.small
     alone_or_two = (1,) if small else (1, 2)
     curves: dict[tuple[str, str], list[Point]] = {
         ("images of an epoch", "image"): list(
@@ -61,8 +61,8 @@ def growth(options: argparse.Namespace, scratch: Path) -> list[Row]:
         ("processes", "image, of a core"): list(processes(alone_or_two, scratch, small)),
         ("programs at once", "image, of a core"): list(processes(alone_or_two, scratch, small, apart=True)),
     }
-    if options.plot is not None:
-        plot(curves, options.plot)
+    if args.plot is not None:
+        plot(curves, args.plot)
     return [
         row(
             f"growth, {what} {size:,}",

@@ -144,14 +144,14 @@ class Setting:
         return "token ids; pixels within 1 of 256"
 
 
-def input(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def input(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """CPU time of a pair in one process, with all work done here, and with the device's work left out.
 
     What is left out are some 40 operations a batch, which a host has to launch but not to do; `meta` would do them in
     Python, at many times that cost.
     """
-    setting = Setting(scratch, options.small)
-    same, batches, threads = setting.check(), 2 if options.small else 8, torch.get_num_threads()
+    setting = Setting(scratch, args.small)
+    same, batches, threads = setting.check(), 2 if args.small else 8, torch.get_num_threads()
     torch.set_num_threads(1)  # so that CPU time is counted
     rows = []
     for what, captions, device in (
@@ -169,7 +169,7 @@ def input(options: argparse.Namespace, scratch: Path) -> list[Row]:
                 against="PIL and torchvision, pair by pair",
                 unit="pair",
                 units=batches * PAIRS,
-                rounds=options.rounds,
+                rounds=args.rounds,
                 same=same,
                 wanted=50 if device == "meta" and captions else None,
             )
@@ -194,14 +194,14 @@ def read(source: Iterator[Any], batches: int, model: BitaITC) -> None:
             model.tokenize(batch["text"])
 
 
-def epoch(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def epoch(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Training steps of the very small model from our loader and from the other, which has two workers."""
-    setting = Setting(scratch, options.small)
-    same, batches = setting.check(), 2 if options.small else 40
+    setting = Setting(scratch, args.small)
+    same, batches = setting.check(), 2 if args.small else 40
     device = torch.device("cpu")
     model = setting.model.place(device).train()
     stepper = Stepper(model, registry.tasks.get(setting.cfg.run.task)(setting.cfg), setting.cfg.run, device)
-    theirs = batches_of(setting.plain(0 if options.small else 2))
+    theirs = batches_of(setting.plain(0 if args.small else 2))
 
     def step(batch: Any) -> None:
         stepper.accumulate(batch, share=1.0, last=True)
@@ -225,7 +225,7 @@ def epoch(options: argparse.Namespace, scratch: Path) -> list[Row]:
             against="torch DataLoader, 2 workers",
             unit="pair",
             units=batches * PAIRS,
-            rounds=options.rounds,
+            rounds=args.rounds,
             same=same,
             wanted=None if captions is None else 3,
         )

@@ -93,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stream.set_defaults(measure=read_stream)
     for part in (loader, stream):
         part.add_argument("--markdown", type=Path, help="also write what is printed to this file")
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        lines = options.measure(options, Path(scratch))
+        lines = args.measure(args, Path(scratch))
     command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)])
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end"
     versions = (
@@ -103,25 +103,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     text = "\n".join([f"`python scripts/benchmarks/{command}`: {machine}, {versions}.\n", *lines]) + "\n"
     print(text, end="")
-    if options.markdown is not None:
-        options.markdown.write_text(text, encoding="utf-8")
+    if args.markdown is not None:
+        args.markdown.write_text(text, encoding="utf-8")
     return 0
 
 
 # Loading
 
 
-def measure_loading(options: argparse.Namespace, scratch: Path) -> list[str]:
+def measure_loading(args: argparse.Namespace, scratch: Path) -> list[str]:
     """Measure all ways of loading all datasets; the lines of the table."""
     lines = [
         "| dataset | way | workers | images/s | CPU ms an image | files decoded an image |",
         "|---|---|---|---|---|---|",
     ]
-    for folder in options.folders:
+    for folder in args.folders:
         with decoding_counted():
-            ways = loading_ways(folder, scratch / folder.name, options)
+            ways = loading_ways(folder, scratch / folder.name, args)
             rounds = [
-                [read_epoch(folder.name, way, epoch) for way in ways] for epoch in range(options.repeats + 1)
+                [read_epoch(folder.name, way, epoch) for way in ways] for epoch in range(args.repeats + 1)
             ]
         lines += [row(epochs) for epochs in zip(*rounds[1:], strict=True)]
     return lines
@@ -136,11 +136,11 @@ def row(epochs: Sequence[Measurement]) -> str:
     return f"| {first.dataset} | {first.way.name} | {first.way.workers} | {rate:.0f} | {cost:.2f} | {share:.2f} |"
 
 
-def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> list[Way]:
+def loading_ways(folder: Path, scratch: Path, args: argparse.Namespace) -> list[Way]:
     """Return every way of loading the first images of a prepared training split."""
     files = folder / "annotations/train.json"
     records = [(r.image, r.caption, r.image_id) for r in read_annotations([files])]
-    chosen = set(list(dict.fromkeys(image for image, _, _ in records))[: options.files])
+    chosen = set(list(dict.fromkeys(image for image, _, _ in records))[: args.files])
     records = [record for record in records if record[0] in chosen]
     scratch.mkdir()
     (scratch / "images").symlink_to((folder / "images").resolve())
@@ -151,12 +151,12 @@ def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> li
     )
     packed = write_shards(prepared_records(scratch, "train"), scratch, "train", 500)
     plain = DataLoader(
-        PlainDataset(scratch / "images", [record[:2] for record in records], options.size),
+        PlainDataset(scratch / "images", [record[:2] for record in records], args.size),
         batch_size=BATCH,
         shuffle=True,
         drop_last=True,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
     )
 
     def way(name: str, source: Path, workers: int, **extra: int) -> Way:
@@ -168,20 +168,20 @@ def loading_ways(folder: Path, scratch: Path, options: argparse.Namespace) -> li
             EnvConfig(str(scratch)),
             "train",
             train=True,
-            needs=Needs(image_size=options.size),
+            needs=Needs(image_size=args.size),
         )
         run = RunConfig(batch_size_train=BATCH // (cfg.captions_per_image or 1), num_workers=workers)
         return Way(name, workers, partial(epoch_of, TrainLoader([data], run)))
 
     group = {"captions_per_image": GROUP}
     return [
-        Way("torch DataLoader, torchvision", options.workers, lambda _: plain),
-        way("pairs", storage, options.workers),
-        way("grouped", storage, options.workers, **group),
+        Way("torch DataLoader, torchvision", args.workers, lambda _: plain),
+        way("pairs", storage, args.workers),
+        way("grouped", storage, args.workers, **group),
         way("cached", storage, 0, cache_images=True),
         way("cached, grouped", storage, 0, cache_images=True, **group),
-        way("shards", packed, options.workers),
-        way("shards, grouped", packed, options.workers, **group),
+        way("shards", packed, args.workers),
+        way("shards, grouped", packed, args.workers, **group),
     ]
 
 
@@ -268,9 +268,9 @@ def cpu_seconds() -> float:
 # Memory of a stream
 
 
-def read_stream(options: argparse.Namespace, scratch: Path) -> list[str]:
+def read_stream(args: argparse.Namespace, scratch: Path) -> list[str]:
     """Write synthetic shards, read one epoch of them; resident memory, anonymous and of mapped files, as it goes."""
-    write_shards(synthetic_records(options.records), scratch, "train", 10_000)
+    write_shards(synthetic_records(args.records), scratch, "train", 10_000)
     info = BuildInfo({"train": SplitConfig(storage="train.shards.json")})
     data = build_dataset(
         "corpus",

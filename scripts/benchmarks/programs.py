@@ -53,12 +53,10 @@ def tiny(project: str, folder: Path, out: Path, *options: str) -> tuple[str, lis
 # Cached features
 
 
-def features(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def features(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Eight epochs of fine-tuning with a frozen ViT-S, its tokens cached and not, of three seeds; and their scores."""
-    side, images, epochs, seeds = (32, 8, 2, 1) if options.small else (224, 64, 8, 3)
-    data = scenes(
-        scratch, train=images, val=1, test=4 if options.small else 60, size=64 if options.small else 128
-    )
+    side, images, epochs, seeds = (32, 8, 2, 1) if args.small else (224, 64, 8, 3)
+    data = scenes(scratch, train=images, val=1, test=4 if args.small else 60, size=64 if args.small else 128)
     weights = scratch / "encoder.pth"
     torch.manual_seed(0)
     torch.save(timm.create_model("vit_small_patch16_224", img_size=side).state_dict(), weights)
@@ -120,16 +118,16 @@ def within_noise(ours: Sequence[float], theirs: Sequence[float]) -> str:
 # Files
 
 
-def files(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def files(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Captioning of image files by a trained run, against its model on the same tensors, which lie in memory."""
-    count, batch = (6, 4) if options.small else (1000, 16)
-    if options.run is None:
+    count, batch = (6, 4) if args.small else (1000, 16)
+    if args.run is None:
         raise UserError(
             "--run: name the folder of a trained captioning run, such as output/quickstart/caption"
         )
-    generate(scratch / "scenes", train=count, val=1, test=1, size=256 if not options.small else 64)
+    generate(scratch / "scenes", train=count, val=1, test=1, size=256 if not args.small else 64)
     paths = sorted((scratch / "scenes/images").glob("train_*.jpg"))
-    captioner: Captioner = bita.load(options.run)
+    captioner: Captioner = bita.load(args.run)
     tensors = torch.stack([captioner.processors.evaluated(path) for path in paths])
 
     def alone() -> list[str]:
@@ -146,7 +144,7 @@ def files(options: argparse.Namespace, scratch: Path) -> list[Row]:
         against="the model alone",
         unit="image",
         units=count,
-        rounds=min(options.rounds, 3),
+        rounds=min(args.rounds, 3),
         same=same,
         wanted=0.9,
     )
@@ -155,12 +153,12 @@ def files(options: argparse.Namespace, scratch: Path) -> list[Row]:
 # A busy machine
 
 
-def busy(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def busy(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """The tiny recipe's stage 1 by `train.py`, quiet and beside two programs in sessions of their own."""
-    images, limit = (160, 60) if options.small else (1600, 90)
+    images, limit = (160, 60) if args.small else (1600, 90)
     data = scenes(scratch, train=images, val=1, test=1, size=112)
     quiet, loaded, said = [], [], ""
-    for number in range(1 if options.small else min(options.rounds, 2)):
+    for number in range(1 if args.small else min(args.rounds, 2)):
         speed, losses = training_speed(data, scratch / f"quiet_{number}", limit)
         with two_busy_programs():
             slower, others = training_speed(data, scratch / f"busy_{number}", limit)
@@ -217,10 +215,10 @@ BEFORE, SECONDS_BEFORE, CIDER_BEFORE = "698fb92", 335.0, 4.171
 """The whole quickstart as benchmarks/quickstart.md records it at that commit, on 2 cores of an AMD EPYC, AVX512."""
 
 
-def quickstart(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def quickstart(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """The whole quickstart, below `--run` if that is given, against the state before; small: only what it says."""
-    out = options.run or scratch / "quickstart"
-    if not options.small:
+    out = args.run or scratch / "quickstart"
+    if not args.small:
         subprocess.run(["bash", "scripts/quickstart.sh", str(out)], cwd=ROOT, check=True, stdout=sys.stderr)
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     return [

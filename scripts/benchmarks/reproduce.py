@@ -49,16 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="file of benchmarks/, without its ending")
     parser.add_argument("--only", metavar="WHAT", help="only the measurement of this name")
     parser.add_argument("--write", action="store_true", help="record what was measured, with commit and date")
-    options = parser.parse_args(arguments)
-    path = ROOT / f"benchmarks/{options.name}.md"
+    args = parser.parse_args(arguments)
+    path = ROOT / f"benchmarks/{args.name}.md"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.md")))
-        raise UserError(f"{options.name}: no such file of benchmarks/; there are {known}")
-    commit = clean_commit() if options.write else ""
+        raise UserError(f"{args.name}: no such file of benchmarks/; there are {known}")
+    commit = clean_commit() if args.write else ""
     head, body = read(path)
     bad = 0
     for entry in head:
-        if options.only not in (None, entry["what"]):
+        if args.only not in (None, entry["what"]):
             continue
         if not entry.get("command"):
             print(f"{entry['what']}: measured by hand at {entry['commit']}, {entry['date']}; nothing to run")
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = measure(entry, Path(folder))
         recorded = entry["values"] if "values" in entry else table(body, found) if entry["commit"] else {}
         bad += compare(entry, recorded, figures(found))
-        if options.write:
+        if args.write:
             entry |= {"commit": commit, "date": datetime.date.today(), "machine": machine()}
             if "values" in entry:
                 entry["values"] = {name: round(figures(found)[name], 3) for name in entry["values"]}

@@ -69,15 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps measured each way; 0: none")
     parser.add_argument("--minutes", type=float, default=10, help="time between two saves")
     parser.add_argument("--out", type=Path, help="disk to write to; default: the temporary folder")
-    options = parser.parse_args(arguments)
-    cfg = load_config(options.cfg_path, ["model.vit_weights=null", *options.options], need_files=False)
+    args = parser.parse_args(arguments)
+    cfg = load_config(args.cfg_path, ["model.vit_weights=null", *args.options], need_files=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        result = measure(cfg, device, options.steps, Path(folder))
+    with tempfile.TemporaryDirectory(dir=args.out) as folder:
+        result = measure(cfg, device, args.steps, Path(folder))
     command = shlex.join(
         ["python", "scripts/benchmarks/saving.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
-    print(report(result, device, command, options.minutes))
+    print(report(result, device, command, args.minutes))
     return 0
 
 

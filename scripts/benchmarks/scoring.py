@@ -39,8 +39,8 @@ def main() -> int:
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, help="only the first so many")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    options = parser.parse_args()
-    references = read(options.dataset, options.split, options.images)
+    args = parser.parse_args()
+    references = read(args.dataset, args.split, args.images)
     sets = [hypotheses(references, seed) for seed in range(VALIDATIONS)]
     with tempfile.TemporaryDirectory() as folder:
         plain = [run_plain(Path(folder), references, captions) for captions in sets]
@@ -56,16 +56,16 @@ def main() -> int:
         "equal": not differing,
     }
     print(json.dumps(figures, indent=1))
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 1 if differing else 0
 
 
-def scoring(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def scoring(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Row of benchmark.py: the second and third validation of a split, against pycocoevalcap run fresh for each."""
-    if options.data is None:
+    if args.data is None:
         raise UserError("--data: name a dataset as published, such as $BITA_DATA/ucm_captions/dataset.json")
-    references = read(options.data, "test", 6 if options.small else None)
+    references = read(args.data, "test", 6 if args.small else None)
     sets = [hypotheses(references, seed) for seed in range(VALIDATIONS)]
     plain = [run_plain(scratch, references, captions) for captions in sets]
     ours, differing = run_ours(references, sets, plain)
@@ -73,7 +73,7 @@ def scoring(options: argparse.Namespace, scratch: Path) -> list[Row]:
         raise UserError(f"scores differ: {', '.join(differing)}")
     return [
         row(
-            f"scoring, a validation after the first, {options.data.stem}",
+            f"scoring, a validation after the first, {args.data.stem}",
             [seconds / len(references) for seconds in ours[1:]],
             [scores["seconds"] / len(references) for scores in plain[1:]],
             against="pycocoevalcap fresh",

@@ -21,10 +21,10 @@ TOP = 20
 PART = 2000
 
 
-def search(options: argparse.Namespace, scratch: Path) -> list[Row]:
+def search(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Time the search in an index on the disk (in memory after the first time), once both sides find the same."""
-    cases = [(4000, 32, 256), (8000, 8, 128)] if options.small else CASES
-    return [row for case in cases for row in of_an_index(*case, options.rounds, scratch)]
+    cases = [(4000, 32, 256), (8000, 8, 128)] if args.small else CASES
+    return [row for case in cases for row in of_an_index(*case, args.rounds, scratch)]
 
 
 def of_an_index(count: int, queries: int, width: int, rounds: int, scratch: Path) -> list[Row]:

@@ -52,7 +52,7 @@ def main_of(rank: int, processes: int, port: int, argv: list[str], log: Path) ->
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.exit(cli.main("", evaluate=False, argv=argv))
+    sys.exit(cli.main("", evaluate=False, arguments=argv))
 
 
 def launch(processes: int, argv: list[str], log: Path) -> str:

@@ -94,11 +94,11 @@ class LanguageModel:
         return False
 
     def add_lora(self, size: LoraSize) -> None:
-        """Put low-rank weights beside the frozen ones, if the decoder can."""
+        """Put low-rank weights beside the frozen ones; raises ConfigError where the decoder cannot."""
         raise ConfigError("model.lora: is for language models of transformers; set it to null")
 
     def quantize(self, kind: str, device: torch.device) -> None:
-        """Turn linear layers to 8 or 4 bit, if the decoder can."""
+        """Turn linear layers to 8 or 4 bit; raises ConfigError where the decoder cannot."""
         raise ConfigError("model.lm_quantize: is for language models of transformers; set it to none")
 
 
