@@ -154,7 +154,7 @@ CHANGES = (
 
 
 def _caption_line() -> argparse.ArgumentParser:
-    from bita.config.schema import MOST_VIEWS, Choice
+    from bita.config.run import MOST_VIEWS, Choice
     from bita.scenes.command import add_options as add_scenes
 
     parser = command_line(CAPTION)

@@ -39,7 +39,8 @@ from bita.checkpoint import (
 from bita.config.load import config_from_dict, config_to_dict, config_to_yaml, recorded_config
 from bita.config.parts import CaptionerConfig, ImageConfig
 from bita.config.plugins import ModuleError
-from bita.config.schema import Config, EnvConfig, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import Config, EnvConfig
 from bita.errors import UserError
 from bita.files import TEMPORARY, open_to_others, replacing, sha256, user_path, write_json, write_text
 from bita.models.base import BitaModel, part_of

@@ -23,7 +23,7 @@ from bita.batch import Batch
 from bita.build import build_model
 from bita.commands import command_line, program
 from bita.config.parts import BridgeSize, ModelConfig
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.errors import ConfigError, UserError
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC

@@ -20,7 +20,8 @@ import yaml
 
 from bita.config.layers import to_yaml
 from bita.config.load import load_config
-from bita.config.schema import EnvConfig, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import EnvConfig
 from tests.checkout import STAGES, Checkout
 from tests.datasets.makers import write_image
 from tests.shell import COMMANDS, ROOT, blocks, run

@@ -22,7 +22,8 @@ from bita.build import build_model
 from bita.checkpoint import MODEL_FILE, Meta, copy_checkpoint, verify, write_checkpoint
 from bita.config.load import config_to_dict
 from bita.config.parts import ImageConfig, LoraSize, ModelConfig
-from bita.config.schema import Config, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import Config
 from bita.datasets.builders import build_datasets
 from bita.datasets.readers import EvalReader
 from bita.errors import UserError

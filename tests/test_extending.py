@@ -20,8 +20,8 @@ from bita.config.plugins import load_plugins
 from bita.config.schema import Config
 from bita.errors import ConfigError, UserError
 from bita.export import config_of, export_folder
+from tests.config.test_resolved import lost
 from tests.datasets.makers import prepared
-from tests.test_resolved import lost
 
 ROOT = Path(__file__).parents[1]
 TOKENIZERS = ROOT / "tests/fixtures/parity/tokenizers"

@@ -164,7 +164,7 @@ def test_a_process_that_hangs_after_its_work_is_named_and_ends_with_the_code_it_
 
 
 @pytest.mark.long
-def test_a_dozen_launches_of_four_processes_end(tmp_path):
+def test_a_dozen_launches_of_four_processes_end():
     """Whole runs: training, validation, test, with workers; the first one through torchrun."""
     script = Path(__file__).parents[1] / "scripts/checks/launch_test.py"
     command = [sys.executable, str(script), "--launches", "12", "--processes", "4"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bita.checkpoint import resolve_checkpoint, split_choice, unfinished, weights_problem
 from bita.config.layers import Keys, Places
-from bita.config.schema import Config, DatasetConfig, EnvConfig, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import Config, DatasetConfig, EnvConfig
 from bita.config.types import unknown, wrong
 from bita.errors import ConfigError, UserError, no_file
 from bita.packages import SCHEME, find

@@ -9,7 +9,8 @@ from typing import Any
 from bita import registry
 from bita.config.keys import fields_of, registry_of
 from bita.config.layers import ANY, Keys, Layer, matches, merge
-from bita.config.schema import ArchConfig, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import ArchConfig
 from bita.registry import FREE
 
 ABOUT: dict[Keys, tuple[Keys, ...]] = {

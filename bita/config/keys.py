@@ -24,6 +24,10 @@ Arguments = Annotated[dict[str, Any], REPLACED]
 """Keys that another library knows."""
 
 
+Fault = tuple[str, str]
+"""A key, with dots where it stands below others, and what is wrong with it beside the others."""
+
+
 def key(default: T, **limits: float) -> T:
     """Return a key with its default and the range of its numbers, of those in lists and mappings too.
 

@@ -31,7 +31,8 @@ from bita.config.published import (
     settle_weights,
     warn_without_effect,
 )
-from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import ArchConfig, Config, DatasetConfig, EnvConfig, ProjectFile
 from bita.config.types import build, check_keys, defaults, shown, unknown, wrong
 from bita.errors import ConfigError, no_file
 from bita.files import expand, user_path

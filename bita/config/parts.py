@@ -7,14 +7,13 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar, Literal
 
 from bita import registry
-from bita.config.keys import Arguments, FilePath, key, keys_of, name_of, names_of, own_keys_of
+from bita.config.keys import Arguments, Fault, FilePath, key, keys_of, name_of, names_of, own_keys_of
+from bita.config.run import RunConfig
 from bita.config.schema import (
     ArchConfig,
     BridgeConfig,
-    Fault,
     MetricConfig,
     ProcessorConfig,
-    RunConfig,
     ScheduleConfig,
     TaskConfig,
 )

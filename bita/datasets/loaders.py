@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bita.batch import Batch
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.datasets.captions import CaptionDataset, Split, seeded
 from bita.datasets.faults import BadRecord, Failure, batches, look_after
 from bita.datasets.readers import EvalReader, Reader, TrainKey, TrainReader

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bita import distributed
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.datasets.captions import Split
 from bita.datasets.faults import BadRecord
 from bita.datasets.loaders import Loader

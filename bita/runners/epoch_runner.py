@@ -18,7 +18,8 @@ from bita import checkpoint, distributed, registry
 from bita.batch import Batch
 from bita.checkpoint import Meta
 from bita.config.load import config_to_dict
-from bita.config.schema import Config, unknown_score
+from bita.config.run import unknown_score
+from bita.config.schema import Config
 from bita.datasets.captions import CaptionDataset, Split
 from bita.datasets.loaders import EvalLoader, TrainLoader
 from bita.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.errors import ConfigError
 from bita.runners.parallel import split
 

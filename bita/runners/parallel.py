@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from bita import distributed
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.models.base import BitaModel
 
 M = TypeVar("M", bound=BitaModel)

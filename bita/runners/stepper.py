@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from bita.batch import Batch
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.errors import ConfigError
 from bita.precision import amp_dtype, autocast
 from bita.runners.optim import SCALE, build_optimizer

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from bita import distributed, machine
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.runners.run_dir import RunDir, update_run_file
 
 

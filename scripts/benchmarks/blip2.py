@@ -10,7 +10,7 @@ from full_size import side
 from torch import Tensor
 
 from bita.batch import Batch
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.models.bita_lm import BitaLM
 from bita.precision import autocast
 from bita.runners.optim import build_optimizer

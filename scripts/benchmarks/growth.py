@@ -25,7 +25,8 @@ from loading import resident, synthetic_records
 from programs import ROOT, scenes, tiny
 from turns import Row, row
 
-from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig
+from bita.config.run import RunConfig
+from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, SplitConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader
 from bita.datasets.shards import write_shards

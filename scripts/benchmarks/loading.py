@@ -40,7 +40,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bita.commands import command_line, program
-from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, RunConfig, SplitConfig, StorageConfig
+from bita.config.run import RunConfig
+from bita.config.schema import BuildInfo, DatasetConfig, EnvConfig, SplitConfig, StorageConfig
 from bita.datasets.annotations import read_annotations
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.loaders import TrainLoader

@@ -266,7 +266,7 @@ def test_an_option_that_is_none(problem, option, expected):
     assert problem(MINIMAL, option).startswith(expected)
 
 
-def test_a_project_file_that_is_missing(problem, tmp_path):
+def test_a_project_file_that_is_missing(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config("configs/projects/bita/train/pretrain_stag1.yaml")
     assert "--cfg-path configs/projects/bita/train/pretrain_stag1.yaml: no such file; did you mean" in str(

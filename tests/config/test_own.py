@@ -34,7 +34,7 @@ def test_or_an_entry_in_the_project_file(project):
     assert cfg.datasets["my_caption"].build_info.images.storage == "my/images"
 
 
-def test_two_files_with_the_same_dataset(project, problem):
+def test_two_files_with_the_same_dataset(problem):
     Path("sets").mkdir()
     Path("sets/my.yaml").write_text(MY_DATASET.replace("my_caption", "ucm_caption"))
     message = problem(MINIMAL + "env: {dataset_configs: [sets]}\n")

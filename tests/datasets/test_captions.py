@@ -14,13 +14,8 @@ from PIL import Image
 
 from bita.batch import Batch
 from bita.config.parts import CaptionConfig, ImageConfig, ModelConfig, TrainImageConfig
-from bita.config.schema import (
-    BuildInfo,
-    Config,
-    RunConfig,
-    SplitConfig,
-    StorageConfig,
-)
+from bita.config.run import RunConfig
+from bita.config.schema import BuildInfo, Config, SplitConfig, StorageConfig
 from bita.datasets.builders import Needs, build_dataset, build_datasets
 from bita.datasets.captions import CaptionDataset, seeded
 from bita.datasets.readers import EvalReader, TrainReader

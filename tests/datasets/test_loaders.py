@@ -13,7 +13,7 @@ import torch
 
 from bita.batch import Batch
 from bita.config.parts import CaptionConfig
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import EvalLoader, TrainLoader

@@ -18,7 +18,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from bita.config.schema import BuildInfo, DatasetConfig, RunConfig, SplitConfig
+from bita.config.run import RunConfig
+from bita.config.schema import BuildInfo, DatasetConfig, SplitConfig
 from bita.datasets.builders import Needs, build_dataset
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import CHUNK, WINDOW, EpochSampler, TrainLoader

@@ -161,7 +161,7 @@ def test_a_moved_pair_of_runs_and_an_export_find_their_stage_1(pair: Pair, tmp_p
     assert stage_1_of(pair.stage1) is None
 
 
-def test_every_kind_of_image_gives_the_same_pixels(pair: Pair, tmp_path: Path) -> None:
+def test_every_kind_of_image_gives_the_same_pixels(tmp_path: Path) -> None:
     """A file, and what a program holds of it, by the rules of files."""
     deep = np.random.default_rng(0).integers(0, 4000, (40, 48, 5)).astype(np.uint16)
     deep[:10, :10] = 0

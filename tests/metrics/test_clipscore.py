@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from bita.checkpoint import Meta, write_checkpoint
-from bita.config.schema import Config, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import Config
 from bita.errors import UserError
 from bita.inference.clipscore import ClipScorer, clip_score, ref_clip_score
 from bita.metrics import CaptionScorer, __main__

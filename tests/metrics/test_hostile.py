@@ -30,7 +30,7 @@ def plain_tokens(captions: list[str]) -> list[list[str]]:
 # --- offline: SPICE's download ------------------------------------------------------------------------------------
 
 
-def test_spice_cannot_cost_the_other_scores(scorer: CaptionScorer, tmp_path: Path) -> None:
+def test_spice_cannot_cost_the_other_scores(scorer: CaptionScorer) -> None:
     scores = scorer.score(REFERENCES, HYPOTHESES)
     assert set(scores.overall) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
     [note] = scores.notes

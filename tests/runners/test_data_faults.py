@@ -14,7 +14,7 @@ import pytest
 import torch
 from toy_run import toy_config, toy_runner
 
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import EvalLoader, TrainLoader
 from bita.errors import UserError

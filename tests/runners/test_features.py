@@ -62,7 +62,7 @@ def test_the_file_is_made_once(data, tmp_path: Path) -> None:
         open_features(Views(data, None, seed=0), encode, tmp_path / "f.npy", batch_size=4, workers=0)  # type: ignore[arg-type]
 
 
-def test_the_name_holds_all_that_matters(data, tmp_path: Path) -> None:
+def test_the_name_holds_all_that_matters(data) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(2, 2)
     encoder = encoder_hash(layer, "bf16 cuda")

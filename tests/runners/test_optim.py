@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bita.config.schema import RunConfig
+from bita.config.run import RunConfig
 from bita.errors import ConfigError
 from bita.runners.optim import (
     LinearWarmupCosine,

@@ -22,7 +22,8 @@ from bita import distributed
 from bita.checkpoint import resolve_checkpoint
 from bita.commands import program
 from bita.config.parts import BridgeSize, ModelConfig
-from bita.config.schema import Config, RunConfig
+from bita.config.run import RunConfig
+from bita.config.schema import Config
 from bita.datasets.captions import CaptionDataset, CaptionRecord, Processors
 from bita.models.base import BitaModel
 from bita.models.bita_itc import BitaITC

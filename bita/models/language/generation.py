@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bita.config.schema import MOST_VIEWS, Choice, RunConfig
+from bita.config.run import MOST_VIEWS, Choice, RunConfig
 from bita.errors import ConfigError
 
 CHOICES = get_args(Choice)

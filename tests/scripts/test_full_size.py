@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts/benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/benchmarks"))
 import full_size
 import gpu
 import gpu_report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 TOGETHER = "IFT, captions together"
 TRAINING = [

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.benchmarks import reproduce
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks").glob("*.md"))
 
 

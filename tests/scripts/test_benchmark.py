@@ -13,7 +13,7 @@ from bita.errors import UserError
 from scripts.benchmarks.loading import main
 from tests.datasets.makers import prepared
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts/benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/benchmarks"))
 import benchmark
 import counts
 import turns

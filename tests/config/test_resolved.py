@@ -1,7 +1,8 @@
 """What every shipped, recorded and published configuration came to, for ever: key by key, the same values.
 
 `tests/fixtures/resolved/resolved.json` holds, a line each, what files resolved to when it was written. Keys that came
-later may stand beside them; `python tests/test_resolved.py` adds files that it lacks, and changes nothing that it has.
+later may stand beside them; `python tests/config/test_resolved.py` adds files that it lacks, and changes nothing that
+it has.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from bita.config.layers import to_yaml
 from bita.config.load import CONFIGS, config_from_dict, config_to_dict, load_config
 
-FOLDER = Path(__file__).parent / "fixtures/resolved"
+FOLDER = Path(__file__).parents[1] / "fixtures/resolved"
 FIXTURE = FOLDER / "resolved.json"
 FILES = {
     str(path.relative_to(CONFIGS / "projects")): path
