@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bita.app import views
 from bita.app.batching import Closed, QueueFull
-from bita.app.dropped import Box, Dropped
+from bita.app.dropped import LONGEST, Box, Dropped
 from bita.app.engine import Engine
 from bita.errors import UserError
 from bita.files import sha256
@@ -28,6 +28,8 @@ MANY = 200
 """Images of the second and third tab at a time."""
 FOUND = 12
 """Images that a search shows."""
+DRAWN = 448
+"""Side to which a small picture is enlarged, so that a box can be drawn on it."""
 CLICK = 256
 """Pixels a side around a click."""
 KEPT, LOOKED_EVERY = 3600, 60
@@ -65,7 +67,11 @@ class Page:
         except UserError as error:
             return None, {}, views.error(error)
         says = f"{dropped.where(dropped.whole)}. Draw a box, or click, to caption a part."
-        stage = {"name": dropped.path.name, "says": says, "picture": views.data_url(picture, 1024)}
+        stage = {
+            "name": dropped.path.name,
+            "says": says,
+            "picture": views.data_url(picture, LONGEST, least=DRAWN),
+        }
         if not dropped.captioned_whole:
             return (
                 dropped,
@@ -96,11 +102,12 @@ class Page:
         except UserError as error:
             return views.error(error)
 
-    def many(self, paths: list[str] | None) -> Iterator[tuple[str, str | None, str | None, list[str] | None]]:
-        """Caption many images: cards, a table, records as JSON lines, and no file left to be uploaded."""
+    def many(self, paths: list[str] | None) -> Iterator[tuple[str, Any, Any, list[str] | None]]:
+        """Caption many images: cards, a table, records as JSON lines, and the files that are left for another time."""
         given = [Path(path) for path in paths or []][:MANY]
+        left = (paths or [])[MANY:]
         if not given:
-            yield views.hint("Drop images first."), None, None, None
+            yield views.hint("Drop images first."), _download(None), _download(None), None
             return
         shown: list[dict[str, Any]] = []
         records: list[Any] = []
@@ -112,9 +119,10 @@ class Page:
                 records.append(
                     record_of(Path(path.name), sha256(path), found, self.engine.captioner.hash, "")
                 )
-            yield views.cards(shown), None, None, paths
-        table, lines = (_written(records, suffix) for suffix in (".csv", ".jsonl"))
-        yield views.cards(shown), table, lines, None
+            yield views.cards(shown), _download(None), _download(None), paths
+        table, lines = (_download(_written(records, suffix)) for suffix in (".csv", ".jsonl"))
+        said = f"{MANY} are captioned; {len(left)} are left: take what you need of these, then caption the others."
+        yield (views.hint(said) if left else "") + views.cards(shown), table, lines, left or None
 
     def gather(self, paths: list[str] | None) -> tuple[Found | None, str]:
         """Images to be searched came: what is kept of them, and what went wrong."""
@@ -136,7 +144,9 @@ class Page:
             opened.append((path.name, image))
         if not opened:
             return None, views.cards(wrong) if wrong else views.hint("Drop the images to be searched.")
-        said = views.hint(f"{len(opened)} images can be searched. Say what you look for.")
+        left = max(0, len(paths or []) - MANY)
+        more = f"; {left} more than can be taken were left out" if left else ""
+        said = views.hint(f"{len(opened)} images can be searched{more}. Say what you look for.")
         return (opened, torch.cat(embedded).half().numpy()), said + (views.cards(wrong) if wrong else "")
 
     def search(self, text: str, found: Found | None) -> str:
@@ -185,6 +195,11 @@ class Page:
             yield path, image, found if isinstance(found, UserError) else found.result()
 
 
+def _download(path: str | None) -> Any:
+    """Return what a button becomes that downloads a file; None: there is none yet."""
+    return gr.update(value=path, interactive=path is not None)
+
+
 def _written(records: list[Any], suffix: str) -> str:
     """Write records to a temporary file; return its path."""
     form = FORMATS[suffix]
@@ -200,12 +215,13 @@ def blocks(engine: Engine) -> gr.Blocks:
     captioner = engine.captioner
     with gr.Blocks(title="BITA", analytics_enabled=False, delete_cache=(LOOKED_EVERY, KEPT)) as made:
         gr.HTML(HEAD.format(model=captioner.hash, device=captioner.model.device), elem_classes="head")
-        with gr.Tab("Image or scene"):
-            _one(page)
-        with gr.Tab("Many images"):
-            _many(page)
-        with gr.Tab("Search"):
-            _search(page)
+        with gr.Tabs(overflow_behavior="wrap"):  # on a phone too, all are in sight
+            with gr.Tab("Image or scene"):
+                _one(page)
+            with gr.Tab("Many images"):
+                _many(page)
+            with gr.Tab("Search"):
+                _search(page)
     made.queue(max_size=QUEUE, default_concurrency_limit=2, api_open=False)
     return made
 
@@ -229,6 +245,9 @@ def _one(page: Page) -> None:
     file.change(page.drop, file, [dropped, stage, shown], **quiet, show_progress_on=shown)
     stage.select(page.select, dropped, shown, **quiet)
     whole.click(page.whole, dropped, shown, **quiet)
+    whole.click(
+        None, js="() => { document.querySelectorAll('#stage .box').forEach(box => box.hidden = true) }"
+    )
 
 
 def _many(page: Page) -> None:
@@ -236,7 +255,8 @@ def _many(page: Page) -> None:
     files_ = gr.File(label=f"Images, {MANY} at a time", file_count="multiple", height=160, elem_id="files")
     with gr.Row():
         go = gr.Button("Caption them", variant="primary")
-        table, lines = gr.DownloadButton("Table (CSV)"), gr.DownloadButton("Records (JSONL)")
+        table = gr.DownloadButton("Table (CSV)", interactive=False)
+        lines = gr.DownloadButton("Records (JSONL)", interactive=False)
     shown = gr.HTML(views.hint("Each image gets a caption; the table has all of them."), elem_id="cards")
     go.click(
         page.many, files_, [shown, table, lines, files_], api_visibility="private", show_progress_on=shown

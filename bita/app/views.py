@@ -8,7 +8,7 @@ import secrets
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bita.errors import UserError
 from bita.inference.attention import Look
@@ -17,10 +17,12 @@ from bita.inference.captions import Caption
 _TEMPLATES = Environment(loader=PackageLoader("bita.app"), autoescape=True, trim_blocks=True)
 
 
-def data_url(image: Image.Image, side: int) -> str:
-    """Return a picture as an address that holds it, its longer side `side` pixels at most."""
+def data_url(image: Image.Image, side: int, least: int = 0) -> str:
+    """Return a picture as an address that holds it, its longer side `side` pixels at most, and `least` at least."""
     small = image.copy()
     small.thumbnail((side, side))
+    if max(small.size) < least:
+        small = ImageOps.contain(small, (least, least))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

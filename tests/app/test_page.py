@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -163,8 +165,7 @@ def test_many_images_with_a_bad_one(
     bad.write_text("notes")
     *_, (shown, table, lines, left) = page.many([images[0], str(bad), *images[1:]])
     assert left is None
-    assert table is not None
-    assert lines is not None
+    table, lines = table["value"], lines["value"]
     wanted = [str(record) for record in captioner.stream([Path(name) for name in images])]
     rows = list(csv.DictReader(Path(table).read_text("utf-8").splitlines()))
     records = [json.loads(line) for line in Path(lines).read_text("utf-8").splitlines()]
@@ -173,6 +174,30 @@ def test_many_images_with_a_bad_one(
     assert "bad.jpg: image does not open" in rows[1]["error"]
     assert all(text in shown for text in wanted)
     assert "Drop images first" in next(page.many(None))[0]
+
+
+def test_what_is_more_than_can_be_taken_is_left_and_said(
+    page: Page, pair: Pair, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bita.app.page.MANY", 2)
+    early, (shown, table, _, left) = page.many(images)
+    assert not early[1]["interactive"]  # there is nothing to be downloaded yet
+    assert table["interactive"]
+    assert len(Path(table["value"]).read_text("utf-8").splitlines()) == 3  # the header, and two
+    assert left == images[2:]
+    assert "2 are captioned; 1 are left" in shown
+    comparing = Engine(pair.captioner, LIMITS)
+    found, shown = Page(comparing).gather(images)
+    comparing.close()
+    assert found is not None
+    assert len(found[0]) == 2
+    assert "2 images can be searched; 1 more than can be taken were left out" in shown
+
+
+def test_a_small_picture_is_large_enough_to_draw_on(page: Page, images: list[str]) -> None:
+    _, stage, _ = page.drop(images[0])
+    shown = Image.open(io.BytesIO(base64.b64decode(stage["picture"].partition(",")[2])))
+    assert shown.size == (448, 448)  # of 120 × 120
 
 
 def test_search_needs_a_model_that_compares(page: Page, images: list[str]) -> None:
@@ -277,6 +302,11 @@ def test_in_a_browser(address: str, images: list[str], tmp_path: Path, captioner
             view.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.99 * box["height"], steps=4)
             view.mouse.up()
             view.locator("#result :text('from column 30, row 60')").wait_for()
+            box_drawn = view.locator("#stage .box")
+            assert box_drawn.is_visible()
+            view.get_by_role("button", name="Caption all of it").click()
+            box_drawn.wait_for(state="hidden")
+            assert view.get_by_role("tab").count() == 3  # none of them hides behind a menu
             assert view.evaluate("document.documentElement.scrollWidth") <= width
             for name, words in (("notes.jpg", "image does not open"), ("giant.png", "far more than")):
                 view.locator("#file button[aria-label*=lear], #file button[aria-label*=emove]").first.click()
