@@ -20,7 +20,7 @@ import rasterio
 from shapely import from_wkt
 from shapely.geometry import shape
 
-from bita import cli
+from bita.cli.captioning import caption_line
 from bita.errors import UserError
 from bita.scenes import command
 from bita.scenes.captioning import Wanted, caption_scene, journal_of
@@ -29,7 +29,7 @@ from tests.scenes.makers import UTM, Colours, noise, raster
 
 
 def parsed(*arguments: str | Path) -> Namespace:
-    return cli._caption_line().parse_args(["--checkpoint", "none", *map(str, arguments)])
+    return caption_line().parse_args(["--checkpoint", "none", *map(str, arguments)])
 
 
 def caption(*arguments: str | Path, model: Any = None) -> list[Path]:

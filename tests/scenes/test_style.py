@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bita import cli
+from bita.cli.captioning import caption_line
 from bita.scenes import command
 from tests.scenes.makers import UTM, Colours, raster
 
@@ -24,7 +24,7 @@ def test_qgis_colours_tiles_by_confidence(tmp_path: Path, confident: bool) -> No
     scene = raster(tmp_path / "scene.tif", values, **UTM)
     out = tmp_path / "a folder # ü.gpkg"
     line = ["--checkpoint", "none", str(scene), "--crop", "64", "--format", "gpkg", "--output", str(out)]
-    args = cli._caption_line().parse_args(line)
+    args = caption_line().parse_args(line)
     command.run(args, command.check(args), Colours(confident=confident), "")  # type: ignore[arg-type]
     drawn = [sys.executable, "scripts/checks/draw_map.py", str(out), str(tmp_path / "map.png")]
     done = subprocess.run([*drawn, "--width", "400"], cwd=ROOT, capture_output=True, text=True)
