@@ -75,6 +75,14 @@ def build(cls: type[T], value: Any, places: Places, keys: Keys = ()) -> T:
     return result
 
 
+def check_value(cls: type, name: str, value: Any, place: str) -> None:
+    """Raise ConfigError where a value, given at a place other than a file, is none that a key of a dataclass takes."""
+    keys: Keys = (name,)
+    places: Places = {(): place}
+    value = _convert(hints_of(cls)[name], value.item() if hasattr(value, "item") else value, places, keys)
+    _check_range(fields_of(cls)[name].metadata, value, places, keys)
+
+
 def defaults(cls: type[Any], given: Any, places: Places, keys: Keys = ()) -> dict[str, Any]:
     """Return the defaults of a dataclass and of all that stand below it, as plain dictionaries.
 

@@ -23,16 +23,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
-from typing import Literal, NamedTuple, Protocol, Self, get_args
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bita.config.run import MOST_VIEWS, Choice, RunConfig
+from bita.config.run import Choice, RunConfig
+from bita.config.types import check_value
 from bita.errors import ConfigError
 
-CHOICES = get_args(Choice)
 LOOK_EVERY = 4
 """Tokens between two looks at which images are done, where a look makes the host wait for a device."""
 LEAVE_TOGETHER = 8
@@ -57,12 +57,8 @@ class GenerationSettings:
     speed: Literal["fast", "reference"] = RunConfig.speed
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1 or self.num_captions < 1 or self.max_len < 2:
-            raise ConfigError("generation: num_beams and num_captions must be at least 1, max_len at least 2")
-        if self.choose_by not in CHOICES:
-            raise ConfigError(f"generation: choose_by={self.choose_by!r}: choose one of {', '.join(CHOICES)}")
-        if not 1 <= self.views <= MOST_VIEWS:
-            raise ConfigError(f"generation: views must be from 1 to {MOST_VIEWS}, not {self.views}")
+        for entry in fields(self):
+            check_value(RunConfig, entry.name, getattr(self, entry.name), "generation")
         if self.num_captions > self.num_beams and not self.use_nucleus_sampling:
             raise ConfigError(
                 f"generation: num_captions={self.num_captions} needs num_beams of at least as many, "

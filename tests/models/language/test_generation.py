@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -230,7 +231,17 @@ def test_what_is_drawn_for_an_image_depends_on_its_own_generator_alone() -> None
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_captions=6"):
         GenerationSettings(num_captions=6)
-    with pytest.raises(ConfigError, match="num_captions must be at least 1"):
+    with pytest.raises(ConfigError, match=r"num_captions \(generation\): must be at least 1, not 0"):
         GenerationSettings(num_captions=0)
     with pytest.raises(ConfigError, match="max_len"):
         GenerationSettings(max_len=1)
+    for name, value in (
+        ("temperature", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0),
+        ("num_beams", "3"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{name} \(generation\): "):
+            GenerationSettings(use_nucleus_sampling=True, **{name: value})  # type: ignore[arg-type]
+    assert GenerationSettings(num_beams=np.int64(3), temperature=np.float32(0.5)).width == 3  # type: ignore[arg-type]
