@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bita.errors import UserError
-from bita.files import exclusive, naming, sync, write_json
+from bita.files import TEMPORARY, exclusive, naming, replacing, sync, write_json
 from bita.processors.image import one_thread
 
 FORMAT = 1
@@ -65,21 +65,32 @@ class VectorIndex:
         entries: key → what is known of that image.
 
     Raises:
-        UserError: it holds another model's vectors, or is none.
+        UserError: it holds another model's vectors, is none, or cannot be written.
     """
 
     def __init__(self, folder: Path, model: str, queries: int, width: int) -> None:
         self.folder, self.shape = folder, (queries, width)
         self._header: dict[str, Any] = {"format": FORMAT, "model": model, "queries": queries, "width": width}
         self.count, self.entries = 0, dict[str, Entry]()
-        self._read()
+        self._mapped: tuple[int, Vectors] = (0, np.zeros((0, queries, width), np.float16))
+        with self.writing():
+            pass
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the index for this process, with what others may have written until now."""
-        with exclusive(self.folder / LOCK):
-            self._read()
+        with contextlib.ExitStack() as held:
+            try:
+                self._said()  # before anything is put into a folder of something else
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(exclusive(self.folder / LOCK))
+                self._read()
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be written ({error.strerror}); name another --index"
+                ) from None
             yield
+            self.vectors()  # held open: another process may write the files anew, and remove these
 
     def add(self, entries: Sequence[Entry], vectors: Tensor | None = None) -> None:
         """Write images down, on the disk when this returns; raises OSError, with the file's name, where it is full.
@@ -103,7 +114,7 @@ class VectorIndex:
             for e in entries
         ]
         with naming(self._rows), self._rows.open("ab") as lines:
-            lines.write(b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in placed))
+            lines.write(_lines_of(placed))
             _to_disk(lines)
         self.count += 0 if vectors is None else len(vectors)
         self.entries |= {entry.key: entry for entry in placed}
@@ -131,10 +142,16 @@ class VectorIndex:
 
     def vectors(self) -> Vectors:
         """All rows, (rows, Q, E), as they lie on the disk; changes made to it stay in memory."""
-        shape = (self.count, *self.shape)
-        if not self.count:
-            return np.zeros(shape, np.float16)
-        return np.memmap(self._vectors, np.float16, "c", shape=shape)
+        generation, found = self._mapped
+        if (generation, len(found)) != (self._generation, self.count):
+            shape = (self.count, *self.shape)
+            found = (
+                np.memmap(self._vectors, np.float16, "c", shape=shape)
+                if self.count
+                else np.zeros(shape, np.float16)
+            )
+            self._mapped = self._generation, found
+        return found
 
     def search(self, texts: Tensor, top: int) -> list[list[tuple[str, float]]]:
         """For each of M texts (M, E) the keys of the `top` most similar images, and the similarity; best first."""
@@ -163,19 +180,28 @@ class VectorIndex:
         said = self._said()
         self._generation = int(said.get("generation", 0))
         if not said:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_header()
         for path in (self._vectors, self._rows):
             path.touch()
         self.count = self._vectors.stat().st_size // self._bytes
-        known = (entry for entry in self._lines() if entry.row is None or entry.row < self.count)
+        said_to_be = list(self._lines())
+        known = [entry for entry in said_to_be if entry.row is None or entry.row < self.count]
+        if len(known) < len(
+            said_to_be
+        ):  # vectors were lost; those that come in their place are of other images
+            with replacing(self._rows) as temporary:
+                temporary.write_bytes(_lines_of(known))
+                sync(temporary)
         self.entries = {entry.key: entry for entry in known}
 
     def _said(self) -> dict[str, Any]:
         """The header of an index that is there; empty where there is none."""
         path = self.folder / HEADER
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
+            if any(
+                name != LOCK and not name.startswith(TEMPORARY) for name in names
+            ):  # of who begins it just now
                 raise UserError(f"{self.folder}: is a folder of something else, not a search index")
             return {}
         try:
@@ -257,6 +283,10 @@ def _ranked(vectors: Vectors, text: Tensor, near: Tensor, top: int) -> list[tupl
     )
     order = np.lexsort((rows, -scores))[:top]
     return [(int(rows[k]), float(scores[k])) for k in order]
+
+
+def _lines_of(entries: Iterable[Entry]) -> bytes:
+    return b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in entries)
 
 
 def _to_disk(file: Any) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from bita.errors import UserError
-from bita.files import sha256
+from bita.errors import UserError, one_line
 from bita.inference.aligner import Aligner
 from bita.inference.index import Entry, VectorIndex
+from bita.inference.sources import content_hash
 from bita.inference.views import ImageLike, seen_ahead
 
 LOG = logging.getLogger(__name__)
@@ -42,18 +42,26 @@ class Item:
 
 
 def stat_of(path: Path) -> str:
-    """Return what changes when a file is written: its size and the nanosecond of its last change."""
+    """Return what changes when a file is written or replaced: its size, and the nanoseconds of its last changes.
+
+    The second of these, of the file's status, is no program's to choose: copies that keep their source's time differ.
+    """
     known = path.stat()
-    return f"{known.st_size} {known.st_mtime_ns}"
+    return f"{known.st_size} {known.st_mtime_ns} {known.st_ctime_ns}"
 
 
 def file_items(files: Iterable[Path], folder: Path) -> Iterator[Item]:
-    """Each of the image files below a folder as an item, called by its path from there."""
+    """Each of the image files below a folder as an item, called by its path from there; what is gone is passed over."""
     for path in files:
+        try:
+            stat = stat_of(path)
+        except OSError as error:
+            LOG.warning("passed over: %s", one_line(error))
+            continue
         yield Item(
             path.relative_to(folder).as_posix(),
-            stat_of(path),
-            lambda path=path: sha256(path),  # type: ignore[misc]
+            stat,
+            lambda path=path: content_hash(path),  # type: ignore[misc]
             lambda path=path: path,  # type: ignore[misc]
         )
 

@@ -90,7 +90,29 @@ def test_an_index_is_found_again_and_a_run_that_was_killed_loses_only_what_it_ha
     assert np.array_equal(last.vectors()[last.entries["d"].row], rows[3].half().numpy())
     assert last.search(text, 3)[0][0][1] == plain(rows[:4].half().numpy(), text[0], 1)[0][1]
     os.truncate(tmp_path / "x/vectors.0.f16", 2 * 48)  # a line without its vectors, as after a power failure
-    assert set(VectorIndex(tmp_path / "x", "m", 3, 8).entries) == {"a", "b", "gone"}
+    less = VectorIndex(tmp_path / "x", "m", 3, 8)
+    assert set(less.entries) == {"a", "b", "gone"}
+    with less.writing():
+        less.add(entries("e"), rows[4:])  # where the vectors of c lay
+    assert VectorIndex(tmp_path / "x", "m", 3, 8).entries == less.entries
+    assert set(less.entries) == {"a", "b", "gone", "e"}
+
+
+def test_two_processes_search_in_one_index_while_one_of_them_writes_it_anew(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for name in ("lock", ".tmp-index.json-1"):  # another process begins it just now
+        (tmp_path / "x" / name).touch()
+    rows, text = torch.from_numpy(vectors(5)).float(), torch.eye(8)[:1]
+    one = VectorIndex(tmp_path / "x", "m", 3, 8)
+    with one.writing():
+        one.add(entries(*"abcde"), rows)
+    expected = one.search(text, 5)
+    two = VectorIndex(tmp_path / "x", "m", 3, 8)
+    with two.writing():
+        two.keep({"a"})
+    assert sorted(path.name for path in (tmp_path / "x").glob("vectors*")) == ["vectors.1.f16"]
+    assert one.search(text, 5) == expected
+    assert [key for key, _ in two.search(text, 5)[0]] == ["a"]
 
 
 def test_a_disk_that_fills_is_named_and_what_was_said_before_stays(
@@ -153,6 +175,10 @@ def test_another_model_and_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder of something else"):
         VectorIndex(tmp_path / "y", "m", 3, 8)
     assert [path.name for path in (tmp_path / "y").iterdir()] == ["notes.txt"]
+    with pytest.raises(
+        UserError, match=r"txt/x: cannot be written \(Not a directory\); name another --index"
+    ):
+        VectorIndex(tmp_path / "y/notes.txt/x", "m", 3, 8)
     for broken in ("{", "[]", "{}"):
         (tmp_path / "x/index.json").write_text(broken)
         with pytest.raises(UserError, match="no header of a search index"):
@@ -205,12 +231,23 @@ def test_images_are_found_as_the_model_compares_them_and_only_new_ones_are_embed
     os.utime(first, ns=(1, 1))  # touched, not changed
     refreshed()
     assert embedded == []
+    pair_of = files(folder)[:2]  # of one size and time, then each in the other's place
+    contents = [path.read_bytes().ljust(10_000, b"\0") for path in pair_of]
+    for order in (contents, contents[::-1]):
+        for path, content in zip(pair_of, order, strict=True):
+            path.write_bytes(content)
+            os.utime(path, ns=(5, 5))
+        refreshed()
+        assert embedded == [2]
     write_image(first, 99, (40, 36))
     write_image(folder / "new.png", 8, (40, 36))
     files(folder)[2].unlink()
     (folder / "broken.png").write_bytes(b"no image")
+    (folder / "link.png").symlink_to("gone")
     index = refreshed()
+    (folder / "link.png").unlink()
     assert embedded == [2]
+    assert "link.png: No such file" in caplog.text
     assert "passed over" in caplog.text
     assert "broken.png" in caplog.text
     again = pair.captioner.score(first, ["two planes"])
