@@ -183,9 +183,13 @@ class BitaLM(BitaModel):
             prefix: (I, Q, H).
             ids: (B, T), on the CPU, B/I captions an image, side by side.
             labels: (B, T), `IGNORED` where nothing is learned.
+
+        Raises:
+            ConfigError: the language model has fewer positions.
         """
         captions, columns = (labels != IGNORED).nonzero(as_tuple=True)
         ahead, longest = prefix.shape[1], ids.shape[1]
+        self.decoder.check_length(ahead + longest, f"model.max_txt_len={self.cfg.max_txt_len}")
         each = len(ids) // len(prefix)
         if each > 1 and self.packs and self.decoder.fits(ahead + longest, ahead + each * longest):
             packed = pack(ids, labels, *prefix.shape[:2])
@@ -231,7 +235,9 @@ class BitaLM(BitaModel):
         """
         prompt = torch.tensor(self.tokens.prompt(self.cfg.prompt), device=self.device)
         words = self.decoder.embed(prompt).expand(len(prefix), -1, -1)
-        decoder = self.decoder.search(torch.cat([prefix.to(words.dtype), words], dim=1), settings)
+        inputs = torch.cat([prefix.to(words.dtype), words], dim=1)
+        self.decoder.check_length(inputs.shape[1] + settings.max_new - 1, f"max_len={settings.max_len}")
+        decoder = self.decoder.search(inputs, settings)
         with fast_products(settings.speed == "fast" and self.device.type == "cpu"):
             return search(decoder, len(prefix), self.tokens.stop, settings, generators)
 

@@ -81,6 +81,9 @@ class LanguageModel:
         """Return whether `logits_at` takes the mask and the positions of packed captions (`packing`)."""
         return False
 
+    def check_length(self, length: int, key: str) -> None:
+        """Raise ConfigError where there are fewer positions than `length`, which the value of `key` asks for."""
+
     def fits(self, length: int, places: int) -> bool:
         """Return whether captions in a sequence of `places` see all of prefix and own words, `length` of them."""
         return True
@@ -189,6 +192,13 @@ class TransformersDecoder(LanguageModel):
                 "model.opt_model: a model of type %s reads the captions of an image one by one", self.family
             )
         return self.shares
+
+    def check_length(self, length: int, key: str) -> None:
+        """See `LanguageModel.check_length`; the table of a model that learned its positions ends there."""
+        most = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and length > most:
+            asked = f"query tokens, prompt and caption may take {length}"
+            raise ConfigError(f"{key}: the language model has {most} positions, and {asked}; make it less")
 
     def fits(self, length: int, places: int) -> bool:
         """See `LanguageModel.fits`."""

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bita.errors import ConfigError
 from bita.models.base import for_captions
 from bita.models.language.decoder import IGNORED
+from bita.models.language.generation import GenerationSettings
 from bita.models.language.packing import can_be_packed, pack
 from tests.models.test_models import TEXTS, batch
 from tests.weights.test_weights import stage_2
@@ -106,3 +107,22 @@ def test_a_prompt_that_leaves_nothing_to_learn_is_told() -> None:
         model.tokenize(["a photo of a river", "a photo of two planes"])
     model.cfg.max_txt_len += 1
     assert (model.tokenize(["a photo of a river", "a photo of two planes"])[1] >= 0).sum() == 2
+
+
+def test_more_positions_than_the_language_model_has_are_told() -> None:
+    """Where it has learned a position each, another one is none; a GPU would end the process."""
+    model = stage_2(prompt="", max_txt_len=100).eval()
+    most, ahead = model.opt_model.config.max_position_embeddings, model.cfg.num_query_token
+    prefix = torch.randn(1, ahead, model.decoder.width)
+    longest = most - ahead - len(model.tokens.prompt("")) + 2  # the last token is written, not read
+    settings = GenerationSettings(max_len=longest, min_len=longest, num_beams=2)
+    assert len(model.write(prefix, settings)[0][0]) == longest - 1
+    with pytest.raises(
+        ConfigError, match=rf"^max_len={longest + 1}: the language model has {most} positions"
+    ):
+        model.write(prefix, GenerationSettings(max_len=longest + 1, num_beams=2))
+    ids = torch.full((1, most - ahead), 5)
+    assert model.caption_loss(prefix, ids, ids).isfinite()
+    ids = torch.full((1, most - ahead + 1), 5)
+    with pytest.raises(ConfigError, match=r"^model\.max_txt_len=100: the language model has"):
+        model.caption_loss(prefix, ids, ids)
