@@ -72,7 +72,7 @@ class EpochRunner:
         self.log = RunLog(run_dir.path, cfg.run.loggers)
         self.interrupt = Interrupt(self.run.save_every_minutes)
         best_by = cfg.run.best_by or registry.tasks.config(cfg.run.task).best_by
-        self.validations = Validations(run_dir.path, best_by)
+        self.validations = Validations(run_dir.path, best_by, task.search())
         self.bad_records = BadRecords(run_dir.path, self.run, self.log.warn)
         self.epoch, self.step_in_epoch = 0, 0
         self.steps_per_epoch = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ class Validations:
 
     Attributes:
         folder: the run's folder.
-        entries: epoch → {"quality", "best_by", "scores"}.
+        entries: epoch → {"quality", "best_by", "search", "scores"}.
         best_by: the scores that quality is of; epochs that were judged by others are never the best.
+        search: how captions were searched for, where they were; the same holds of it, and of the splits.
     """
 
     folder: Path
     best_by: Sequence[str] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)
     entries: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __contains__(self, epoch: int) -> bool:
@@ -51,7 +53,7 @@ class Validations:
             run = checkpoint.parents[1]
             if run == self.folder.resolve() or (self.folder / FILE).exists():
                 return
-            other = Validations(run, self.best_by)
+            other = Validations(run, self.best_by, self.search)
             other.entries = {epoch: entry for epoch, entry in other._read().items() if epoch <= until}
             best = other.best()
             try:
@@ -68,7 +70,8 @@ class Validations:
 
     def add(self, epoch: int, quality: float | None, scores: dict[str, dict[str, float]]) -> None:
         """Keep what an epoch came to."""
-        self.entries[epoch] = {"quality": quality, "best_by": list(self.best_by), "scores": scores}
+        search = {"search": dict(self.search)} if self.search else {}
+        self.entries[epoch] = {"quality": quality, "best_by": list(self.best_by), **search, "scores": scores}
 
     def as_json(self) -> dict[str, Any]:
         """Return what the file holds."""
@@ -78,13 +81,20 @@ class Validations:
         """Return the epoch of the highest quality, the first of equals, whose checkpoint is there."""
         candidates = [
             epoch
-            for epoch, entry in self.entries.items()
-            if entry["quality"] is not None and entry.get("best_by", list(self.best_by)) == list(self.best_by)
-        ]
-        candidates = [
-            epoch for epoch in sorted(candidates) if (self._checkpoint(epoch) / META_FILE).is_file()
+            for epoch in sorted(self.entries)
+            if self._comparable(self.entries[epoch]) and (self._checkpoint(epoch) / META_FILE).is_file()
         ]
         return max(candidates, key=lambda epoch: self.entries[epoch]["quality"], default=None)
+
+    def _comparable(self, entry: dict[str, Any]) -> bool:
+        """Whether an epoch was judged as this run judges, on the splits of the newest; older files say less."""
+        newest = self.entries[max(self.entries)]
+        return (
+            entry["quality"] is not None
+            and entry.get("best_by", list(self.best_by)) == list(self.best_by)
+            and entry.get("search", self.search) == self.search
+            and entry["scores"].keys() == newest["scores"].keys()
+        )
 
     def best_entry(self) -> dict[str, Any]:
         """Return the best epoch and its quality, for a checkpoint's meta."""

@@ -68,6 +68,10 @@ class Task(ABC):
             return None
         return sum(-scores[name] if name.endswith("loss") else scores[name] for name in names)
 
+    def search(self) -> dict[str, Any]:
+        """Return what decides, beside the weights, which captions an evaluation finds; nothing where it finds none."""
+        return {}
+
     @abstractmethod
     def evaluate(
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save

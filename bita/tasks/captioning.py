@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,14 @@ class CaptioningTask(Task):
             find_java()  # what is missing is better found now than after the first epoch
             make_metrics(cfg.run.metrics)
         self.settings = GenerationSettings.from_run(cfg.run)
+
+    def search(self) -> dict[str, Any]:
+        """See `Task.search`."""
+        return {
+            name: value
+            for name, value in asdict(self.settings).items()
+            if name not in ("num_captions", "speed")
+        }
 
     def evaluate(
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save

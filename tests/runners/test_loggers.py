@@ -55,3 +55,19 @@ def test_epochs_that_other_scores_judged_are_never_the_best(tmp_path):
         (tmp_path / f"checkpoints/epoch_000{epoch}/meta.json").write_text("{}")
     assert (before.best(), now.best()) == (0, 1)
     assert now.as_json()["2"] == {"quality": 0.3, "best_by": ["METEOR"], "scores": {"val": {"METEOR": 0.3}}}
+
+
+def test_epochs_of_another_search_or_other_splits_are_never_the_best(tmp_path):
+    for epoch in (1, 2, 3):
+        (tmp_path / f"checkpoints/epoch_000{epoch}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/epoch_000{epoch}/meta.json").write_text("{}")
+    greedy = Validations(tmp_path, ["CIDEr"], {"num_beams": 1})
+    greedy.add(0, 3.0, {"val": {"CIDEr": 3.0}})
+    beams = Validations(tmp_path, ["CIDEr"], {"num_beams": 5}, entries=dict(greedy.entries))
+    beams.add(1, 2.0, {"val": {"CIDEr": 2.0}})
+    assert (greedy.best(), beams.best()) == (0, 1)
+    assert beams.entries[1]["search"] == {"num_beams": 5}
+    del beams.entries[0]["search"]  # of before it was noted
+    assert beams.best() == 0
+    beams.add(2, 1.0, {"val_a": {"CIDEr": 1.0}, "val_b": {"CIDEr": 1.0}})
+    assert beams.best() == 2
