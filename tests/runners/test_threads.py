@@ -11,6 +11,7 @@ import pytest
 import torch
 from toy_run import toy_config
 
+from bita.config.load import config_to_yaml
 from bita.machine import Others, cores
 from bita.runners.run_dir import open_run_dir
 from bita.runners.threads import use_threads
@@ -43,7 +44,8 @@ def test_a_run_that_goes_on_has_the_threads_that_it_began_with(tmp_path: Path) -
     meta.parent.mkdir(parents=True)
     meta.write_text("{}")
     torch.set_num_threads(1)
-    (tmp_path / "mine/config.yaml").write_text("{}")
+    cfg = toy_config(tmp_path, name="mine", resume="auto")  # as if nobody had said how many
+    (tmp_path / "mine/config.yaml").write_text(config_to_yaml(cfg))
     assert threads_of(tmp_path) == (3, 3)
 
 
