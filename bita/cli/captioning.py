@@ -69,6 +69,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
         named = len(images) > 1 or not alone
         failed = print_captions(captioner, images, named=named, batch_size=args.batch_size, **given)
         return int(failed > 0)
+    images = list(dict.fromkeys(images))  # a record each, however often it is named
     with RecordFile(args.output, captioner.hash, settings, args.overwrite) as out:
         failed = write_captions(captioner, images, out, batch_size=args.batch_size, **given)
     if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -94,7 +95,7 @@ def _inside(folder: Path, may_lack: bool = False) -> list[Path]:
 
 def _listed() -> list[Path]:
     """Return the files that standard input names."""
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)  # as some editors write it
     names = content.split(b"\0") if b"\0" in content else content.splitlines()
     found = [Path(os.fsdecode(name)) for name in names if name.strip()]
     if not found:

@@ -70,7 +70,7 @@ def test_folders_patterns_and_lists_are_found(
     assert run(pair, "-", folder / "b.png") == 0
     assert capsys.readouterr().out.splitlines() == [*reversed(wanted), wanted[1]]
     monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{folder}/b.png\n\n{folder}/no.png\n".encode()))
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(f"\ufeff{folder}/b.png\r\n\n{folder}/no.png\n".encode()))
     )
     assert run(pair, "-") == 1
     printed = capsys.readouterr()
@@ -147,7 +147,7 @@ def test_a_broken_image_is_a_record_until_it_is_mended(
     (folder / "b.png").write_text("text")
     (folder / "c#1.jpg").write_bytes(b"")
     for _ in range(2):
-        assert run(pair, folder, "--output", out) == 1
+        assert run(pair, folder, folder / "b.png", "--output", out) == 1
         assert (
             capsys.readouterr().err.splitlines()[-1]
             == f"error: 2 of 5 images have no caption; {out} says why"
