@@ -72,7 +72,13 @@ def misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Ten
     shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
     if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
         kind = "vocabulary"
+        kept = [
+            f": model.{key}=FOLDER, the folder {folder} of its run"
+            for key, folder in model.cfg.folders.items()
+            if "tokenizer" in key
+        ]
         hint = f"it has {len(tensor)} words there and {len(target)} here: name the tokenizer that it was trained with"
+        hint += "".join(kept[:1])
     elif name.startswith(TRUNK):
         kind = "vision encoder"
         hint = f"model.vit_model={model.cfg.vit_model} is another width or patch size: name the encoder of this file"

@@ -5,12 +5,11 @@ The sheet in the README is `python scripts/data/contact_sheet.py docs/synthetic_
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from bita.commands import program
+from bita.commands import at_least, command_line, program
 from bita.datasets.synthetic import SCENES, Facts, draw_scene, five_captions
 from bita.files import user_path
 
@@ -56,10 +55,10 @@ def contact_sheet(each: int, columns: int, seed: int) -> Image.Image:
 @program
 def main() -> int:
     """Parse, draw, save."""
-    parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic scenes.")
+    parser = command_line("Draw a contact sheet of the synthetic scenes.")
     parser.add_argument("out", type=user_path, help="PNG to write")
-    parser.add_argument("--each", type=int, default=2, help="scenes of a kind (%(default)s)")
-    parser.add_argument("--columns", type=int, default=4, help="scenes in a row (%(default)s)")
+    parser.add_argument("--each", type=at_least(1), default=2, help="scenes of a kind (%(default)s)")
+    parser.add_argument("--columns", type=at_least(1), default=4, help="scenes in a row (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     args = parser.parse_args()
     sheet = contact_sheet(args.each, args.columns, args.seed)

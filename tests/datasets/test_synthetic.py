@@ -193,10 +193,11 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "synthetic scenes: 4/4" in done.stderr
     assert len(list((tmp_path / "out/images").iterdir())) == 4
-    again = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert again.stderr.startswith("error: ")
-    assert again.stderr.count("\n") == 1
+    for given, code in (([], 1), (["--trian", "3"], 2), (["--val", "0"], 2)):
+        again = subprocess.run([*command, *small, *given], capture_output=True, text=True, check=False)
+        assert again.returncode == code
+        assert again.stderr.startswith("error: ")
+        assert again.stderr.count("\n") == 1
 
 
 def test_folder_below_a_file_is_a_user_error(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_wrong_vocabulary(tmp_path: Path) -> None:
     message = refused(stage_1(), saved({"model": state}, tmp_path))
     assert "other vocabulary" in message
     assert "244 words there and 122 here" in message
+    assert message.endswith("model.text_tokenizer=FOLDER, the folder text_tokenizer of its run")
 
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     BertForMaskedLM(BertConfig(**sizes, vocab_size=130, max_position_embeddings=40)).save_pretrained(tmp_path)
