@@ -88,7 +88,7 @@ class ModelConfig(ArchConfig):
     """Weight of a loss that tells the caption's words from the mean image token. It starts an encoder that is trained
     from scratch, which learns little through fresh query tokens alone; published: none."""
     label_smoothing: float = key(0.1, at_least=0, below=1)
-    """Of the contrastive and the captioning loss."""
+    """Of stage 1's losses `itc` and `itg`; the language model's loss has none, as published."""
     loss_weights: dict[str, float | None] = names_of(
         registry.losses, {"itc": 1.0, "itm": None, "itg": None}, at_least=0
     )
