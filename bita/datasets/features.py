@@ -6,9 +6,11 @@ Shapes: V images, K views of each, N image tokens, C image width, S the processo
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,7 +68,8 @@ class Views:
         }
         opened = (data.opener.rule, data.cache and data.cache.size, *(["batches"] if self.in_batches else []))
         drawn = self.count and (self.count, self.seed)
-        found = hashlib.sha256(repr((encoder, drawn, type(processor).__qualname__, rule, opened)).encode())
+        kind = (type(processor).__qualname__, _source(type(processor)))
+        found = hashlib.sha256(repr((encoder, drawn, kind, rule, opened)).encode())
         for name in data.image_names:
             status = (data.folder / name).stat()
             found.update(f"\n{name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -103,11 +106,21 @@ class _View(Dataset[Tensor]):
 
 def encoder_hash(encoder: torch.nn.Module, settings: str) -> str:
     """Hash of an encoder's weights and of `settings`: what else decides its output, such as precision and layers."""
-    found = hashlib.sha256(settings.encode())
+    found = hashlib.sha256(f"{settings} {_source(type(encoder))}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _source(kind: type) -> str:
+    """Return the text of the module of a part of one's own, whose output may change with it; of the package's, none."""
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return ""
+    try:
+        return inspect.getsource(sys.modules[kind.__module__])
+    except (OSError, TypeError, KeyError):  # typed at a prompt
+        return ""
 
 
 def open_features(views: Views, encode: Encode, path: Path, *, batch_size: int, workers: int) -> FeatureCache:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -90,6 +92,23 @@ def test_the_name_holds_all_that_matters(data) -> None:
 
 def before_and_a_bit(data) -> torch.Tensor:
     return data.processors.train_image.mean + 1e-6
+
+
+def test_a_part_of_ones_own_that_was_edited_is_another_file(data, tmp_path: Path, monkeypatch) -> None:
+    own = tmp_path / "own_features.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "from bita.processors.image import EvalImageProcessor\nclass Own(EvalImageProcessor):\n    gain = {}\n"
+    text += "class Encoder(__import__('torch').nn.Identity):\n    pass\n"
+    keys = []
+    for gain in (1, 2, 1):
+        own.write_text(text.format(gain))
+        monkeypatch.delitem(sys.modules, "own_features", raising=False)
+        made = importlib.import_module("own_features")
+        monkeypatch.setattr(data, "processors", replace(data.processors, train_image=made.Own(SIZE)))
+        keys.append((Views(data, 1, seed=0).key(""), encoder_hash(made.Encoder(), "")))
+    assert keys[0] == keys[2]
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] != keys[1][1]
 
 
 def test_other_layers_of_the_same_weights_are_other_features(tmp_path: Path) -> None:
