@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from bita.errors import UserError
 from bita.files import write_json
 
 FILE = "validation.json"
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -113,8 +115,17 @@ class Validations:
 
     def _read(self) -> dict[int, dict[str, Any]]:
         path = self.folder / FILE
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {int(epoch) - 1: entry for epoch, entry in content.items()}
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            entries = {
+                int(epoch) - 1: {"quality": None, "scores": {}} | entry for epoch, entry in content.items()
+            }
+        except (ValueError, TypeError, AttributeError):
+            LOG.warning("%s: damaged, so what it says is passed over; the best epoch counts from here", path)
+            return {}
+        return entries
 
     def _checkpoint(self, epoch: int) -> Path:
         return self.folder / "checkpoints" / f"epoch_{epoch + 1:04d}"

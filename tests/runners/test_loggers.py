@@ -71,3 +71,13 @@ def test_epochs_of_another_search_or_other_splits_are_never_the_best(tmp_path):
     assert beams.best() == 0
     beams.add(2, 1.0, {"val_a": {"CIDEr": 1.0}, "val_b": {"CIDEr": 1.0}})
     assert beams.best() == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"one": {}}', '{"1": 3}', '{"1": {}}', ""])
+def test_a_damaged_file_of_validations_is_passed_over(tmp_path, content):
+    (tmp_path / "validation.json").write_text(content)
+    kept = Validations(tmp_path, ["CIDEr"])
+    kept.load(until=5)
+    assert kept.best() is None
+    kept.add(1, 0.5, {"val": {"CIDEr": 0.5}})
+    assert kept.best() is None  # its checkpoint is not there
