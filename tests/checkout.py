@@ -20,11 +20,8 @@ SCENES = {"train": 48, "val": 20, "test": 8, "size": 64, "seed": 3}
 RUN = "output/quickstart/caption"
 STAGES = ("pretrain_stage1", "pretrain_stage2", "caption")
 SHORT = ["model.image_size=64", "run.max_epoch=1", "run.warmup_steps=1", "run.device=cpu"]
-TINY = [
-    "model.bridge_size.hidden_size=32",
-    "model.bridge_size.intermediate_size=64",
-    "model.vit_args.channels=[8,16,16,32]",
-]
+NARROW = ["model.bridge_size.hidden_size=32", "model.bridge_size.intermediate_size=64"]
+TINY = [*NARROW, "model.vit_args.channels=[8,16,16,32]"]
 TINY_STAGE_2 = "configs/projects/bita/train/pretrain_stage2_tiny.yaml"
 PREPARE = """
 python scripts/prepare_data.py nwpu_caption  path/to/NWPU   data/nwpu
@@ -82,11 +79,12 @@ def sizes(line: str) -> list[str]:
     if not re.search(r"_(tiny|small|own|box)|/decoder_", line):
         return ["--check"]
     options = ["--options", *SHORT]
+    tiny, synthetic = re.search("tiny|/decoder_", line), "_synthetic" in line
     if "evaluate.py" not in line:
-        options += [f"run.batch_size_train={16 if 'tiny' in line else 8}"]
-    if "tiny" in line or "decoder_" in line:
-        options += TINY
-    if "_ucm" not in line and ("tiny" in line or "decoder_" in line):
+        options += [f"run.batch_size_train={16 if tiny or synthetic else 8}"]
+    if tiny or synthetic:
+        options += TINY if tiny else NARROW
+    if synthetic or (tiny and "_ucm" not in line):
         options += [f"datasets.synthetic_caption.synthetic.{key}={value}" for key, value in SCENES.items()]
     return options
 

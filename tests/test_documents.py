@@ -34,7 +34,7 @@ PROGRAMS = ("bash", "python", ".venv/bin/python", "pip", "curl", "find", "sbatch
 COMMAND = re.compile(rf"(?:\$ |[A-Z_]+=\S+ )*(?:{'|'.join(map(re.escape, PROGRAMS))}) \S")
 STANDS_FOR = {
     "/path/to/": "path/to/",
-    "--cfg-path …": "--cfg-path configs/projects/bita/eval/caption_eval_tiny.yaml",
+    "--cfg-path …": "--cfg-path configs/projects/bita/eval/caption_eval_small_synthetic.yaml",
     "NAME KEY=VALUE": "length words=8 --imports my_part",
     "[KEY=VALUE …]": "",
 }
@@ -131,7 +131,9 @@ def reader(checkout: Checkout) -> Checkout:
 def furnish(folder: Path) -> None:
     """Lay out the names that the documents use."""
     stages = folder / "output/quickstart"
-    outputs = {f"{of}/{stage}": stage for of in ("bita", "qformer", "opt6.7b", "tiny") for stage in STAGES}
+    outputs = {
+        f"{of}/{stage}": stage for of in ("bita", "qformer", "opt6.7b", "small_synthetic") for stage in STAGES
+    }
     outputs |= {f"{of}/caption": "caption" for of in ("a", "b", "small", "ucm_tiny")}
     for name, stage in {**outputs, "stage1": "pretrain_stage1", "../RUN": "caption"}.items():
         (folder / "output" / name).mkdir(parents=True)  # others' runs may come beside it

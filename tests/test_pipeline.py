@@ -13,9 +13,9 @@ from tests.shell import ROOT
 
 
 def test_each_stage_takes_the_weights_of_the_one_before(checkout: Checkout) -> None:
-    _, first, second, third, *_ = checkout.quickstart.err.split("synthetic scenes:", 1)[1].split(
-        "weights from "
-    )
+    _, *said = checkout.quickstart.err.split("synthetic scenes:", 1)[1].split("weights from ")
+    assert "vision 294/294" in said[0]  # stage 1 starts from ImageNet's
+    first, second, third, *_ = (words for words in said if "/checkpoints/" in words)
     assert "/pretrain_stage1/" in first
     assert "opt_proj 0/2 (fresh: stage 1 has none)" in first
     assert "/pretrain_stage2/" in second
@@ -26,7 +26,7 @@ def test_each_stage_takes_the_weights_of_the_one_before(checkout: Checkout) -> N
 
 def test_evaluation_repeats_the_test_scores_of_training(checkout: Checkout) -> None:
     options = f"env.cache_root=output/quickstart/data model.init_from={RUN} run.output_dir=output/eval"
-    follow(checkout, f"MODEL=tiny bash scripts/bita/eval/eval_caption.sh --options {options}")
+    follow(checkout, f"MODEL=small_synthetic bash scripts/bita/eval/eval_caption.sh --options {options}")
     trained, evaluated = (
         json.loads((checkout.folder / run / "latest/scores.json").read_text()) for run in (RUN, "output/eval")
     )

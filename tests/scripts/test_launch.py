@@ -155,7 +155,14 @@ def test_the_packages_model_takes_two_stages_and_one_fine_tuning(pipeline, tmp_p
 @pytest.mark.parametrize(
     ("line", "trains"),
     [
-        ("quickstart.sh OUT", ["pretrain_stage1_tiny", "pretrain_stage2_tiny", "caption_ft_tiny"]),
+        (
+            "quickstart.sh OUT",
+            [
+                "pretrain_stage1_small_synthetic",
+                "pretrain_stage2_small_synthetic",
+                "caption_ft_small_synthetic",
+            ],
+        ),
         ("rsicd_small.sh SOURCE OUT", ["pretrain_stage1_small", "pretrain_stage2_small", "caption_ft_small"]),
         ("finetune.sh SOURCE OUT", ["finetune_own"]),
         ("benchmarks/decoders.sh OUT gpt2", ["pretrain_stage1_tiny", "decoder_gpt2"]),
