@@ -113,10 +113,15 @@ def calibrate(
         The file, the calibration, and what it was fitted to.
 
     Raises:
-        UserError: the split is not there or too small.
+        UserError: the split is not there or too small, or the run draws its captions.
         OSError: the run's folder cannot be written.
     """
-    captioner, cfg = Captioner.load(run, device, stage1=stage1), config_of(run)
+    cfg = config_of(run)
+    if cfg.run.use_nucleus_sampling:
+        raise UserError(
+            f"{run}: draws its captions (run.use_nucleus_sampling); those have no confidence to fit"
+        )
+    captioner = Captioner.load(run, device, stage1=stage1)
     if cache_root is not None:
         cfg.env.cache_root = str(cache_root)
     split = split or next(iter(cfg.run.valid_splits), "val")

@@ -147,3 +147,9 @@ def test_a_calibration_travels_with_a_run(
     assert not (tmp_path / "again/stage1").exists()
     assert not (tmp_path / "again/calibration.json").exists()
     assert calibrate([str(run), "--cache-root", str(tmp_path / "nowhere")]) == 2
+    (meta,) = run.glob("checkpoints/*/meta.json")
+    meta.write_text(meta.read_text().replace('"use_nucleus_sampling": false', '"use_nucleus_sampling": true'))
+    assert calibrate([str(run)]) == 1
+    assert (
+        "draws its captions (run.use_nucleus_sampling); those have no confidence" in capsys.readouterr().err
+    )
