@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bita.models.base import BitaModel
+from bita.registry import models
 from bita.weights.layouts import TRUNK
 
 PART_NAMES = {
@@ -72,13 +73,10 @@ def misfit(model: BitaModel, source: str, name: str, tensor: Tensor, target: Ten
     shapes = f"{name} is {tuple(tensor.shape)} there and {tuple(target.shape)} in the model"
     if tensor.ndim == target.ndim and tensor.shape[1:] == target.shape[1:] and name.endswith(VOCABULARY):
         kind = "vocabulary"
-        kept = [
-            f": model.{key}=FOLDER, the folder {folder} of its run"
-            for key, folder in model.cfg.folders.items()
-            if "tokenizer" in key
-        ]
+        folders = models.config(model.cfg.arch).folders
         hint = f"it has {len(tensor)} words there and {len(target)} here: name the tokenizer that it was trained with"
-        hint += "".join(kept[:1])
+        for key in [key for key in folders if "tokenizer" in key]:
+            hint += f": model.{key}=FOLDER, the folder {folders[key]} of its run"
     elif name.startswith(TRUNK):
         kind = "vision encoder"
         hint = f"model.vit_model={model.cfg.vit_model} is another width or patch size: name the encoder of this file"
