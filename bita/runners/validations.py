@@ -119,9 +119,12 @@ class Validations:
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            entries = {
-                int(epoch) - 1: {"quality": None, "scores": {}} | entry for epoch, entry in content.items()
-            }
+            entries = {int(epoch) - 1: entry for epoch, entry in content.items()}
+            for (
+                entry
+            ) in entries.values():  # what is there keeps its place: a resumed run's file has the same bytes
+                entry.setdefault("quality", None)
+                entry.setdefault("scores", {})
         except (ValueError, TypeError, AttributeError):
             LOG.warning("%s: damaged, so what it says is passed over; the best epoch counts from here", path)
             return {}
