@@ -120,9 +120,8 @@ class Validations:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             entries = {int(epoch) - 1: entry for epoch, entry in content.items()}
-            for (
-                entry
-            ) in entries.values():  # what is there keeps its place: a resumed run's file has the same bytes
+            # What is there keeps its place, so that a resumed run's file has the same bytes.
+            for entry in entries.values():
                 entry.setdefault("quality", None)
                 entry.setdefault("scores", {})
         except (ValueError, TypeError, AttributeError):
