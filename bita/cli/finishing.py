@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bita.checkpoint import start_with
 from bita.commands import at_least, command_line, program
 from bita.files import user_path
-
-if TYPE_CHECKING:
-    pass
 
 EXPORT = """Write a trained model as one folder that needs nothing else, or in the authors' layout.
 

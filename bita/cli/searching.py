@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bita.checkpoint import start_with
 from bita.commands import at_least, command_line, program
 from bita.files import user_path
 from bita.packages import BOX
-
-if TYPE_CHECKING:
-    pass
 
 SEARCH = """Find images, or tiles of a scene, by words.
 

@@ -186,9 +186,8 @@ class VectorIndex:
         self.count = self._vectors.stat().st_size // self._bytes
         said_to_be = list(self._lines())
         known = [entry for entry in said_to_be if entry.row is None or entry.row < self.count]
-        if len(known) < len(
-            said_to_be
-        ):  # vectors were lost; those that come in their place are of other images
+        if len(known) < len(said_to_be):
+            # Vectors were lost; those that come in their place are of other images.
             with replacing(self._rows) as temporary:
                 temporary.write_bytes(_lines_of(known))
                 sync(temporary)
@@ -199,9 +198,8 @@ class VectorIndex:
         path = self.folder / HEADER
         if not path.is_file():
             names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
-            if any(
-                name != LOCK and not name.startswith(TEMPORARY) for name in names
-            ):  # of who begins it just now
+            # Whoever begins one just now has its lock there, and the header under another name.
+            if any(name != LOCK and not name.startswith(TEMPORARY) for name in names):
                 raise UserError(f"{self.folder}: is a folder of something else, not a search index")
             return {}
         try:

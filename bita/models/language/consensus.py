@@ -31,9 +31,8 @@ def by_consensus(candidates: Sequence[Candidate], drawn: bool = False) -> list[C
     """
     log_probs = np.array([0.0 if drawn else candidate.log_probability for candidate in candidates])
     weighed = likeness([candidate.text for candidate in candidates]) * np.exp(log_probs - log_probs.max())
-    expected = weighed.sum(
-        axis=1
-    )  # a matrix product would add up equal rows in other orders, and to other sums
+    # A matrix product would add up equal rows in other orders, and to other sums.
+    expected = weighed.sum(axis=1)
     return [candidates[place] for place in np.argsort(-expected, kind="stable")]
 
 
