@@ -145,8 +145,8 @@ class TimmEncoder(VisionEncoder):
             trunk.norm = nn.Identity()
         if cfg.vit_layers:
             _cut_after(trunk, cfg)
-        if not hasattr(trunk, "blocks"):  # a convolutional trunk is fastest so, on CPUs and GPUs
-            trunk.to(memory_format=torch.channels_last)
+        if sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1:  # more than a patch embedding
+            trunk.to(memory_format=torch.channels_last)  # fastest for convolutions, on CPUs and GPUs
         if cfg.use_grad_checkpoint:
             checkpoint_blocks(trunk)
         align_corners = None if known is None else known.align_corners
