@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -86,12 +87,15 @@ class VisionEncoder(nn.Module):
 
 
 class TimmEncoder(VisionEncoder):
-    """A timm trunk whose last feature map is the output, or the outputs of several of its blocks.
+    """A timm trunk whose last feature map is the output, or the outputs of several of its layers.
+
+    A layer is a block of a transformer, or a stage of a trunk whose feature maps shrink from stage to stage; there the
+    maps are averaged to the size of the last one that is taken.
 
     Args:
         trunk: the network.
-        layers: numbers, from 1, of the blocks whose outputs are taken; none takes the trunk's own output.
-        merge: `concat` puts the blocks' channels side by side, `sum` adds them.
+        layers: numbers, from 1, of the layers whose outputs are taken; none takes the trunk's own output.
+        merge: `concat` puts the layers' channels side by side, `sum` adds them.
         align_corners: how positions are resized for another image size; None is timm's own way.
     """
 
@@ -108,8 +112,9 @@ class TimmEncoder(VisionEncoder):
         super().__init__()
         self.trunk = trunk
         self.layers, self.merge, self.align_corners = tuple(layers), merge, align_corners
-        copies = len(self.layers) if self.layers and merge == "concat" else 1
-        self.width = copies * int(trunk.num_features)  # type: ignore[arg-type]
+        self.staged = bool(self.layers) and _is_staged(trunk)
+        widths = _widths(trunk, self.layers) if self.layers else [int(trunk.num_features)]  # type: ignore[arg-type]
+        self.width = sum(widths) if merge == "concat" else widths[0]
 
     @classmethod
     def image_input(cls, cfg: ArchConfig) -> ImageInput:
@@ -145,7 +150,9 @@ class TimmEncoder(VisionEncoder):
             trunk.norm = nn.Identity()
         if cfg.vit_layers:
             _cut_after(trunk, cfg)
-        if sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1:  # more than a patch embedding
+        if (
+            sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
+        ):  # more than a patch embedding
             trunk.to(memory_format=torch.channels_last)  # fastest for convolutions, on CPUs and GPUs
         if cfg.use_grad_checkpoint:
             checkpoint_blocks(trunk)
@@ -155,7 +162,7 @@ class TimmEncoder(VisionEncoder):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C); a class token, where there is one, comes first."""
         if self.layers:
-            return self._blocks_output(images.to(self.dtype))
+            return self._stages(images.to(self.dtype)) if self.staged else self._blocks(images.to(self.dtype))
         features: Tensor = self.trunk.forward_features(images.to(self.dtype))  # type: ignore[operator]
         if features.ndim == 3:
             return features
@@ -163,7 +170,19 @@ class TimmEncoder(VisionEncoder):
             return features.flatten(1, 2)
         return features.flatten(2).transpose(1, 2)
 
-    def _blocks_output(self, images: Tensor) -> Tensor:
+    def _stages(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, C), the chosen stages' maps merged, N the places of the last one's."""
+        maps = self.trunk.forward_intermediates(  # type: ignore[operator]
+            images, indices=[number - 1 for number in self.layers], output_fmt="NCHW", intermediates_only=True
+        )
+        size = maps[-1].shape[2:]
+        tokens = [nn.functional.adaptive_avg_pool2d(part, size).flatten(2).transpose(1, 2) for part in maps]
+        return self._merged(tokens)
+
+    def _merged(self, tokens: list[Tensor]) -> Tensor:
+        return torch.cat(tokens, dim=-1) if self.merge == "concat" else torch.stack(tokens).sum(dim=0)
+
+    def _blocks(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, C), the chosen blocks' tokens merged, without a final norm."""
         outputs = self.trunk.forward_intermediates(  # type: ignore[operator]
             images,
@@ -176,7 +195,7 @@ class TimmEncoder(VisionEncoder):
         tokens = [  # patches, or where there is a class token (patches, class token)
             output if isinstance(output, Tensor) else torch.cat(output[::-1], dim=1) for output in outputs
         ]
-        return torch.cat(tokens, dim=-1) if self.merge == "concat" else torch.stack(tokens).sum(dim=0)
+        return self._merged(tokens)
 
     def grid(self, tokens: int) -> tuple[int, int]:
         """See `VisionEncoder.grid`: the patches of a trunk that keeps one token for each."""
@@ -232,16 +251,36 @@ def _build_trunk(cfg: ArchConfig, known: _Known | None) -> Any:
     return trunk
 
 
+def _is_staged(trunk: Any) -> bool:
+    """Return whether a trunk's layers are stages, whose maps are of several sizes, and not blocks of tokens."""
+    return "return_prefix_tokens" not in signature(trunk.forward_intermediates).parameters
+
+
 def _cut_after(trunk: Any, cfg: ArchConfig) -> None:
-    """Drop the blocks after the last one that `vit_layers` names."""
-    if not hasattr(trunk, "blocks") or not hasattr(trunk, "forward_intermediates"):
-        raise ConfigError(f"model.vit_layers: {cfg.vit_model} has no blocks to choose from; set it to []")
-    depth = len(trunk.blocks)
-    if max(cfg.vit_layers) > depth:
+    """Drop what comes after the last layer that `vit_layers` names."""
+    if not hasattr(trunk, "forward_intermediates"):
+        raise ConfigError(f"model.vit_layers: {cfg.vit_model} has no layers to choose from; set it to []")
+    staged, last = _is_staged(trunk), max(cfg.vit_layers)
+    depth, layer = (len(trunk.feature_info), "stage") if staged else (len(trunk.blocks), "block")
+    if last > depth:
+        hint = "" if staged else " (model.vit_depth)"
+        raise ConfigError(f"model.vit_layers: {last} is past the last {layer}, {depth}{hint}")
+    if not staged:
+        trunk.blocks = trunk.blocks[:last]
+        return
+    widths = _widths(trunk, cfg.vit_layers)
+    if cfg.vit_layers_merge == "sum" and len(set(widths)) > 1:
         raise ConfigError(
-            f"model.vit_layers: {max(cfg.vit_layers)} is past the last block, {depth} (model.vit_depth)"
+            f"model.vit_layers_merge: sum of stages of {', '.join(map(str, widths))} channels; set it to concat"
         )
-    trunk.blocks = trunk.blocks[: max(cfg.vit_layers)]
+    trunk.prune_intermediate_layers([last - 1], prune_norm=True, prune_head=True)
+
+
+def _widths(trunk: Any, layers: Sequence[int]) -> list[int]:
+    """Return the channels of these layers' outputs."""
+    if not _is_staged(trunk):
+        return [int(trunk.num_features)] * len(layers)
+    return [int(trunk.feature_info[number - 1]["num_chs"]) for number in layers]
 
 
 def checkpoint_blocks(trunk: nn.Module) -> None:

@@ -87,6 +87,35 @@ def test_several_layers_are_put_side_by_side_or_added(
         assert torch.equal(alone.visual_encoder(images), last.visual_encoder(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("resnet10t", (256, 512)), ("tf_efficientnet_lite0", (112, 320)), ("convnext_atto", (160, 320))],
+)
+def test_several_stages_are_averaged_to_the_last_ones_grid(name: str, widths: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    changes = {
+        "vit_model": f"timm:{name}",
+        "vit_depth": None,
+        "vit_args": {},
+        "image_size": 64,
+        "freeze_vit": False,
+    }
+    fourth, last = (4, 5) if len(timm.create_model(name, num_classes=0).feature_info) == 5 else (3, 4)
+    model = stage_1(**changes, vit_layers=[fourth, last]).eval()
+    whole = timm.create_model(name, num_classes=0).eval()
+    mine = model.visual_encoder.trunk.state_dict()
+    whole.load_state_dict(whole.state_dict() | mine)
+    assert not any(key.startswith("conv_head") for key in mine)  # what comes after the stages is gone
+    with torch.no_grad():
+        maps = whole.forward_intermediates(images, indices=[fourth - 1, last - 1], intermediates_only=True)
+        places = maps[0].shape[-1] // 2
+        halved = maps[0].unflatten(2, (places, 2)).unflatten(4, (places, 2)).mean(dim=(3, 5))
+        wanted = torch.cat([halved, maps[1]], dim=1).flatten(2).transpose(1, 2)
+        assert model.visual_encoder.width == sum(widths) == wanted.shape[2]
+        torch.testing.assert_close(model.visual_encoder(images), wanted, rtol=1e-4, atol=1e-4)
+        assert model.encode_image(images).shape == wanted.shape
+
+
 def test_encoders_bring_their_size_and_normalisation() -> None:
     assert image_input(small(image_size=None)).size == 224
     assert image_input(small(image_size=None)).mean[0] == 0.48145466
@@ -132,8 +161,13 @@ run: {{task: image_text_pretrain}}
 def test_layers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"vit_layers: 5 is past the last block, 4"):
         stage_1(vit_depth=4, vit_layers=[1, 5])
-    with pytest.raises(ConfigError, match=r"has no blocks"):
-        stage_1(vit_model="timm:resnet10t", vit_depth=None, vit_args={}, vit_layers=[1])
+    resnet = {"vit_model": "timm:resnet10t", "vit_depth": None, "vit_args": {}}
+    with pytest.raises(ConfigError, match=r"vit_layers: 6 is past the last stage, 5$"):
+        stage_1(**resnet, vit_layers=[1, 6])
+    with pytest.raises(
+        ConfigError, match=r"vit_layers_merge: sum of stages of 256, 512 channels; set it to concat"
+    ):
+        stage_1(**resnet, vit_layers=[4, 5], vit_layers_merge="sum")
     with pytest.raises(ConfigError, match=r"timm has no vit_nothing"):
         stage_1(vit_model="timm:vit_nothing")
 
