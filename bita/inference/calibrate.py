@@ -136,6 +136,7 @@ def calibrate(
         consensus=judged.consensus,
         captions=len(judged.records),
         split=split,
+        search=captioner.settings.search(),
     )
     folder = folder_of(Path(str(cfg.model.init_from)))
     path = (folder.parents[1] if folder.parent.name == "checkpoints" else folder) / CALIBRATION_FILE

@@ -72,7 +72,7 @@ class Captioner:
         self._view = View(self.processors)
         quantized = getattr(cfg.model, "lm_quantize", "none")
         self.hash = hash_of(cfg) + f"-{quantized}" * (quantized != "none")
-        self.calibration = _calibration(cfg)
+        self.calibration, self._said = _calibration(cfg), set[str]()
         self._stage1 = stage_1_of(str(cfg.model.init_from)) if stage1 is None else stage1
 
     def __repr__(self) -> str:
@@ -171,6 +171,7 @@ class Captioner:
     ) -> Iterator[Caption | UserError]:
         """Like `stream`; what cannot be read gives its error in its place, and the others go on."""
         chosen = self._settings(batch_size, settings)
+        self._say_other_search(chosen)
         views = [self._view]
         if score and self.stage1 is not None and not self._one_view:
             views.append(self.stage1.view)
@@ -190,6 +191,22 @@ class Captioner:
         if batch_size < 1:
             raise UserError(f"batch_size: must be at least 1, not {batch_size}")
         return replace(self.settings, **settings)
+
+    def _say_other_search(self, settings: GenerationSettings) -> None:
+        """Warn, once for each, of a search whose log-probabilities are not those that confidence was fitted to."""
+        fitted = None if self.calibration is None else self.calibration.search
+        if fitted is None or settings.use_nucleus_sampling:  # drawn captions have no confidence
+            return
+        now = settings.search()
+        other = [
+            f"{name} was {fitted[name]} and is {now[name]}"
+            for name in fitted
+            if fitted[name] != now.get(name)
+        ]
+        said = f"confidence was fitted to another search ({', '.join(other)}), so it is less sure (bita-calibrate)"
+        if other and said not in self._said:
+            self._said.add(said)
+            LOG.warning("%s", said)
 
     @torch.inference_mode()
     def _write(

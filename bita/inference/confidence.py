@@ -97,6 +97,7 @@ class Calibration:
         split: how that is called.
         likelihood: from log-probability a token alone.
         mix: with `both`, the same from both; None without stage 1.
+        search: how those captions were searched for (`GenerationSettings.search`); None in older files.
     """
 
     model: str
@@ -107,6 +108,7 @@ class Calibration:
     likelihood: Curve
     mix: Mix | None = None
     both: Curve | None = None
+    search: dict[str, Any] | None = None
 
     @classmethod
     def fit(cls, likelihood: Values, score: Values | None, quality: Values, **about: Any) -> Self:

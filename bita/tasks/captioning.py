@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +38,7 @@ class CaptioningTask(Task):
 
     def search(self) -> dict[str, Any]:
         """See `Task.search`."""
-        return {
-            name: value
-            for name, value in asdict(self.settings).items()
-            if name not in ("num_captions", "speed")
-        }
+        return self.settings.search()
 
     def evaluate(
         self, model: BitaModel, dataset: CaptionDataset, batches: Iterable[Batch], save: Save

@@ -204,5 +204,8 @@ def _efficientnet(keeps: bool) -> torch.nn.Module:
         keep_memory()
     torch.manual_seed(0)
     cfg = FormerConfig(vit_model="timm:tf_efficientnet_lite0", vit_args={})
-    network: torch.nn.Module = encoders.get(cfg.vit_model).from_config(cfg)
-    return network.eval() if keeps else network.eval().to(memory_format=torch.contiguous_format)
+    network: torch.nn.Module = encoders.get(cfg.vit_model).from_config(cfg).eval()
+    if not keeps:
+        for weight in network.parameters():
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+    return network

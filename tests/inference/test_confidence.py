@@ -103,7 +103,7 @@ def test_consensus_is_how_much_references_agree() -> None:
 
 
 def test_a_calibration_travels_with_a_run(
-    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("stage1", "caption"):
         shutil.copytree(pair.run.parents[1] / name, tmp_path / name)
@@ -132,6 +132,14 @@ def test_a_calibration_travels_with_a_run(
     assert [record.confidence for record in alone] == pytest.approx(
         own.likelihood(likelihood).tolist(), abs=1e-3
     )
+    caplog.clear()
+    assert own.search == captioner.settings.search()
+    for _ in range(2):
+        list(captioner.stream(pair.images[:1], num_beams=4, length_penalty=0.5, num_captions=2))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"confidence was fitted to another search (num_beams was {captioner.settings.num_beams} and is 4, "
+        f"length_penalty was {captioner.settings.length_penalty} and is 0.5), so it is less sure (bita-calibrate)"
+    ]
     (drawn,) = captioner.stream(pair.images[:1], use_nucleus_sampling=True)
     assert drawn.confidence is None
     export_folder(run, tmp_path / "out")

@@ -21,9 +21,9 @@ Shapes: B images, K beams, R captions an image (beams, or drawn ones), V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import takewhile
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class GenerationSettings:
     def from_run(cls, run: RunConfig) -> Self:
         """Return the fields of the same names in the run's configuration."""
         return cls(**{f.name: getattr(run, f.name) for f in fields(cls)})
+
+    def search(self) -> dict[str, Any]:
+        """What decides which caption comes out, by field."""
+        return {name: value for name, value in asdict(self).items() if name not in ("num_captions", "speed")}
 
     def every_beam(self) -> Self:
         """The same search, of which all captions are wanted."""
