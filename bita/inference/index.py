@@ -196,8 +196,13 @@ class VectorIndex:
     def _said(self) -> dict[str, Any]:
         """The header of an index that is there; empty where there is none."""
         path = self.folder / HEADER
+        # Listed first: a header that another process writes meanwhile is then seen with its files.
+        names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
         if not path.is_file():
-            names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
+            if any(name.startswith("vectors.") and name.endswith(".f16") for name in names):
+                raise UserError(
+                    f"{path}: is gone, and the index cannot be read without it; remove the folder, then it is made anew"
+                )
             # Whoever begins one just now has its lock there, and the header under another name.
             if any(name != LOCK and not name.startswith(TEMPORARY) for name in names):
                 raise UserError(f"{self.folder}: is a folder of something else, not a search index")
