@@ -176,7 +176,9 @@ def test_another_model_and_other_folders_are_refused(tmp_path: Path) -> None:
         VectorIndex(tmp_path / "y", "m", 3, 8)
     assert [path.name for path in (tmp_path / "y").iterdir()] == ["notes.txt"]
     (tmp_path / "x/index.json").rename(tmp_path / "header")
-    with pytest.raises(UserError, match=r"x/index\.json: is gone, and the index cannot be read .*; remove the folder"):
+    with pytest.raises(
+        UserError, match=r"x/index\.json: is gone, and the index cannot be read .*; remove the folder"
+    ):
         VectorIndex(tmp_path / "x", "m", 3, 8)
     with pytest.raises(
         UserError, match=r"txt/x: cannot be written \(Not a directory\); name another --index"
