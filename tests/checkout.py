@@ -37,9 +37,11 @@ class Checkout(Shell):
         whole: whether all is there that its fixture makes.
         did: the words of what ran until then; these do not run again.
         quickstart: what `bash scripts/quickstart.sh` said.
+        trained: the captioning run that it left; others may come beside it later.
     """
 
     quickstart: Said
+    trained: Path
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, self._adapted)
@@ -144,6 +146,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     published(folder / "path/to/RSICD", "dataset_rsicd.json", "RSICD_images")
     nwpu_source(folder / "path/to/NWPU")
     made.quickstart = follow(made, "bash scripts/quickstart.sh")
+    made.trained = (folder / RUN / "latest").resolve()
     follow(made, PREPARE)
     for name in ("synthetic", "tokenizers"):
         (folder / "data" / name).symlink_to(folder / "output/quickstart/data" / name)

@@ -25,10 +25,13 @@ def test_each_stage_takes_the_weights_of_the_one_before(checkout: Checkout) -> N
 
 
 def test_evaluation_repeats_the_test_scores_of_training(checkout: Checkout) -> None:
-    options = f"env.cache_root=output/quickstart/data model.init_from={RUN} run.output_dir=output/eval"
+    options = (
+        f"env.cache_root=output/quickstart/data model.init_from={checkout.trained} run.output_dir=output/eval"
+    )
     follow(checkout, f"MODEL=small_synthetic bash scripts/bita/eval/eval_caption.sh --options {options}")
     trained, evaluated = (
-        json.loads((checkout.folder / run / "latest/scores.json").read_text()) for run in (RUN, "output/eval")
+        json.loads((run / "scores.json").read_text())
+        for run in (checkout.trained, checkout.folder / "output/eval/latest")
     )
     assert trained["test"] == evaluated["test"]
     assert {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"} <= trained["test"].keys()
