@@ -97,7 +97,7 @@ class ArchConfig(WithParts):
         """Keys that do not suit each other."""
         layers = self.vit_layers
         if sorted(set(layers)) != layers:
-            yield "vit_layers", f"must be block numbers from 1 in rising order, not {layers}"
+            yield "vit_layers", f"must be numbers of blocks or stages, rising from 1, not {layers}"
 
     def one_positive(self) -> bool:
         """Return whether an image's other captions count as wrong ones for it."""
