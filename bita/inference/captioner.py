@@ -28,7 +28,7 @@ from bita.export import calibration_of, config_of, hash_of, stage_1_of
 from bita.inference.aligner import Aligner, no_stage_1
 from bita.inference.attention import CELLS, Look, look
 from bita.inference.captions import Caption
-from bita.inference.confidence import Calibration
+from bita.inference.confidence import REFIT, Calibration
 from bita.inference.views import ImageLike, Seen, View, as_images, opened, seen_ahead
 from bita.models.language.generation import GenerationSettings
 from bita.precision import autocast
@@ -203,7 +203,7 @@ class Captioner:
             for name in fitted
             if fitted[name] != now.get(name)
         ]
-        said = f"confidence was fitted to another search ({', '.join(other)}), so it is less sure (bita-calibrate)"
+        said = f"confidence was fitted to another search ({', '.join(other)}), so it is less sure ({REFIT})"
         if other and said not in self._said:
             self._said.add(said)
             LOG.warning("%s", said)
@@ -345,7 +345,7 @@ def _calibration(cfg: Config) -> Calibration | None:
         return None
     calibration = Calibration.load(path)
     if calibration.model != hash_of(cfg):
-        LOG.warning("%s: was fitted for other weights; captions have no confidence (bita-calibrate)", path)
+        LOG.warning("%s: was fitted for other weights; captions have no confidence (%s)", path, REFIT)
         return None
     return calibration
 

@@ -32,6 +32,7 @@ LEAST = 20
 STEPS = 11
 """Shares of the image-text score that are tried, from none to nothing else."""
 FORMAT = 1
+REFIT = "scripts/calibrate.py, or bita-calibrate"
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,7 @@ class Calibration:
                 **content,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(
-                f"{path}: is no calibration of this version; fit it again (bita-calibrate)"
-            ) from None
+            raise UserError(f"{path}: is no calibration of this version; fit it again ({REFIT})") from None
 
 
 def _mix(share: float, likelihood: Values, score: Values) -> Mix:

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/confidence.py output/ucm/caption output/rsicd/caption --markdown benchmarks/confidence.md
 
-Each run is calibrated before (`bita-calibrate RUN`, on its validation split). Before calibration a caption's confidence
+Each run is calibrated before (scripts/calibrate.py, on its validation split). Before calibration a caption's confidence
 is the geometric mean of its tokens' probabilities. CIDEr-D of a caption is that within the split; what its quality is
 says docs/captioning.md.
 """
@@ -58,7 +58,9 @@ def line(run: str, split: str, cache_root: Path | None, batch_size: int) -> str:
     captioner, cfg = bita.load(run), config_of(run)
     calibration = captioner.calibration
     if calibration is None:
-        raise UserError(f"{run}: has no calibration for these weights; start bita-calibrate {run} before")
+        raise UserError(
+            f"{run}: has no calibration for these weights; start scripts/calibrate.py {run} before"
+        )
     if cache_root is not None:
         cfg.env.cache_root = str(cache_root)
     judged = judge(captioner, cfg, split, batch_size)

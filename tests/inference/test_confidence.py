@@ -138,7 +138,8 @@ def test_a_calibration_travels_with_a_run(
         list(captioner.stream(pair.images[:1], num_beams=4, length_penalty=0.5, num_captions=2))
     assert [record.getMessage() for record in caplog.records] == [
         f"confidence was fitted to another search (num_beams was {captioner.settings.num_beams} and is 4, "
-        f"length_penalty was {captioner.settings.length_penalty} and is 0.5), so it is less sure (bita-calibrate)"
+        f"length_penalty was {captioner.settings.length_penalty} and is 0.5), so it is less sure "
+        "(scripts/calibrate.py, or bita-calibrate)"
     ]
     (drawn,) = captioner.stream(pair.images[:1], use_nucleus_sampling=True)
     assert drawn.confidence is None
