@@ -20,3 +20,5 @@ MODEL='' launch train.py train/caption_ft_box --options "env.cache_root=$out/dat
     "model.init_from=$out/pretrain_stage2"
 step "one file"
 .venv/bin/python scripts/export.py "$out/box" "$out/model" --half
+step "its confidence"
+.venv/bin/python scripts/calibrate.py "$out/model" --cache-root "$out/data"

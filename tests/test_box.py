@@ -52,8 +52,10 @@ def test_drawn_scenes_have_the_captions_that_they_had(
 
 def test_photographs_have_the_captions_that_they_had(bita_data: Path) -> None:
     images = [bita_data / "ucm_captions/imgs" / name for name in UCM]
-    recorded = json.loads(RECORDED.read_text())["ucm"]
-    assert [str(caption) for caption in bita.load().caption(images)] == recorded
+    recorded = json.loads(RECORDED.read_text())
+    captions = bita.load().caption(images)
+    assert [str(caption) for caption in captions] == recorded["ucm"]
+    assert [caption.confidence for caption in captions] == pytest.approx(recorded["confidence"], abs=0.02)
 
 
 if __name__ == "__main__":
@@ -62,6 +64,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         drawn = [str(caption) for caption in bita.load().caption(scenes(Path(folder)))]
     photographs = [Path(sys.argv[1]) / "imgs" / name for name in UCM]
-    said = {"scenes": drawn, "ucm": [str(caption) for caption in bita.load().caption(photographs)]}
+    found = bita.load().caption(photographs)
+    confidence = [round(caption.confidence or 0, 3) for caption in found]
+    said = {"scenes": drawn, "ucm": [str(caption) for caption in found], "confidence": confidence}
     RECORDED.parent.mkdir(exist_ok=True)
     RECORDED.write_text(json.dumps(said, indent=1) + "\n")

@@ -148,8 +148,10 @@ def test_the_packages_model_takes_two_stages_and_one_fine_tuning(pipeline, tmp_p
     assert [call[0] for call in calls if call[0] not in ("scripts/prepare_data.py", "train.py")] == [
         "scripts/data/make_tokenizers.py",
         "scripts/export.py",
+        "scripts/calibrate.py",
     ]
-    assert calls[-1][1:] == [f"{here}/OUT/box", f"{here}/OUT/model", "--half"]
+    assert calls[-2][1:] == [f"{here}/OUT/box", f"{here}/OUT/model", "--half"]
+    assert calls[-1][1:] == [f"{here}/OUT/model", "--cache-root", f"{here}/OUT/data"]
 
 
 @pytest.mark.parametrize(
