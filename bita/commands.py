@@ -115,7 +115,7 @@ def program(main: Callable[P, int]) -> Callable[P, int]:
             sys.stdout.flush()
             return code
         except UserError as error:
-            if not (_others_see_it_too() if error.said is None else error.said):
+            if not (others_see_it_too() if error.said is None else error.said):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             final = None if error.restart else error.exit_code
             _leave_for_torchrun({"message": str(error), "timestamp": int(time.time()), "final": final})
@@ -146,7 +146,7 @@ def _show_warnings() -> None:
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     log = logging.getLogger("bita")
     log.handlers[:] = [handler]
-    log.setLevel(logging.ERROR if _others_see_it_too() else logging.WARNING)
+    log.setLevel(logging.ERROR if others_see_it_too() else logging.WARNING)
 
 
 def _leave_for_torchrun(end: dict[str, Any]) -> None:
@@ -179,6 +179,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
-def _others_see_it_too() -> bool:
+def others_see_it_too() -> bool:
     """Whether another process of this machine says it: under torchrun all read the same configuration and files."""
     return os.environ.get("LOCAL_RANK", "0") != "0"

@@ -16,9 +16,9 @@ prepare rsicd "$rsicd" "$out"
 prepare ucm "$ucm" "$out"
 pretrain small rsicd "$out"
 step "fine-tuning on both"
-MODEL='' launch train.py train/caption_ft_box --options "env.cache_root=$out/data" "run.output_dir=$out/box" \
-    "model.init_from=$out/pretrain_stage2"
+MODEL='' train caption_ft_box "$out/box" "env.cache_root=$out/data" "model.init_from=$out/pretrain_stage2"
 step "one file"
 .venv/bin/python scripts/export.py "$out/box" "$out/model" --half
 step "its confidence"
 .venv/bin/python scripts/calibrate.py "$out/model" --cache-root "$out/data"
+rm "$out/.unfinished"

@@ -18,12 +18,11 @@ draw=(--draw val=0.15 test=0.15)
 if [ -d "$source/train" ]; then draw=(); fi
 step "checking images and captions"
 .venv/bin/python scripts/prepare_data.py own_caption "$source" "$OUT/data/own" --form auto "${draw[@]}"
-common=(--options "env.cache_root=$OUT/data")
+begin "$OUT"
 step "the model as it comes"
-launch evaluate.py eval/finetune_own "${common[@]}" "run.output_dir=$OUT/before"
+launch evaluate.py eval/finetune_own --options "env.cache_root=$OUT/data" "run.output_dir=$OUT/before"
 step "fine-tuning"
-launch train.py train/finetune_own "${common[@]}" "run.output_dir=$OUT/caption" "$@"
+train finetune_own "$OUT/caption" "env.cache_root=$OUT/data" "$@"
 step "before and after"
 .venv/bin/python scripts/compare_runs.py "$OUT/before/latest" "$OUT/caption/latest"
-step "scores"
-.venv/bin/python -m bita.reports.evaluation "$OUT/caption" "$OUT" --seconds "$SECONDS"
+score "$OUT/caption" "$OUT"

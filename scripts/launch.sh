@@ -80,29 +80,55 @@ prepare() {
     .venv/bin/python scripts/prepare_data.py "$1_caption" "$2" "$3/data/$1"
 }
 
+# begin OUT: a pipeline in OUT, or what is left of one that was interrupted: a file there says since when.
+begin() {
+    mkdir -p "$1"
+    since=$1/.unfinished whole=yes
+    if [ -f "$since" ]; then
+        step "going on with what was interrupted in $1"
+        whole=
+    else
+        touch "$since"
+    fi
+}
+
+# train CONFIG OUT [KEY=VALUE …]: a stage of it. One that is finished since is not trained again, unless it is configured
+# in another way now; nor, then, what comes after it is taken as it stands.
+train() {
+    local config=$1 out=$2 once=()
+    shift 2
+    if [ "$out/latest/run.json" -nt "$since" ]; then once=(--once); fi
+    launch train.py "train/$config" "${once[@]}" --options "run.output_dir=$out" "$@"
+    since=$out/latest/run.json
+}
+
+# score RUN OUT: the pipeline's end, its scores and report.
+score() {
+    step "scores"
+    .venv/bin/python -m bita.reports.evaluation "$1" "$2" ${whole:+--seconds "$SECONDS"}
+    rm -f "$2/.unfinished"
+}
+
 # pretrain MODEL DATASET OUT: tokenizers and the two pretraining stages, for a small model; all of it under OUT.
 # 1,400 byte pairs: with more, the model that the package brings would pass 16 MB.
 pretrain() {
     local out=$3 data=$3/data
+    begin "$out"
     step "tokenizers from the training captions"
     .venv/bin/python scripts/data/make_tokenizers.py "$data/tokenizers" "$data/$2/annotations/train.json" \
         --decoder-vocabulary 1400
-    local common=(--options "env.cache_root=$data")
     step "stage 1: queries and captions are aligned"
-    MODEL=$1 launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$out/pretrain_stage1"
+    MODEL=$1 train pretrain_stage1 "$out/pretrain_stage1" "env.cache_root=$data"
     step "stage 2: the language model learns to read the queries"
-    MODEL=$1 launch train.py train/pretrain_stage2 "${common[@]}" "run.output_dir=$out/pretrain_stage2" \
-        "model.init_from=$out/pretrain_stage1"
+    MODEL=$1 train pretrain_stage2 "$out/pretrain_stage2" "env.cache_root=$data" "model.init_from=$out/pretrain_stage1"
 }
 
 # pipeline MODEL DATASET OUT: these, then fine-tuning, scores and report.
 pipeline() {
     pretrain "$@"
     step "stage 3: fine-tuning on captions"
-    MODEL=$1 launch train.py train/caption_ft --options "env.cache_root=$3/data" "run.output_dir=$3/caption" \
-        "model.init_from=$3/pretrain_stage2"
-    step "scores"
-    .venv/bin/python -m bita.reports.evaluation "$3/caption" "$3" --seconds "$SECONDS"
+    MODEL=$1 train caption_ft "$3/caption" "env.cache_root=$3/data" "model.init_from=$3/pretrain_stage2"
+    score "$3/caption" "$3"
 }
 
 # published MODEL DATASET SOURCE OUT: the pipeline on a dataset as published.

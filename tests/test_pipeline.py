@@ -39,6 +39,14 @@ def test_evaluation_repeats_the_test_scores_of_training(checkout: Checkout) -> N
     assert len(predictions) == SCENES["test"]
 
 
+def test_what_is_finished_is_not_trained_once_more(checkout: Checkout) -> None:
+    command = json.loads((checkout.trained / "run.json").read_text())["command"]
+    before = sorted(checkout.trained.parent.iterdir())
+    said = follow(checkout, f"{command} --once")
+    assert said.out == f"{checkout.trained}: finished already, with the same configuration\n"
+    assert sorted(checkout.trained.parent.iterdir()) == before
+
+
 def test_the_scores_and_the_report_at_the_end(checkout: Checkout) -> None:
     scores = json.loads((checkout.folder / "output/quickstart/scores.json").read_text())
     assert scores["seconds"] >= 0

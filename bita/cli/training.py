@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bita import registry
-from bita.commands import command_line, program
+from bita.commands import command_line, others_see_it_too, program
 from bita.errors import ConfigError
 from bita.files import user_path
 from bita.machine import Others, start_program
@@ -64,7 +64,7 @@ def main(description: str | None, *, evaluate: bool, arguments: Sequence[str] | 
         raise ConfigError(
             f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
         )
-    if not args.check:
+    if not (args.check or (args.once and _finished(cfg))):
         start_program()
         from bita import distributed
 
@@ -95,9 +95,26 @@ def _parser(description: str | None, evaluate: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and the files it names, and stop"
     )
-    if evaluate:
+    parser.set_defaults(once=False)
+    if not evaluate:
+        parser.add_argument(
+            "--once",
+            action="store_true",
+            help="do nothing where run.output_dir/latest is finished, with the same configuration",
+        )
+    else:
         parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
     return parser
+
+
+def _finished(cfg: Config) -> bool:
+    """Whether the last run of this configuration is finished, and say so."""
+    from bita.runners.run_dir import finished_run
+
+    found = finished_run(cfg)
+    if found is not None and not others_see_it_too():
+        print(f"{found}: finished already, with the same configuration")
+    return found is not None
 
 
 def run(cfg: Config, report: bool = False) -> dict[str, dict[str, float]]:

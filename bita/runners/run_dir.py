@@ -105,6 +105,17 @@ def open_run_dir(cfg: Config) -> RunDir:
     return RunDir(path, locks[0] if locks else None)
 
 
+def finished_run(cfg: Config) -> Path | None:
+    """Return the run that `latest` leads to, or that has the configuration's name, where it is finished and this very
+    configuration is its own; else None."""
+    path = (Path(cfg.run.output_dir) / (cfg.run.name or "latest")).resolve()
+    try:
+        same = (path / CONFIG_FILE).read_text(encoding="utf-8") == config_to_yaml(cfg)
+    except OSError:
+        return None
+    return path if same and _read_run_file(path).get("finished") else None
+
+
 def _open(cfg: Config, restarted: bool) -> tuple[Path, IO[str]]:
     output_dir = Path(cfg.run.output_dir)
     if output_dir.exists() and not output_dir.is_dir():

@@ -12,7 +12,7 @@ from bita.config.schema import DatasetConfig
 from bita.errors import UserError
 from bita.runners import run_dir as run_dir_module
 from bita.runners.resume import differences
-from bita.runners.run_dir import open_run_dir
+from bita.runners.run_dir import finished_run, open_run_dir
 
 HOLD_THE_LOCK = """
 import fcntl, sys
@@ -48,6 +48,17 @@ def test_runs_without_a_name_never_share_a_folder(tmp_path):
     runs = [open_run_dir(toy_config(tmp_path)) for _ in range(3)]
     assert len({run.path for run in runs}) == 3
     assert (tmp_path / "latest").resolve() == runs[-1].path.resolve()
+
+
+def test_a_run_is_finished_for_its_very_configuration_alone(tmp_path):
+    cfg = toy_config(tmp_path)
+    assert finished_run(cfg) is None
+    run = open_run_dir(cfg)
+    assert finished_run(cfg) is None
+    run.finish()
+    assert finished_run(cfg) == run.path.resolve()
+    assert finished_run(toy_config(tmp_path, seed=7)) is None
+    assert finished_run(toy_config(tmp_path, num_beams=7)) is None  # other captions, of the same weights
 
 
 def test_folder_holds_what_repeats_the_run(tmp_path):

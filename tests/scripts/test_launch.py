@@ -1,5 +1,6 @@
 """The shell scripts that start runs: what they call, and what they do with a signal. Nothing is trained here."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -178,6 +179,38 @@ def test_a_pipeline_writes_where_its_script_was_started(pipeline, tmp_path, line
     for call in calls:
         outputs = [word for word in call if word.startswith(("run.output_dir=", "env.cache_root="))]
         assert all(f"={tmp_path}/here/OUT/" in word for word in outputs)
+
+
+def test_a_pipeline_goes_on_where_it_was_interrupted(pipeline, tmp_path):
+    """A fault in stage 2 cost the hour of stage 1 again: what is finished since the start is asked for once."""
+    out = tmp_path / "here/OUT"
+    with (tmp_path / ".venv/bin/python").open(
+        "a"
+    ) as python:  # fails as told, else leaves a run where it trains
+        python.write(
+            f"""
+case "$*" in *"$(cat {tmp_path}/faulty)"*) exit 1;; *train.py*--once*) exit;; *train.py*) ;; *) exit;; esac
+for word in "$@"; do case $word in run.output_dir=*) folder=${{word#run.output_dir=}};; esac; done
+mkdir -p "$folder/run" && ln -sfn run "$folder/latest" && sleep 0.05 && touch "$folder/run/run.json"
+"""
+        )
+
+    def once(faulty: str) -> list[bool]:
+        """Whether each stage that was started was asked for once."""
+        (tmp_path / "faulty").write_text(faulty)
+        (tmp_path / "calls").write_text("")
+        with contextlib.suppress(subprocess.CalledProcessError):
+            pipeline("quickstart.sh", "OUT")
+        calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        return ["--once" in call for call in calls if call[0] == "train.py"]
+
+    assert once("caption_ft") == [False, False, False]
+    assert once("reports") == [True, True, False]
+    time.sleep(0.05)
+    (out / "pretrain_stage1/latest/run.json").touch()  # as trained again, configured in another way
+    assert once("nothing") == [True, False, False]
+    assert not (out / ".unfinished").exists()
+    assert once("caption_ft") == [False, False, False]
 
 
 def test_slurm_job_hands_the_signal_on_waits_for_the_save_and_queues_again(tmp_path):
