@@ -99,6 +99,7 @@ SMALLER: dict[str, tuple[list[str] | None, str]] = {
     r"draw_architecture\.py": (None, "writes into docs/; test_architecture compares"),
     r"reproduce\.py": (None, "trains for minutes; test_figures measures a small record again"),
     r"benchmark\.py (search|captioning)": (["--small", "--rounds=1"], "minutes"),
+    r"calibrate\.py .*--cache-root": (None, "wants 20 images for validation; bita/box has what it leaves"),
     r"loading\.py loader": (["--help"], "wants batches of 60 captions"),
     r"loading\.py stream": (["--records=2000"], "minutes"),
     r"saving\.py": (
