@@ -52,7 +52,10 @@ def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
     """Train word pieces and write them as BERT's tokenizer; returns how many there are, [DEC] not counted."""
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(
-        iter(captions), vocab_size=vocabulary, min_frequency=2, special_tokens=BERT_SPECIAL
+        iter(captions),
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=[*BERT_SPECIAL, *_inner_letters(tokenizer, captions)],
     )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(out))
@@ -60,6 +63,17 @@ def make_bert(captions: list[str], out: Path, vocabulary: int) -> int:
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
     )
     return int(tokenizer.get_vocab_size())
+
+
+def _inner_letters(tokenizer: BertWordPieceTokenizer, captions: list[str]) -> list[str]:
+    """Letters that stand inside words, as pieces, sorted.
+
+    The trainer numbers them in the order of a hash table, another one in every process, and breaks ties between pairs
+    by their numbers. Named before the training they have the same numbers, and the same captions the same pieces.
+    """
+    texts = {tokenizer.normalizer.normalize_str(caption) for caption in captions}
+    words = {word for text in texts for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    return sorted({f"##{letter}" for word in words for letter in word[1:]})
 
 
 def make_opt(captions: list[str], out: Path, vocabulary: int) -> int:
