@@ -21,4 +21,4 @@ step "one file"
 .venv/bin/python scripts/export.py "$out/box" "$out/model" --half
 step "its confidence"
 .venv/bin/python scripts/calibrate.py "$out/model" --cache-root "$out/data"
-rm "$out/.unfinished"
+finish "$out"

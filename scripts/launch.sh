@@ -102,11 +102,14 @@ train() {
     since=$out/latest/run.json
 }
 
-# score RUN OUT: the pipeline's end, its scores and report.
+# finish OUT: its end; started once more, it starts anew.
+finish() { rm -f "$1/.unfinished"; }
+
+# score RUN OUT: the last step of most, its scores and report.
 score() {
     step "scores"
     .venv/bin/python -m bita.reports.evaluation "$1" "$2" ${whole:+--seconds "$SECONDS"}
-    rm -f "$2/.unfinished"
+    finish "$2"
 }
 
 # pretrain MODEL DATASET OUT: tokenizers and the two pretraining stages, for a small model; all of it under OUT.

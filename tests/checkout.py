@@ -49,7 +49,7 @@ class Checkout(Shell):
         self.did: list[list[str]] = []
         for name in (*LINKS, *PROGRAMS):
             (folder / name).symlink_to(ROOT / name)
-        listed = "cat requirements.txt pyproject.toml bita/packages.py scripts/setup.sh | cksum > .venv/.bita-setup"
+        listed = 'eval "$(grep ^wanted= scripts/setup.sh)"; echo "$wanted" > .venv/.bita-setup'
         subprocess.run(["bash", "-c", listed], cwd=folder, check=True)  # set up already
         for name in ("pip", "sbatch"):  # `pip install` has nothing to do; sbatch takes a script that is there
             (self.bin / name).write_text('#!/usr/bin/env bash\n[ "$1" = install ] || bash -n "$1" "$2"\n')

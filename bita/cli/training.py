@@ -64,7 +64,8 @@ def main(description: str | None, *, evaluate: bool, arguments: Sequence[str] | 
         raise ConfigError(
             f"--report: it shows captions, and run.task={cfg.run.task} writes none; leave it out"
         )
-    if not (args.check or (args.once and _finished(cfg))):
+    once = not evaluate and args.once
+    if not (args.check or (once and _finished(cfg))):
         start_program()
         from bita import distributed
 
@@ -95,15 +96,14 @@ def _parser(description: str | None, evaluate: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and the files it names, and stop"
     )
-    parser.set_defaults(once=False)
-    if not evaluate:
+    if evaluate:
+        parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
+    else:
         parser.add_argument(
             "--once",
             action="store_true",
             help="do nothing where run.output_dir/latest is finished, with the same configuration",
         )
-    else:
-        parser.add_argument("--report", action="store_true", help="write report.html into the run's folder")
     return parser
 
 

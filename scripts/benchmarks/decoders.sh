@@ -15,10 +15,8 @@ step "tokenizers from the training captions"
 .venv/bin/python scripts/data/make_tokenizers.py "$OUT/data/tokenizers" "$OUT/data/synthetic/annotations/train.json" \
     --families llama qwen gpt2
 common=(--options "env.cache_root=$OUT/data" "${MORE[@]}")
-if ! grep -q '"finished"' "$OUT/pretrain_stage1/latest/run.json" 2>/dev/null; then
-    step "stage 1, for all of them"
-    MODEL=tiny launch train.py train/pretrain_stage1 "${common[@]}" "run.output_dir=$OUT/pretrain_stage1"
-fi
+step "stage 1, for all of them"
+MODEL=tiny launch train.py train/pretrain_stage1 --once "${common[@]}" "run.output_dir=$OUT/pretrain_stage1"
 for family in "${FAMILIES[@]}"; do
     step "captions by $family"
     MODEL='' launch train.py "train/decoder_$family" "${common[@]}" "run.output_dir=$OUT/$family" \
