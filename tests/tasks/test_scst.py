@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, multiprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model, toy_runner
 
+from bita import distributed
 from bita.batch import Written
-from bita.config.parts import ScstConfig
+from bita.config.parts import LoraSize, ScstConfig
+from bita.config.schema import Config
 from bita.datasets.readers import TrainReader
 from bita.metrics import CaptionScorer
 from bita.metrics.reward import CaptionReward
+from bita.models.base import BitaModel
 from bita.models.language.decoder import IGNORED
 from bita.tasks.scst import ScstTask
 
@@ -106,3 +113,67 @@ def test_a_run_of_the_stage_resumes_byte_by_byte(tmp_path: Path, options: dict[s
     assert files[0].read_bytes() == files[1].read_bytes()
     events = map(json.loads, (runner.run_dir.path / "log.jsonl").read_text().splitlines())
     assert any("reward" in event for event in events)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model writes words of the references, so that rewards differ."""
+    folder = tmp_path_factory.mktemp("spoken")
+    runner = toy_runner(toy_config(folder, name="run", max_epoch=15, init_lr=1e-2), folder / "images")
+    runner.train()
+    runner.run_dir.lock.close()
+    return folder
+
+
+def learn(cfg: Config, model: BitaModel, images: Path, places: list[int]) -> dict[str, Tensor]:
+    """Loss, reward and gradients of a step on some of the images, averaged over processes as DDP does."""
+    task, data = ScstTask(cfg), toy_dataset(images)
+    task.begin([data])
+    batch, _ = TrainReader([data], 42, torch.device("cpu")).read([(place, 0, place) for place in places])
+    output = task.train_step(model, batch)
+    output["loss"].backward()
+    seen = {name: output[name].detach() for name in ("loss", "reward")}
+    seen |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    everyone = distributed.gather_objects(seen)
+    return {name: torch.stack([part[name] for part in everyone]).mean(dim=0) for name in seen}
+
+
+def process(rank: int, port: int, cfg: Config, model: BitaModel, images: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    distributed.setup("cpu")
+    torch.save(learn(cfg, model, images, [4 * rank, 4 * rank + 2]), out / f"{rank}.pt")
+    distributed.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "learns"),
+    [
+        ({"model__freeze_lm": False}, "opt_model.model.decoder.layers.0.fc1.weight"),
+        ({"model__freeze_lm": True}, "opt_proj.weight"),
+        ({"model__freeze_lm": True, "model__lora": LoraSize(r=4, alpha=8.0)}, "lora_B"),
+    ],
+    ids=["tuned", "frozen", "lora"],
+)
+def test_gradients_on_two_processes_equal_one(
+    tmp_path: Path, spoken: Path, start_method: str, options: dict[str, Any], learns: str
+) -> None:
+    args, images = ScstConfig(samples=4), spoken / "images"
+    cfg = toy_config(tmp_path, max_len=12, task_args=args, model__init_from=str(spoken), **options)
+    model = toy_model(cfg).eval()  # no dropout, which would act on the drawing too
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(
+        process, (port, cfg, model, images, tmp_path), nprocs=2, start_method=start_method
+    )
+    whole = learn(cfg, model, images, [0, 2, 4, 6])
+    assert whole["reward"] > 0
+    assert any(learns in name and tensor.abs().max() > 0 for name, tensor in whole.items())
+    of_language_model = {name for name in whole if "opt_model" in name and "lora" not in name}
+    assert bool(of_language_model) == (not cfg.model.freeze_lm)
+    for rank in range(2):
+        part = torch.load(tmp_path / f"{rank}.pt")
+        assert part.keys() == whole.keys()
+        for name, tensor in whole.items():
+            assert torch.allclose(part[name], tensor, rtol=1e-4, atol=1e-6), name
