@@ -51,6 +51,9 @@ def test_the_scores_and_the_report_at_the_end(checkout: Checkout) -> None:
     scores = json.loads((checkout.folder / "output/quickstart/scores.json").read_text())
     assert scores["seconds"] >= 0
     assert scores["test"].keys() == scores["test_shuffled_images"].keys()
+    for name, value in scores["test"].items():
+        low, high = scores["intervals"][name]
+        assert low <= value <= high, name
     assert scores["facts"].keys() >= {"kind", "count"}
     page = (checkout.folder / "output/quickstart/report.html").read_text()
     assert page.count('<article class="card"') == SCENES["test"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,25 @@ def constant_captions(train: Path, test: Path) -> dict[Id, str]:
         train: annotation file, a JSON list of `{image, caption, image_id}`.
         test: likewise; its captions are not looked at.
     """
-    counts = Counter(record.caption for record in read_annotations([train]))
-    caption = min(counts, key=lambda text: (-counts[text], text))
-    return dict.fromkeys(_images(read_annotations([test])), caption)
+    return class_captions(train, test, lambda image: "")
+
+
+def class_captions(train: Path, test: Path, class_of: Callable[[str], str]) -> dict[Id, str]:
+    """Return the most frequent training caption of its own class for every test image: the class oracle.
+
+    Args:
+        train: annotation file, a JSON list of `{image, caption, image_id}`.
+        test: likewise; its captions are not looked at.
+        class_of: class of an image of either, by its name there; the training split has every class of the other.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in read_annotations([train]):
+        counts[class_of(record.image)][record.caption] += 1
+    captions = {
+        name: min(of_class, key=lambda text: (-of_class[text], text)) for name, of_class in counts.items()
+    }
+    images = _images(read_annotations([test]))
+    return {image_id: captions[class_of(image)] for image_id, image in images.items()}
 
 
 def nearest_captions(train: Path, test: Path, images: Path) -> dict[Id, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from bita.config.layers import read_layer
 from bita.config.load import recorded_config
@@ -19,11 +20,12 @@ from bita.datasets.synthetic.facts import Facts
 from bita.errors import UserError
 from bita.files import user_path
 from bita.metrics.files import read_hypotheses, read_images
-from bita.prepare.baselines import constant_captions, nearest_captions
+from bita.prepare.baselines import class_captions, constant_captions, nearest_captions
 from bita.processors.rgb import ImageOpener
 from bita.records import Id, ordered, read_object
 
 Captions = dict[Id, str]
+Name = TypeVar("Name", bound=Id)
 
 UCM = (
     "agricultural airplane baseballdiamond beach buildings chaparral denseresidential forest freeway golfcourse harbor "
@@ -158,6 +160,14 @@ class Split:
         }
         if self.facts is not None:
             found["the true facts in a typical sentence"] = oracle_captions(self.facts, self.images)
+            return found
+        names = ({record.image for record in read_annotations([file])} for file in (self.train, self.test))
+        known, wanted = (self._classes_of_names({name: Path(name).stem for name in of}) for of in names)
+        if wanted and set(wanted.values()) <= set(known.values()):
+            of_name = known | wanted
+            found["the class's most frequent caption"] = class_captions(
+                self.train, self.test, of_name.__getitem__
+            )
         return found
 
     def classes(self, file: Path | None = None) -> dict[Id, str]:
@@ -181,20 +191,20 @@ class Split:
             return found
         if self.facts is not None:
             return {image_id: self.facts[image_id].kind or "(no class)" for image_id in self.references}
-        return self._classes_of_names()
+        return self._classes_of_names({image_id: self.images[image_id].stem for image_id in self.references})
 
-    def _classes_of_names(self) -> dict[Id, str]:
-        stems = {image_id: self.images[image_id].stem for image_id in self.references}
-        numbers = {image_id: int(stem) for image_id, stem in stems.items() if stem.isdecimal()}
+    def _classes_of_names(self, stems: Mapping[Name, str]) -> dict[Name, str]:
+        """Image → class, as its file is named; {} where names tell none."""
+        numbers = {image: int(stem) for image, stem in stems.items() if stem.isdecimal()}
         if (
             "ucm" in self.dataset
             and len(numbers) == len(stems)
             and all(1 <= n <= 2100 for n in numbers.values())
         ):
-            return {image_id: UCM.split()[(number - 1) // 100] for image_id, number in numbers.items()}
-        before = {image_id: re.sub(r"[_-]?\d+$", "", stem) for image_id, stem in stems.items()}
+            return {image: UCM.split()[(number - 1) // 100] for image, number in numbers.items()}
+        before = {image: re.sub(r"[_-]?\d+$", "", stem) for image, stem in stems.items()}
         several = 1 < len(set(before.values())) <= len(before) / 2
-        return {image_id: name or "(no class)" for image_id, name in before.items()} if several else {}
+        return {image: name or "(no class)" for image, name in before.items()} if several else {}
 
 
 def shuffled(captions: Captions) -> Captions:
