@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
-from bita import distributed
 from bita.batch import Batch
 from bita.config.parts import ModelConfig
 from bita.models.base import BitaModel
@@ -24,6 +21,7 @@ from bita.models.bita_itc import BitaITC
 from bita.models.contrast import draw_negatives
 from bita.models.qformer import QFormer
 from tests.models.test_models import TEXTS, batch
+from tests.two_processes import assert_each_equals, learned, on_two
 from tests.weights.test_weights import SMALL, stage_1
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
@@ -156,43 +154,23 @@ def test_caption_loss_by_hand_with_berts_own_head() -> None:
 
 
 def learn(model: BitaITC, data: Batch) -> dict[str, Tensor]:
-    """Losses and gradients, averaged over processes as DDP does."""
-    output = model(data)
-    output["loss"].backward()
-    seen = {name: output[name].detach() for name in ("itc_loss", "itm_loss", "itg_loss")}
-    seen |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    everyone = distributed.gather_objects(seen)
-    return {name: torch.stack([part[name] for part in everyone]).mean(dim=0) for name in seen}
+    return learned(model, model(data), ("itc_loss", "itm_loss", "itg_loss"))
 
 
-def process(rank: int, port: int, model: BitaITC, data: Batch, out: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    distributed.setup("cpu")
+def learn_half(model: BitaITC, data: Batch, rank: int) -> dict[str, Tensor]:
     half: Batch = {
         "image": data["image"][2 * rank :][:2],
         "text": data["text"][2 * rank :][:2],
         "image_id": data["image_id"][2 * rank :][:2],
     }
-    torch.save(learn(model, half), out / f"{rank}.pt")
-    distributed.shutdown()
+    return learn(model, half)
 
 
 def test_losses_and_gradients_on_two_processes_equal_one(tmp_path: Path, start_method: str) -> None:
     data = batch(["a pale house", "two ferries in a harbour", "two ferries in a harbour", "a pale house"])
     model = qformer(freeze_vit=False, itc_gather_grad=True).eval()  # no dropout, and the hardest negatives
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(
-        process, (port, model, data, tmp_path), nprocs=2, start_method=start_method
-    )
-    whole = learn(model, data)
-    for rank in range(2):
-        part = torch.load(tmp_path / f"{rank}.pt")
-        assert part.keys() == whole.keys()
-        for name, tensor in whole.items():
-            assert torch.allclose(part[name], tensor, rtol=1e-4, atol=1e-6), name
+    parts = on_two(learn_half, (model, data), tmp_path, start_method)
+    assert_each_equals(parts, learn(model, data))
 
 
 def test_three_losses_fall_on_a_repeated_batch() -> None:

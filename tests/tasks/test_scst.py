@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 from toy_run import toy_config, toy_dataset, toy_model, toy_runner
 
-from bita import distributed
 from bita.batch import Written
 from bita.config.parts import LoraSize, ScstConfig
 from bita.config.schema import Config
@@ -26,6 +23,7 @@ from bita.metrics.reward import CaptionReward
 from bita.models.base import BitaModel
 from bita.models.language.decoder import IGNORED
 from bita.tasks.scst import ScstTask
+from tests.two_processes import assert_each_equals, learned, on_two
 
 REFERENCES = [
     ["there is one river here", "a winding river"],
@@ -126,24 +124,15 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(cfg: Config, model: BitaModel, images: Path, places: list[int]) -> dict[str, Tensor]:
-    """Loss, reward and gradients of a step on some of the images, averaged over processes as DDP does."""
+    """A step on some of the images."""
     task, data = ScstTask(cfg), toy_dataset(images)
     task.begin([data])
     batch, _ = TrainReader([data], 42, torch.device("cpu")).read([(place, 0, place) for place in places])
-    output = task.train_step(model, batch)
-    output["loss"].backward()
-    seen = {name: output[name].detach() for name in ("loss", "reward")}
-    seen |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    everyone = distributed.gather_objects(seen)
-    return {name: torch.stack([part[name] for part in everyone]).mean(dim=0) for name in seen}
+    return learned(model, task.train_step(model, batch), ("loss", "reward"))
 
 
-def process(rank: int, port: int, cfg: Config, model: BitaModel, images: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    distributed.setup("cpu")
-    torch.save(learn(cfg, model, images, [4 * rank, 4 * rank + 2]), out / f"{rank}.pt")
-    distributed.shutdown()
+def learn_half(cfg: Config, model: BitaModel, images: Path, rank: int) -> dict[str, Tensor]:
+    return learn(cfg, model, images, [4 * rank, 4 * rank + 2])
 
 
 @pytest.mark.parametrize(
@@ -161,19 +150,10 @@ def test_gradients_on_two_processes_equal_one(
     args, images = ScstConfig(samples=4), spoken / "images"
     cfg = toy_config(tmp_path, max_len=12, task_args=args, model__init_from=str(spoken), **options)
     model = toy_model(cfg).eval()  # no dropout, which would act on the drawing too
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(
-        process, (port, cfg, model, images, tmp_path), nprocs=2, start_method=start_method
-    )
+    parts = on_two(learn_half, (cfg, model, images), tmp_path, start_method)
     whole = learn(cfg, model, images, [0, 2, 4, 6])
     assert whole["reward"] > 0
     assert any(learns in name and tensor.abs().max() > 0 for name, tensor in whole.items())
     of_language_model = {name for name in whole if "opt_model" in name and "lora" not in name}
     assert bool(of_language_model) == (not cfg.model.freeze_lm)
-    for rank in range(2):
-        part = torch.load(tmp_path / f"{rank}.pt")
-        assert part.keys() == whole.keys()
-        for name, tensor in whole.items():
-            assert torch.allclose(part[name], tensor, rtol=1e-4, atol=1e-6), name
+    assert_each_equals(parts, whole)
