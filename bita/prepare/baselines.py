@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bita.datasets.annotations import CaptionRecord, read_annotations
+from bita.datasets.annotations import CaptionRecord
 from bita.datasets.names import ImageFolder
 from bita.processors.rgb import open_rgb
 from bita.records import Id
@@ -18,49 +18,51 @@ from bita.records import Id
 THUMBNAIL = 8
 
 
-def constant_captions(train: Path, test: Path) -> dict[Id, str]:
+def constant_captions(train: Sequence[CaptionRecord], test: Sequence[CaptionRecord]) -> dict[Id, str]:
     """Return the most frequent training caption for every test image.
 
     Args:
-        train: annotation file, a JSON list of `{image, caption, image_id}`.
-        test: likewise; its captions are not looked at.
+        train: its captions.
+        test: likewise; their texts are not looked at.
     """
     return class_captions(train, test, lambda image: "")
 
 
-def class_captions(train: Path, test: Path, class_of: Callable[[str], str]) -> dict[Id, str]:
+def class_captions(
+    train: Sequence[CaptionRecord], test: Sequence[CaptionRecord], class_of: Callable[[str], str]
+) -> dict[Id, str]:
     """Return the most frequent training caption of its own class for every test image: the class oracle.
 
     Args:
-        train: annotation file, a JSON list of `{image, caption, image_id}`.
-        test: likewise; its captions are not looked at.
+        train: its captions.
+        test: likewise; their texts are not looked at.
         class_of: class of an image of either, by its name there; the training split has every class of the other.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for record in read_annotations([train]):
+    for record in train:
         counts[class_of(record.image)][record.caption] += 1
     captions = {
         name: min(of_class, key=lambda text: (-of_class[text], text)) for name, of_class in counts.items()
     }
-    images = _images(read_annotations([test]))
-    return {image_id: captions[class_of(image)] for image_id, image in images.items()}
+    return {image_id: captions[class_of(image)] for image_id, image in _images(test).items()}
 
 
-def nearest_captions(train: Path, test: Path, images: Path) -> dict[Id, str]:
+def nearest_captions(
+    train: Sequence[CaptionRecord], test: Sequence[CaptionRecord], images: Path
+) -> dict[Id, str]:
     """Return the first caption of the training image that looks most alike, for every test image.
 
     Alike: least squared distance of thumbnails (8×8 pixels, RGB), the mean colour counted once more.
 
     Args:
-        train: annotation file, a JSON list of `{image, caption, image_id}`.
-        test: likewise; its captions are not looked at.
+        train: its captions.
+        test: likewise; their texts are not looked at.
         images: folder of the pictures of both.
     """
-    records = read_annotations([train])
     first: dict[Id, str] = {}
-    for record in records:
+    for record in train:
         first.setdefault(record.image_id, record.caption)
-    train_images, test_images = _images(records), _images(read_annotations([test]))
+    train_images, test_images = _images(train), _images(test)
     files = ImageFolder(images)
     known = np.stack([_thumbnail(files.path(name)) for name in train_images.values()])
     captions = list(first.values())

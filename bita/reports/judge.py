@@ -61,7 +61,7 @@ class Judge:
         self.metrics: dict[str, Any] = wanted | cfg.run.metrics
         self._tokenizer = Tokenizer()
         self._vocabulary: Vocabulary = registry.metrics.get("invented")(self.metrics["invented"]).vocabulary
-        self._training = set(self._tokenizer.tokenize(split.training_captions))
+        self._training = set(self._tokenizer.tokenize([record.caption for record in split.training]))
 
     def __call__(self, name: str, captions: Captions) -> Judged:
         """Score captions of every image of the split."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from bita.config.layers import read_layer
 from bita.config.load import recorded_config
 from bita.config.schema import Config
-from bita.datasets.annotations import captions_by_image, read_annotations, read_ground_truth
+from bita.datasets.annotations import CaptionRecord, captions_by_image, read_annotations, read_ground_truth
 from bita.datasets.names import ImageFolder
 from bita.datasets.synthetic import load_facts, oracle_captions
 from bita.datasets.synthetic.facts import Facts
@@ -119,20 +119,22 @@ class Split:
         self.name, (self.split, self.dataset) = name, known[name]
         entry, self.root = run.cfg.datasets[self.dataset], Path(run.cfg.env.cache_root)
         files = {split: self.root / str(of.storage) for split, of in entry.build_info.annotations.items()}
-        self.train, self.test = files.get("train"), files[self.split]
-        if not self.test.exists():
+        self.train, annotations = files.get("train"), files[self.split]
+        if not annotations.exists():
             raise UserError(
-                f"{self.test}: no such file; the run's data is not at env.cache_root={self.root} any more, seen from "
+                f"{annotations}: no such file; the run's data is not at env.cache_root={self.root} any more, seen from "
                 "here: name that folder with --data DIR"
             )
         truth = entry.build_info.annotations[self.split].ground_truth
         self.ground_truth = None if truth is None else self.root / truth
         self.folder = self.root / str(entry.build_info.images.storage)
-        records, images = read_annotations([self.test]), ImageFolder(self.folder)
+        self.records, images = read_annotations([annotations]), ImageFolder(self.folder)
         self.references: Mapping[Id, list[str]] = (
-            captions_by_image(records) if self.ground_truth is None else read_ground_truth(self.ground_truth)
+            captions_by_image(self.records)
+            if self.ground_truth is None
+            else read_ground_truth(self.ground_truth)
         )
-        self.images = {record.image_id: images.path(record.image) for record in records}
+        self.images = {record.image_id: images.path(record.image) for record in self.records}
         self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
         spice = run.cfg.env.spice_dir
         self.spice_dir = None if spice is None else Path(spice)
@@ -144,29 +146,29 @@ class Split:
         return load_facts(path) if path.is_file() else None
 
     @cached_property
-    def training_captions(self) -> list[str]:
-        """Every caption of the training split; none where it has no annotation file."""
-        if self.train is None or not self.train.is_file():
-            return []
-        return [record.caption for record in read_annotations([self.train])]
+    def training(self) -> list[CaptionRecord]:
+        """The training split; nothing where it has no annotation file."""
+        return [] if self.train is None or not self.train.is_file() else read_annotations([self.train])
 
     def baselines(self) -> dict[str, Captions]:
-        """Captions that need no model, by name."""
-        if self.train is None:
+        """Captions that need no model, by name; none where there is no training split."""
+        if not self.training:
             return {}
         found = {
-            "the most frequent training caption": constant_captions(self.train, self.test),
-            "the nearest training image's caption": nearest_captions(self.train, self.test, self.folder),
+            "the most frequent training caption": constant_captions(self.training, self.records),
+            "the nearest training image's caption": nearest_captions(
+                self.training, self.records, self.folder
+            ),
         }
         if self.facts is not None:
             found["the true facts in a typical sentence"] = oracle_captions(self.facts, self.images)
             return found
-        names = ({record.image for record in read_annotations([file])} for file in (self.train, self.test))
+        names = ({record.image for record in of} for of in (self.training, self.records))
         known, wanted = (self._classes_of_names({name: Path(name).stem for name in of}) for of in names)
         if wanted and set(wanted.values()) <= set(known.values()):
             of_name = known | wanted
             found["the class's most frequent caption"] = class_captions(
-                self.train, self.test, of_name.__getitem__
+                self.training, self.records, of_name.__getitem__
             )
         return found
 

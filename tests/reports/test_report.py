@@ -99,15 +99,15 @@ def test_the_class_oracle_is_there_where_names_tell_the_classes_of_both_splits(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data = shutil.copytree(runs[0].parent / "data", tmp_path / "data")
-    split, name = Split(Run.open(runs[0], data)), "the class's most frequent caption"
-    assert name not in split.baselines(), "the training split has one class only"
+    run, name = Run.open(runs[0], data), "the class's most frequent caption"
+    assert name not in Split(run).baselines(), "the training split has one class only"
     train = [(3, "a field"), (4, "rows"), (5, "rows"), (150, "a plane"), (250, "a diamond"), (399, "a beach")]
     for number, _ in train:
         shutil.copy(data / "ucm/images/1.png", data / f"ucm/images/{number}.png")
     rows = [{"image": f"{n}.png", "caption": text, "image_id": n} for n, text in train]
     (data / "ucm/annotations/train.json").write_text(json.dumps(rows))
     of_class = ["rows", "a plane", "a diamond", "a beach"]
-    assert split.baselines()[name] == {n: of_class[n // 100] for n in REFERENCES}
+    assert Split(run).baselines()[name] == {n: of_class[n // 100] for n in REFERENCES}
 
 
 def test_classes_come_from_what_there_is(found: Findings, tmp_path: Path) -> None:
