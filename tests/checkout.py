@@ -37,7 +37,7 @@ class Checkout(Shell):
         whole: whether all is there that its fixture makes.
         did: the words of what ran until then; these do not run again.
         quickstart: what `bash scripts/quickstart.sh` said.
-        trained: the captioning run that it left; others may come beside it later.
+        trained: the captioning run that it left.
     """
 
     quickstart: Said
@@ -138,9 +138,12 @@ def follow(checkout: Checkout, script: str) -> Said:
     return said
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """The checkout after `bash scripts/quickstart.sh` and the preparation of three datasets."""
+    """The checkout after `bash scripts/quickstart.sh` and the preparation of three datasets.
+
+    Each file of tests has one of its own: the documents' commands train in it, over what the pipeline's tests read.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     made = Checkout(folder)
     published(folder / "path/to/UCM", "dataset.json", "imgs")
