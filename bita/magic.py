@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ANNEX_POINTER = b"/annex/objects/"
+DAMAGED = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+"""What reading a damaged tar archive raises, packed or not."""
 HEAD = 1024
 """Bytes that are enough to tell what a file is."""
 SHOWN = 5
@@ -194,7 +198,7 @@ def _tar(path: Path) -> str | None:
     try:
         with tarfile.open(path) as archive:
             names = archive.getnames()
-    except (tarfile.TarError, OSError, EOFError):
+    except DAMAGED:
         return "a damaged tar archive; fetch it again"
     if {"storages", "tensors", "pickle"} <= set(names):
         return "in torch's format of before 0.4; load it with a torch that you trust the file to, and save it again"

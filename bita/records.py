@@ -202,6 +202,11 @@ class Record:
             raise self.fault(f"field {key!r} holds a NUL character; take it out")
         return text
 
+    def label(self, key: str) -> str:
+        """Return a field that names a class: text, or a whole number, as text."""
+        value = self.get(key)
+        return str(value) if type(value) is int else self.text(key)
+
     def captions(self, *keys: str) -> list[str]:
         """Return the captions in that one of the fields which is there: a text, or a list of texts, empty ones too."""
         there = [key for key in keys if key in self.fields]
@@ -284,7 +289,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Record]:
         lacking = next((column for column in columns if column not in header), columns[0])
         known = ", ".join(header) or "nothing"
         raise UserError(
-            f"{file}: line 1: no column {lacking!r}; the header has {known}; name columns with --columns"
+            f"{file}: line 1: no column {lacking!r}; the header has {known}; rename one, or name "
+            "columns with bita-prepare's --columns"
         )
     for column in columns:
         if header.count(column) > 1:

@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings to FILE")
     args = parser.parse_args(arguments)
     result = verify(named_folders(args.datasets), args.near)
-    if args.json is not None:
-        write_json(args.json, result.data)
     show(result)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result.data)
     return 1 if result.problems else 0
 
 
@@ -43,7 +44,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for entry in entries:
         name, equals, folder = entry.partition("=")
-        path = Path(folder if equals else entry)
+        path = user_path(folder if equals else entry)
         name = name if equals else path.resolve().name
         if name in folders:
             raise UserError(f"{entry}: {name} is named twice; give one of them another NAME=")

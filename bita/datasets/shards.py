@@ -236,7 +236,10 @@ def prepared_records(folder: Path, split: str) -> Iterator[ShardRecord]:
         path = files.path(first.image)
         captions = tuple(records[record].caption for record in group)
         key = first.image_id if isinstance(first.image_id, int) else place
-        yield ShardRecord(f"{key:09d}", path.suffix.lower(), path.read_bytes(), captions, first.image_id)
+        suffix = path.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES:
+            suffix = ".jpg"  # a shard knows an image by its name; what it is, its content says
+        yield ShardRecord(f"{key:09d}", suffix, path.read_bytes(), captions, first.image_id)
 
 
 def write_shards(records: Iterable[ShardRecord], folder: Path, split: str, per_shard: int) -> Path:

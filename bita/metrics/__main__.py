@@ -27,7 +27,7 @@ from bita.metrics.diversity import novelty
 from bita.metrics.files import paired, read_hypotheses, read_images, read_references
 from bita.metrics.scorers import USUAL, CaptionScorer
 from bita.metrics.stats import by_class, intervals, paired_test
-from bita.records import Id, Record, read_object
+from bita.records import Id, read_object
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,19 +117,12 @@ def _classes(args: argparse.Namespace, references: Mapping[Id, list[str]]) -> di
     """Image id → class: of the file that is named, else as the ground truth says of every image; None: not known."""
     if args.classes is not None:
         content = read_object(args.classes)
-        return {n: _label(content, str(n)) for n in references if str(n) in content}
+        return {n: content.label(str(n)) for n in references if str(n) in content}
     images = read_images(args.references)
-    known = {
-        name: _label(image, "category") for name, image in images.items() if image.fields.get("category")
-    }
+    known = {name: image.label("category") for name, image in images.items() if image.fields.get("category")}
     if not all(str(n) in known for n in references):
         return None
     return {n: known[str(n)] for n in references}
-
-
-def _label(record: Record, key: str) -> str:
-    """Return a class, which may be a number."""
-    return str(record.get(key)) if type(record.get(key)) is int else record.text(key)
 
 
 @dataclass

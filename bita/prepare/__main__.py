@@ -11,7 +11,8 @@ Anything else by a generic form, files and folders below SOURCE; splits are decl
     bita-prepare NAME SOURCE OUT --form csv --annotations all.csv --columns image=file caption=text
     bita-prepare NAME SOURCE OUT --form jsonl --annotations train=a.jsonl val=b.jsonl
     bita-prepare NAME SOURCE OUT --form text     (train/x.jpg + train/x.txt, one caption a line)
-    bita-prepare NAME SOURCE OUT --form auto --draw val=0.15 test=0.15     (one .csv, .jsonl or .json, or x.jpg + x.txt)
+    bita-prepare NAME SOURCE OUT --form auto --draw val=0.15 test=0.15     (one .csv, .jsonl or .json, or x.jpg + x.txt;
+                                                                 drawn where no column and no folders declare splits)
 
 What cannot be used is left out and listed with its reason; with --strict that ends in exit code 1.
 """
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, prepare, report; returns the exit code."""
     options = parse(arguments)
     report = prepare(
-        open_data(options), options.out, copy_images=options.copy_images, overwrite=options.overwrite
+        open_data(options),
+        options.out,
+        copy_images=options.copy_images,
+        overwrite=options.overwrite,
+        every_split=options.every_split,
     )
     show(report, options.out)
     return 1 if options.strict and report.left_out else 0
@@ -56,6 +61,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier run wrote differently"
     )
+    parser.add_argument(
+        "--every-split",
+        action="store_true",
+        help="refuse a source without usable images for train, val or test",
+    )
     form = parser.add_argument_group("generic forms")
     form.add_argument("--form", choices=(*FORMS, AUTO), help="what SOURCE holds")
     form.add_argument("--annotations", nargs="+", default=[], metavar="[SPLIT=]FILE", help="annotation files")
@@ -68,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="SPLIT=SHARE",
-        help="draw val and test, e.g. val=0.15 test=0.15",
+        help="draw val and test, e.g. val=0.15 test=0.15; with --form auto where nothing declares splits",
     )
     return parser.parse_args(arguments)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from bita.datasets.names import is_system_file
 from bita.errors import UserError
 from bita.files import open_to_others, write_text
-from bita.magic import HEAD, other_kind, packed
+from bita.magic import DAMAGED, HEAD, other_kind, packed
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _STAMP = ".unpacked"
+_CHUNK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
@@ -44,7 +45,10 @@ def unpack(archive: Path, target: Path) -> Path:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(temporary, filter=_wanted)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
+                assert file.fileobj is not None
+                while file.fileobj.read(_CHUNK):  # to its end, where the checksum of what is packed stands
+                    pass
+    except (*DAMAGED, zipfile.BadZipFile, RuntimeError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{archive}: archive does not unpack ({_reason(archive, error)})") from None
     open_to_others(temporary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ datasets:
     build_info:
       annotations:
 {splits}
-      images: {{storage: {folder}/images}}
+      images: {{storage: {images}}}
 """
 
 
@@ -42,8 +44,16 @@ class Report:
     unchanged: list[str] = field(default_factory=list)
 
 
-def dataset_card(name: str, title: str, report: Report, checksums: Mapping[str, str]) -> str:
-    """Return the card's text: counts by split, what was left out and why, and a YAML entry to start from."""
+def dataset_card(name: str, title: str, report: Report, checksums: Mapping[str, str], folder: str) -> str:
+    """Return the card's text: counts by split, what was left out and why, and a YAML entry to start from.
+
+    Args:
+        name: the dataset's.
+        title: what it is called.
+        report: what was kept and left out.
+        checksums: annotation file → sha256.
+        folder: the prepared dataset's, below `env.cache_root`.
+    """
     parts = [f"# {title}\n", f"Dataset `{name}` in the form that `bita` reads. Made from:\n"]
     parts += [f"- `{file}`, sha256 `{digest}`" for file, digest in checksums.items()]
     parts += ["\n## Counts\n", *_counts(name, report)]
@@ -52,19 +62,23 @@ def dataset_card(name: str, title: str, report: Report, checksums: Mapping[str, 
         *(f"- {what}: {why}" for what, why in report.left_out),
     ]
     parts += [f"\n## Notes ({len(report.notes)})\n", *(f"- {note}" for note in report.notes)]
-    parts += ["\n## Configuration\n", "```yaml", yaml_entry(name, report), "```"]
+    parts += ["\n## Configuration\n", "```yaml", yaml_entry(name, report, folder), "```"]
     return "\n".join(parts) + "\n"
 
 
-def yaml_entry(name: str, report: Report) -> str:
-    """Return the part of a configuration that names the prepared files, for `OUT` = `data/<name>`."""
-    folder = name.removesuffix("_caption")
+def yaml_entry(name: str, report: Report, folder: str) -> str:
+    """Return the part of a configuration that names the prepared files, for a `folder` below `env.cache_root`."""
+
+    def path(below: str) -> str:
+        text = f"{folder}/{below}"
+        return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text, ensure_ascii=False)
+
     splits = []
     for split in SPLITS:
         if any(image.split == split for image in report.kept):
-            truth = "" if split == "train" else f", ground_truth: {folder}/annotations/{split}_gt.json"
-            splits.append(f"        {split}: {{storage: {folder}/annotations/{split}.json{truth}}}")
-    return _ENTRY.format(name=name, folder=folder, splits="\n".join(splits)).rstrip("\n")
+            truth = "" if split == "train" else f", ground_truth: {path(f'annotations/{split}_gt.json')}"
+            splits.append(f"        {split}: {{storage: {path(f'annotations/{split}.json')}{truth}}}")
+    return _ENTRY.format(name=name, images=path("images"), splits="\n".join(splits)).rstrip("\n")
 
 
 def _counts(name: str, report: Report) -> list[str]:

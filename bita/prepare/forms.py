@@ -6,7 +6,6 @@ Splits are declared: by the file (`train=FILE`), by the record, or by the folder
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from bita.datasets.names import is_system_file, plain
 from bita.errors import UserError
 from bita.prepare.archives import open_source
-from bita.prepare.prepare import Source
+from bita.prepare.prepare import UNDECLARED, Source
 from bita.prepare.sources import SPLITS, SourceImage, read_karpathy
 from bita.processors.rgb import IMAGE_SUFFIXES
 from bita.records import Id, Ids, lines, read_object, read_records, read_table, read_text, twin
@@ -22,8 +21,10 @@ from bita.records import Id, Ids, lines, read_object, read_records, read_table, 
 FORMS = ("coco", "karpathy", "csv", "jsonl", "text")
 AUTO = "auto"
 """Stands for the form that `recognise` finds."""
-UNDECLARED = ""
-"""Split of a record before it is drawn."""
+IF_THERE = "?"
+"""Stands for the split that a row of a table declares, where it has such a column."""
+SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
+"""What a column or a folder calls a split, in small letters → the split."""
 COLUMNS = {"image": "image", "caption": "caption", "split": "split"}
 
 
@@ -51,30 +52,31 @@ def generic_source(
         annotations: files below `source`, each maybe with `SPLIT=` in front.
         images: image folder below `source`.
         columns: names of the table's columns for `image`, `caption` and `split`.
-        draw: share of the images that `val` and `test` get, at random but always the same; nothing declares a split
-            then, and the text files of form `text` lie anywhere beside their images.
+        draw: share of the images that `val` and `test` get (`prepare.drawn`); nothing declares a split then, and the
+            text files of form `text` lie anywhere beside their images. With `auto`, only where nothing declares one.
 
     Raises:
         UserError: a file is missing or is not what the form says, or no split is declared.
     """
     folder = open_source(source, out)
-    if form == AUTO:
+    recognised = form == AUTO
+    if recognised:
+        folder = _only_folder(folder)
         form, annotations = recognise(folder)
     root = folder / images
     if not root.is_dir():
         raise UserError(f"{root}: image folder is missing; give it with --images, below {folder}")
+    records: list[SourceImage] = []
+    files = []
     if form == "text":
         if annotations:
             raise UserError("--annotations: form text takes none; captions lie beside the images")
-        texts = list(_read_text_folder(root, declared=draw is None))
-        return _drawn(Source(name, name, texts, root, ()), draw)
-    if not annotations:
+        records += _read_text_folder(root, declared=draw is None and not recognised)
+    elif not annotations:
         raise UserError(f"--annotations: form {form} needs annotation files, as [SPLIT=]FILE below {folder}")
-    records: list[SourceImage] = []
-    files = []
     for entry in annotations:
         split, path = _split_and_file(entry, folder)
-        if draw is not None:
+        if draw is not None or recognised:
             split = UNDECLARED
         files.append(path)
         if form == "coco":
@@ -82,8 +84,43 @@ def generic_source(
         elif form == "karpathy":
             records += read_karpathy(path)
         else:
-            records += _read_table(path, form, {**COLUMNS, **(columns or {})}, split)
-    return _drawn(Source(name, name, records, root, tuple(files)), draw)
+            part = IF_THERE if recognised else split
+            records += _read_table(path, form, {**COLUMNS, **(columns or {})}, part)
+    if recognised:
+        records = _declared(records)
+        if any(record.split != UNDECLARED for record in records):
+            draw = None
+        elif draw is None:
+            raise UserError(
+                f"{folder}: neither a column split nor folders train/, val/ and test/ declare splits; --draw them"
+            )
+    return Source(name, name, records, root, tuple(files), draw=draw)
+
+
+def _only_folder(folder: Path) -> Path:
+    """Return the folder that all lies in: archives often hold a single one."""
+    inside = [path for path in folder.iterdir() if not is_system_file(path.name) and path.name[0] != "."]
+    return _only_folder(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _declared(records: Sequence[SourceImage]) -> list[SourceImage]:
+    """Return the records with the splits that a column declares, else their folders; where neither does, as they are.
+
+    Folders do where two of train, val and test are there: one alone may be a class of scenes.
+    """
+    said = [record.split for record in records]
+    if not any(said):
+        said = [top if below else "" for top, _, below in (_path(r).partition("/") for r in records)]
+        if len({SPLIT_NAMES[name.lower()] for name in said if name.lower() in SPLIT_NAMES}) < 2:
+            return list(records)
+    return [
+        replace(record, split=SPLIT_NAMES.get(name.strip().lower(), name))
+        for record, name in zip(records, said, strict=True)
+    ]
+
+
+def _path(record: SourceImage) -> str:
+    return record.image.replace("\\", "/")
 
 
 def recognise(folder: Path) -> tuple[str, list[str]]:
@@ -101,23 +138,6 @@ def recognise(folder: Path) -> tuple[str, list[str]]:
         if files:
             return form, files
     return "text", []
-
-
-def _drawn(source: Source, draw: Mapping[str, float] | None) -> Source:
-    """Return a source with its splits drawn, which its card will say; without `draw` it is as it was."""
-    if draw is None:
-        return source
-    names = sorted({record.image for record in source.records})
-    random.Random(0).shuffle(names)
-    split_of: dict[str, str] = {}
-    total = len(names)
-    for split, share in draw.items():
-        count = max(1, round(share * total)) if share else 0
-        split_of |= dict.fromkeys(names[:count], split)
-        names = names[count:]
-    records = [replace(record, split=split_of.get(record.image, "train")) for record in source.records]
-    shares = " and ".join(f"{share:.0%} for {split}" for split, share in draw.items())
-    return replace(source, records=records, notes=(f"splits were drawn, not declared: {shares}",))
 
 
 def _split_and_file(entry: str, folder: Path) -> tuple[str | None, Path]:
@@ -154,12 +174,16 @@ def _read_coco(path: Path, split: str | None) -> list[SourceImage]:
 
 def _read_table(path: Path, form: str, columns: Mapping[str, str], split: str | None) -> list[SourceImage]:
     """Gather the rows of every image; its split is the file's, or its rows', which must agree."""
-    needed = [column for key, column in columns.items() if key != "split" or split is None]
+    column = columns["split"]
+    needed = [name for key, name in columns.items() if key != "split" or split is None]
     found: dict[str, tuple[str, str, list[str]]] = {}
     for row in read_table(path, needed) if form == "csv" else read_records(path):
         image = row.text(columns["image"])
         row, where = row.about(image), row.place or "line 1"
-        part = row.text(columns["split"]) if split is None else split
+        if split is None or (split == IF_THERE and column in row.fields):
+            part = row.text(column)
+        else:
+            part = UNDECLARED if split == IF_THERE else split
         first, declared, captions = found.setdefault(image, (where, part, []))
         if declared != part:
             raise row.fault(f"split {part!r}, but {declared!r} at {first}")

@@ -12,11 +12,12 @@ the same from run to run. A second run writes nothing: it checks that what is th
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bita.datasets.names import ImageFolder
@@ -29,6 +30,9 @@ from bita.prepare.sources import PUBLISHED, SPLITS, SourceImage
 from bita.processors.rgb import open_rgb
 from bita.records import half_pair, has_words
 
+UNDECLARED = ""
+"""Split of a record that has none, or none yet."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -40,8 +44,8 @@ class Source:
     images: Path
     files: tuple[Path, ...]
     """The annotation files."""
-    notes: tuple[str, ...] = ()
-    """What its card should say."""
+    draw: Mapping[str, float] | None = None
+    """Share of the usable images that `val` and `test` get; None: splits are declared."""
 
 
 def published_source(name: str, source: Path, out: Path) -> Source:
@@ -55,7 +59,14 @@ def published_source(name: str, source: Path, out: Path) -> Source:
     )
 
 
-def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: bool = False) -> Report:
+def prepare(
+    source: Source,
+    out: Path,
+    *,
+    copy_images: bool = False,
+    overwrite: bool = False,
+    every_split: bool = False,
+) -> Report:
     """Write `source` in the framework's form below `out`, or check what an earlier run wrote there.
 
     Args:
@@ -63,22 +74,33 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
         out: the folder of the prepared dataset.
         copy_images: copy the images into `out/images` instead of linking to their folder.
         overwrite: replace files that differ from what the source gives; otherwise that is an error.
+        every_split: that one of train, val and test has no usable image is an error.
 
     Raises:
-        UserError: no image is usable, or a file in `out` differs.
+        UserError: no image is usable, none is left for training, or a file in `out` differs.
     """
     report = select(source)
+    where = source.files[0] if source.files else source.images
+    left_out = f"; left out, the first: {': '.join(report.left_out[0])}" if report.left_out else ""
     if not report.kept:
-        reason = f"; the first: {': '.join(report.left_out[0])}" if report.left_out else ""
-        where = source.files[0] if source.files else source.images
-        raise UserError(f"{where}: none of {len(source.records)} records is usable{reason}")
+        raise UserError(f"{where}: none of {len(source.records)} records is usable{left_out}")
+    empty = [split for split in SPLITS if all(image.split != split for image in report.kept)]
+    if source.draw is not None and "train" in empty:
+        raise UserError(
+            f"{where}: {len(report.kept)} usable images are too few to draw splits from{left_out}"
+        )
+    if every_split and empty:
+        raise UserError(
+            f"{where}: no usable image is declared for {' and '.join(empty)}; add some, or declare no splits (by "
+            f"folders or a column), so that they are drawn{left_out}"
+        )
     files = {f"annotations/{name}": text for name, text in annotation_files(report.kept).items()}
     checksums = {path.name: sha256(path) for path in source.files}
-    files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums)
+    files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums, out.resolve().name)
     stale = [
         name
         for name, text in files.items()
-        if (out / name).is_file() and (out / name).read_text("utf-8") != text
+        if (out / name).is_file() and (out / name).read_bytes() != text.encode()
     ]
     surplus = [  # of a split that the source no longer has
         path
@@ -104,17 +126,17 @@ def prepare(source: Source, out: Path, *, copy_images: bool = False, overwrite: 
 
 
 def select(source: Source) -> Report:
-    """Judge every record of `source`: what is usable is kept, the rest is named with its reason."""
+    """Judge every record of `source`: what is usable is kept, and drawn from; the rest is named with its reason."""
     folder = ImageFolder(source.images)
     found = [folder.find(record.image) if _is_inside(record.image) else [] for record in source.records]
     broken = in_threads(lambda names: _fault(source.images / names[0]) if len(names) == 1 else None, found)
     kept: list[PreparedImage] = []
     left_out: list[tuple[str, str]] = []
-    notes = list(source.notes)
+    notes: list[str] = []
     first: dict[str, str] = {}
     for index, (record, names, fault) in enumerate(zip(source.records, found, broken, strict=True)):
         captions = tuple(caption for caption in record.captions if caption.strip())
-        reason = _reason(record, names, fault, captions, first)
+        reason = _reason(record, names, fault, captions, first, drawn=source.draw is not None)
         if reason is not None:
             left_out.append((_printable(" ".join(dict.fromkeys((record.where, record.image)))), reason))
             continue
@@ -123,7 +145,31 @@ def select(source: Source) -> Report:
         empty = len(record.captions) - len(captions)
         if empty:
             notes.append(f"{names[0]}: {empty} of {len(record.captions)} captions are empty and left out")
-    return Report(kept, left_out, notes + _caption_notes(kept))
+    notes += _caption_notes(kept)
+    if source.draw is not None:
+        kept = drawn(kept, source.draw)
+        shares = " and ".join(f"{share:.0%} for {split}" for split, share in source.draw.items())
+        notes.insert(0, f"splits were drawn, not declared: {shares}")
+    return Report(kept, left_out, [_printable(note) for note in notes])
+
+
+def drawn(images: Sequence[PreparedImage], shares: Mapping[str, float]) -> list[PreparedImage]:
+    """Return the images with their splits drawn, by the hashes of their names: always the same for the same images.
+
+    One that comes or goes moves others over the borders only: from training to val, but not to test.
+
+    Args:
+        images: usable ones.
+        shares: those of `test` and `val`; each gets one image at least. The rest is for training.
+    """
+    names = sorted((image.image for image in images), key=lambda name: hashlib.sha256(name.encode()).digest())
+    split_of: dict[str, str] = {}
+    for split in ("test", "val"):
+        share = shares.get(split, 0)
+        count = max(1, round(share * len(images))) if share else 0
+        split_of |= dict.fromkeys(names[:count], split)
+        names = names[count:]
+    return [replace(image, split=split_of.get(image.image, "train")) for image in images]
 
 
 def _printable(name: str) -> str:
@@ -166,11 +212,17 @@ def _lines(records: Sequence[dict[str, object]]) -> str:
 
 
 def _reason(
-    record: SourceImage, names: list[str], fault: str | None, captions: Sequence[str], first: dict[str, str]
+    record: SourceImage,
+    names: list[str],
+    fault: str | None,
+    captions: Sequence[str],
+    first: dict[str, str],
+    *,
+    drawn: bool,
 ) -> str | None:
     """Return why a record cannot be used, or None."""
-    if record.split not in SPLITS:
-        return f"split {record.split!r} is none of {', '.join(SPLITS)}"
+    if not drawn and record.split not in SPLITS:
+        return f"split {record.split!r} is none of {', '.join(SPLITS)}" if record.split else "has no split"
     if not _is_inside(record.image):
         return "path leaves the image folder"
     if half_pair(record.image) is not None:

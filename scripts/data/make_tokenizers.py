@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from bita.commands import command_line, program
+from bita.commands import at_least, command_line, program
 from bita.files import user_path
 from bita.prepare.tokenizers import FAMILIES, make_bert, make_family, make_opt, read_captions
 
@@ -22,10 +22,12 @@ def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("out", type=user_path)
     parser.add_argument("annotations", type=user_path, nargs="+")
-    parser.add_argument("--vocabulary", type=int, default=2000, help="most entries in each (default 2000)")
+    parser.add_argument(
+        "--vocabulary", type=at_least(1), default=2000, help="most entries in each (default 2000)"
+    )
     parser.add_argument(
         "--decoder-vocabulary",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="most byte pairs of a decoder (default: as --vocabulary)",
     )

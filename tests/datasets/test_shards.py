@@ -80,6 +80,17 @@ def test_a_packed_split_gives_the_pictures_and_captions_of_its_files(tmp_path: P
         assert (image.tobytes(), captions, image_id) == (expected[0].tobytes(), expected[1], expected[2])
 
 
+def test_an_image_is_packed_whatever_its_name(tmp_path: Path) -> None:
+    prepared(tmp_path / "toy")
+    rows = json.loads((tmp_path / "toy/annotations/train.json").read_text())
+    first = rows[0]["image"]
+    (tmp_path / "toy/images" / first).rename(tmp_path / "toy/images/b.dat")
+    rows = [row | {"image": "b.dat"} if row["image"] == first else row for row in rows]
+    (tmp_path / "toy/annotations/train.json").write_text(json.dumps(rows))
+    assert main(["pack", str(tmp_path / "toy"), "train", str(tmp_path / "s")]) == 0
+    assert len(build(tmp_path, "s/train.shards.json")) == len({row["image"] for row in rows})
+
+
 def test_stopped_after_a_thousand_records_and_resumed_every_record_is_seen_once(tmp_path: Path) -> None:
     write_shards(synthetic(2500), tmp_path, "train", 300)
     dataset = build(tmp_path, "train.shards.json")

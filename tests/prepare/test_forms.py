@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -208,6 +210,21 @@ def test_coco_ids_of_two_kinds_are_told_apart(source: Path, tmp_path: Path) -> N
     assert message in run("field", source, tmp_path / "o", *arguments).stderr
 
 
+DRAWN = ("--form", "auto", "--draw", "val=0.1", "test=0.25")
+
+
+def captioned(folder: Path, names: Iterable[str]) -> None:
+    """Pictures, each with a text beside it."""
+    for seed, name in enumerate(names):
+        write_image(folder / name, seed).with_suffix(".txt").write_text(f"it is {name}")
+
+
+def found_in(out: Path) -> dict[str, set[object]]:
+    """Split → images of a prepared dataset."""
+    files = {path.stem: path for path in (out / "annotations").glob("*.json") if "_gt" not in path.name}
+    return {split: {record["image"] for record in load(path)} for split, path in files.items()}
+
+
 @pytest.mark.parametrize("form", ["text", "csv", "jsonl", "coco"])
 def test_splits_are_drawn_where_that_is_asked_for_and_the_card_says_so(tmp_path: Path, form: str) -> None:
     """Whatever form the captions have, they are found, and the same images are drawn."""
@@ -215,7 +232,7 @@ def test_splits_are_drawn_where_that_is_asked_for_and_the_card_says_so(tmp_path:
     for seed, name in enumerate(names):
         write_image(tmp_path / "s" / name, seed)
     if form == "csv":
-        rows = "".join(f"{name},it is {name}\n" for name in names)
+        rows = "".join(f"{name},it is {name}\n" for name in [*names, *(f"none{k}.jpg" for k in range(40))])
         (tmp_path / "s/captions.csv").write_text(f"image,caption\n{rows}")
     elif form == "jsonl":
         lines = [json.dumps({"image": name, "caption": [f"it is {name}"]}) for name in names]
@@ -227,18 +244,99 @@ def test_splits_are_drawn_where_that_is_asked_for_and_the_card_says_so(tmp_path:
     else:
         for name in names:
             (tmp_path / "s" / name).with_suffix(".txt").write_text(f"it is {name}")
-    drawing = ("--form", "auto", "--draw", "val=0.1", "test=0.25")
-    done = run("field", tmp_path / "s", tmp_path / "o", *drawing)
+    done = run("field", tmp_path / "s", tmp_path / "o", *DRAWN)
     assert done.returncode == 0, done.stderr
     note = "splits were drawn, not declared: 10% for val and 25% for test"
     assert f"note: {note}" in done.stdout
     assert note in (tmp_path / "o/dataset_card.md").read_text()
     found = {split: load(tmp_path / f"o/annotations/{split}.json") for split in ("train", "val", "test")}
     assert {split: len(records) for split, records in found.items()} == {"train": 13, "val": 2, "test": 5}
-    assert {record["image"] for record in found["test"]} == {"6.jpg", "4.jpg", "0.jpg", "7.jpg", "19.jpg"}
+    assert {record["image"] for record in found["test"]} == {"0.jpg", "1.jpg", "5.jpg", "14.jpg", "19.jpg"}
     assert all(
         record["caption"] == f"it is {record['image']}" for group in found.values() for record in group
     )
+
+
+def test_an_image_that_comes_later_tests_nothing_that_was_trained_on(tmp_path: Path) -> None:
+    captioned(tmp_path / "s", [f"{number}.jpg" for number in range(20)])
+    trained: set[object] = set()
+    for number in range(20, 30):
+        assert run("field", tmp_path / "s", tmp_path / "o", *DRAWN, "--overwrite").returncode == 0
+        splits = found_in(tmp_path / "o")
+        assert not trained & splits["test"]
+        trained = splits["train"]
+        captioned(tmp_path / "s", [f"{number}.jpg"])
+
+
+def declared_by_folders(folder: Path, parts: dict[str, str], form: str) -> None:
+    names = [f"{parts[split]}/{name}" for name, split in IMAGES.items()]
+    captioned(folder, names)
+    if form != "text":
+        for path in folder.rglob("*.txt"):
+            path.unlink()
+    if form == "csv":
+        rows = "".join(f"{name},it is {name}\n" for name in names)
+        (folder / "captions.csv").write_text(f"image,caption\n{rows}")
+    elif form == "coco":
+        images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
+        captions = [{"image_id": k, "caption": f"it is {name}"} for k, name in enumerate(names)]
+        (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "coco"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_that_declare_splits_are_not_drawn_over(tmp_path: Path, form: str, packed: bool) -> None:
+    """By whatever letters, and in an archive that holds them in a folder of its own."""
+    parts = {"train": "Train", "val": "validation", "test": "TEST"}
+    declared_by_folders(tmp_path / "s/mine", parts, form)
+    source = tmp_path / "s/mine"
+    if packed:
+        source = Path(shutil.make_archive(str(tmp_path / "mine"), "zip", tmp_path / "s"))
+    done = run("field", source, tmp_path / "o", *DRAWN, "--every-split")
+    assert done.returncode == 0, done.stderr
+    assert "drawn" not in done.stdout
+    expected = {
+        split: {f"{parts[split]}/{name}" for name in IMAGES if IMAGES[name] == split} for split in parts
+    }
+    assert found_in(tmp_path / "o") == expected
+
+
+def test_a_column_that_declares_splits_is_not_drawn_over(tmp_path: Path) -> None:
+    captioned(tmp_path / "s", IMAGES)
+    rows = "".join(f"{name},it is {name},{split.upper()}\n" for name, split in IMAGES.items())
+    (tmp_path / "s/captions.csv").write_text(f"image,caption,split\n{rows}")
+    assert run("field", tmp_path / "s", tmp_path / "o", *DRAWN).returncode == 0
+    assert found_in(tmp_path / "o")["train"] == {"a/1.jpg", "b/1.jpg"}
+    records = [{"image": name, "caption": "x", "split": split} for name, split in IMAGES.items()]
+    (tmp_path / "s/captions.csv").unlink()
+    del records[0]["split"]
+    (tmp_path / "s/captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = run("field", tmp_path / "s", tmp_path / "p", *DRAWN)
+    assert "left out: line 1 a/1.jpg: has no split" in done.stdout
+    assert found_in(tmp_path / "p")["train"] == {"b/1.jpg"}
+
+
+def test_a_class_that_is_called_train_declares_nothing(tmp_path: Path) -> None:
+    captioned(tmp_path / "s", [f"{name}/{number}.jpg" for name in ("train", "ship") for number in range(5)])
+    done = run("field", tmp_path / "s", tmp_path / "o", *DRAWN)
+    assert "splits were drawn" in done.stdout
+    assert {split: len(images) for split, images in found_in(tmp_path / "o").items()} == {
+        "train": 7,
+        "val": 1,
+        "test": 2,
+    }
+
+
+def test_a_split_without_an_image_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    captioned(tmp_path / "s", ["train/1.jpg", "test/2.jpg", "other/3.jpg"])
+    done = run("field", tmp_path / "s", tmp_path / "o", *DRAWN, "--every-split")
+    assert done.returncode == 1
+    assert "no usable image is declared for val; add some, or declare no splits" in done.stderr
+    assert "left out, the first: other/3.jpg: split 'other' is none of" in done.stderr
+    assert not (tmp_path / "o").exists()
+    captioned(tmp_path / "few", ["1.jpg", "2.jpg"])
+    done = run("field", tmp_path / "few", tmp_path / "o", *DRAWN)
+    assert "2 usable images are too few to draw splits from" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -247,11 +345,11 @@ def test_splits_are_drawn_where_that_is_asked_for_and_the_card_says_so(tmp_path:
         (["--draw", "train=0.5"], "--draw train=0.5: wanted val and test"),
         (["--draw", "val=0.5", "test=0.5"], "together less than 1"),
         (["--draw", "val"], "--draw val: wanted SPLIT=SHARE"),
-        ([], "splits are declared by folders, or --draw them"),
+        ([], "neither a column split nor folders train/, val/ and test/ declare splits; --draw them"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
-    write_image(tmp_path / "s/1.jpg", 0)
+    captioned(tmp_path / "s", ["1.jpg"])
     done = run("field", tmp_path / "s", tmp_path / "o", "--form", "auto", *arguments)
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -177,6 +177,38 @@ def test_what_an_archive_is_instead_is_said(tmp_path: Path) -> None:
             assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("form", "suffix"), [("zip", ".zip"), ("gztar", ".tar.gz"), ("xztar", ".tar.xz")])
+def test_a_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path, form: str, suffix: str) -> None:
+    ucm_source(tmp_path / "source")
+    archive = Path(shutil.make_archive(str(tmp_path / "ucm"), form, tmp_path / "source"))
+    content = bytearray(archive.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(byte ^ 0xFF for byte in content[middle : middle + 200])
+    archive.write_bytes(content)
+    done = run("ucm_caption", archive, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / f'ucm{suffix}'}: archive does not unpack (")
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_what_was_edited_is_no_traceback_whatever_its_bytes_and_a_name_is_one_line(tmp_path: Path) -> None:
+    source, out = ucm_source(tmp_path / "source"), tmp_path / "o L"
+    content = json.loads((source / "dataset.json").read_text())
+    (source / "imgs/1.tif").rename(source / "imgs/a\rb.tif")
+    content["images"][0]["filename"] = "a\rb.tif"
+    content["images"][0]["sentences"].append(content["images"][0]["sentences"][0] | {"raw": " "})
+    (source / "dataset.json").write_text(json.dumps(content))
+    assert "note: a b.tif: 1 of 6 captions" in run("ucm_caption", source, out).stdout
+    assert "verified: nothing had to be written" in run("ucm_caption", source, out).stdout
+    card = (out / "dataset_card.md").read_text()
+    assert 'train: {storage: "o L/annotations/train.json"}' in card  # as the folder is called
+    (out / "dataset_card.md").write_bytes(b"caf\xe9")
+    done = run("ucm_caption", source, out)
+    assert "differs from what the source gives (dataset_card.md)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_caption_under_a_key_of_another_spelling_is_refused(tmp_path: Path) -> None:
     source = nwpu_source(tmp_path / "source")
     annotation = source / "dataset_nwpu.json"
@@ -308,7 +340,9 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         path.unlink()
     done = run("ucm_caption", source, tmp_path / "out")
     assert done.returncode == 1
-    assert "none of 6 records is usable; the first: images[0] 1.tif: image is missing" in done.stderr
+    assert (
+        "none of 6 records is usable; left out, the first: images[0] 1.tif: image is missing" in done.stderr
+    )
 
 
 @pytest.mark.long

@@ -42,6 +42,17 @@ def test_counts_are_held_against_the_published_ones(
     assert "problem: ucm_caption: 45 captions, published are 10500" in printed
 
 
+def test_findings_are_shown_whatever_becomes_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ready(tmp_path).rename(tmp_path / "ucm")
+    (tmp_path / "file").touch()
+    assert main([str(out), "--json", str(tmp_path / "file/x.json")]) == 1
+    assert "note: ucm: not held against published counts; ucm_caption=FOLDER is" in capsys.readouterr().out
+    assert main([str(out), "--json", str(tmp_path / "new/x.json")]) == 0
+    assert (tmp_path / "new/x.json").is_file()
+
+
 def test_equal_images_across_splits_are_a_problem_within_a_split_a_note(tmp_path: Path) -> None:
     out = ready(tmp_path)
     images = tmp_path / "source/imgs"
