@@ -9,13 +9,12 @@ results on the same dataset were scored against other references or with other v
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from bita.commands import command_line, program
-from bita.files import user_path
+from bita.files import user_path, write_json
 from bita.metrics.compare import check_comparable, find_results, rows, table
 
 
@@ -27,14 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows here")
     args = parser.parse_args(arguments)
-    results = [result for path in args.runs for result in find_results(path)]
+    found = [result for path in args.runs for result in find_results(path)]
+    results = list(
+        {result.path.resolve(): result for result in found}.values()
+    )  # `latest` and its run are one
     if args.dataset:
         results = [replace(result, dataset=args.dataset) for result in results]
     check_comparable(results)
-    found = rows(results)
-    print(table(found))
+    table_rows = rows(results)
+    print(table(table_rows))
     if args.json is not None:
-        args.json.write_text(json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, [vars(row) for row in table_rows])
     return 0
 
 

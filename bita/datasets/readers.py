@@ -21,6 +21,7 @@ from bita.datasets.captions import IDS_OF_A_DATASET, CaptionDataset, Split, seed
 from bita.datasets.faults import BadRecord, Failure, Whereabouts, share
 from bita.errors import UserError
 from bita.processors.image import EvalImageProcessor, TrainImageProcessor
+from bita.processors.rgb import grey
 
 K = TypeVar("K")
 TrainKey = tuple[int, int, int]
@@ -32,8 +33,6 @@ Read = tuple[Batch, list[BadRecord]]
 
 TRIES = 20
 """So many records that do not open one after the other are no broken images, but a folder that is gone."""
-GREY = (124, 116, 104)
-"""CLIP's mean colour: what an evaluation sees in place of an image that does not open."""
 
 
 class Reader(Dataset[Read | Failure], Generic[K]):
@@ -254,7 +253,7 @@ class EvalReader(Reader[int]):
             bad.append(
                 BadRecord(self.dataset.name, self.dataset.split, record, self._where(record), str(error))
             )
-            return Image.new("RGB", (64, 64), GREY)
+            return grey()
 
     def name(self, record: int) -> str:
         """Return the name of a record, for messages."""

@@ -129,14 +129,25 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
-def _result(path: Path, group: str, label: str, dataset: str) -> Result:
+def read_scores(path: Path) -> dict[str, Any]:
+    """Return the content of a result file, which has `overall` scores and their `provenance`.
+
+    Raises:
+        UserError: it is none.
+    """
     content = load_json(path)
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("overall"), dict)
-        or not content.get("provenance")
+        or not isinstance(content.get("provenance"), dict)
+        or not content["provenance"]
     ):
         raise UserError(f"{path}: not a result file; it has no overall scores with their provenance")
+    return content
+
+
+def _result(path: Path, group: str, label: str, dataset: str) -> Result:
+    content = read_scores(path)
     return Result(path, group, label, dataset, content["overall"], content["provenance"])
 
 

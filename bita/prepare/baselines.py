@@ -48,7 +48,10 @@ def class_captions(
 
 
 def nearest_captions(
-    train: Sequence[CaptionRecord], test: Sequence[CaptionRecord], images: Path
+    train: Sequence[CaptionRecord],
+    test: Sequence[CaptionRecord],
+    images: Path,
+    open_image: Callable[[Path], Image.Image] = open_rgb,
 ) -> dict[Id, str]:
     """Return the first caption of the training image that looks most alike, for every test image.
 
@@ -58,24 +61,25 @@ def nearest_captions(
         train: its captions.
         test: likewise; their texts are not looked at.
         images: folder of the pictures of both.
+        open_image: how one is opened.
     """
     first: dict[Id, str] = {}
     for record in train:
         first.setdefault(record.image_id, record.caption)
     train_images, test_images = _images(train), _images(test)
     files = ImageFolder(images)
-    known = np.stack([_thumbnail(files.path(name)) for name in train_images.values()])
+    known = np.stack([_thumbnail(open_image(files.path(name))) for name in train_images.values()])
     captions = list(first.values())
     nearest = {}
     for image_id, name in test_images.items():
-        distance = ((known - _thumbnail(files.path(name))) ** 2).sum(axis=1)
+        distance = ((known - _thumbnail(open_image(files.path(name)))) ** 2).sum(axis=1)
         nearest[image_id] = captions[int(distance.argmin())]
     return nearest
 
 
-def _thumbnail(path: Path) -> NDArray[np.float32]:
+def _thumbnail(image: Image.Image) -> NDArray[np.float32]:
     """Thumbnail and mean colour as one vector, (THUMBNAIL² · 3 + 3,)."""
-    small = open_rgb(path).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).reshape(-1, 3) / 255
     return np.concatenate([pixels.ravel(), pixels.mean(axis=0) * THUMBNAIL])
 

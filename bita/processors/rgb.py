@@ -40,6 +40,8 @@ IMAGE_SUFFIXES = (
     *(".jpe", ".jfif", ".mpo", ".apng", ".avif", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".btf", ".tf8"),
 )
 """Names by which images are found in archives and shards; how a file is read does not depend on its name."""
+_GREY = (124, 116, 104)
+"""CLIP's mean colour."""
 _RULE = 2
 """Counts the rules of this module: kept pixels of an earlier one are made anew."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF")
@@ -52,6 +54,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def grey() -> Image.Image:
+    """Return what stands for an image that does not open (`run.on_bad_image: skip`)."""
+    return Image.new("RGB", (64, 64), _GREY)
 
 
 class NoImageError(UserError):

@@ -89,7 +89,7 @@ def cards(
         of[n]
         | {
             "kinds": [kind for kind, ids in kinds.items() if n in ids],
-            "picture": data_url(split.opener.open(split.images[n])),
+            "picture": data_url(split.picture(split.images[n])),
         }
         for n in images
     ]

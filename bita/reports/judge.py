@@ -80,18 +80,21 @@ class Judge:
             score_facts(captions, split.facts) if split.facts is not None else {},
         )
 
-    def people(self) -> tuple[dict[str, float], Invented, float | None]:
-        """Return what each image's first reference is like, by the others of its image.
+    def people(self) -> tuple[dict[str, float], Invented | None, float | None]:
+        """Return what each image's first reference is like.
 
         Returns:
-            Variety; what it invents; the share that stands in the training split, None where that is not known.
+            Variety; what it invents by the others of its image, None where no image has others; the share that stands
+            in the training split, None where that is not known.
         """
-        several = {n: texts for n, texts in self.split.references.items() if len(texts) > 1}
-        first = {n: texts[0] for n, texts in several.items()}
-        tokens = self._tokenizer.tokenize(first.values())
+        references = self.split.references
+        tokens = self._tokenizer.tokenize([texts[0] for texts in references.values()])
         copied = sum(text in self._training for text in tokens) / max(len(tokens), 1)
-        found = self._invented({n: texts[1:] for n, texts in several.items()}, first)
-        return diversity(tokens), found, copied if self._training else None
+        several = {n: texts for n, texts in references.items() if len(texts) > 1}
+        found = self._invented(
+            {n: texts[1:] for n, texts in several.items()}, {n: texts[0] for n, texts in several.items()}
+        )
+        return diversity(tokens), found if several else None, copied if self._training else None
 
     def _invented(self, references: dict[Id, list[str]], captions: Captions) -> Invented:
         tokens = {n: self._tokenizer.tokenize(texts) for n, texts in references.items()}

@@ -55,7 +55,7 @@ class Findings:
     split: Split
     runs: list[Run]
     systems: list[Judged]
-    people: tuple[dict[str, float], Invented, float | None]
+    people: tuple[dict[str, float], Invented | None, float | None]
     confidence: dict[Id, float] = field(default_factory=dict)
     consensus: float = PERFECT
     looked: list[Looked] = field(default_factory=list)
@@ -88,6 +88,12 @@ def findings(
     """
     runs = [Run.open(path, data) for path in paths]
     split = Split(runs[0], name)
+    scored = [run.references_hash(split.name) for run in runs]
+    if None not in scored and len(set(scored)) > 1:
+        raise UserError(
+            f"{runs[-1].folder}: its captions of {split.name} were scored against other references than those of "
+            f"{runs[0].folder}; compare runs on the same images and captions"
+        )
     judge, systems = Judge(split, runs[0].cfg), []
     for run in runs:
         if split.name not in run.splits():

@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
+
+from bita.config.checks import annotation_paths, data_path, is_sharded
 from bita.config.layers import read_layer
 from bita.config.load import recorded_config
 from bita.config.schema import Config
@@ -19,9 +22,10 @@ from bita.datasets.synthetic import load_facts, oracle_captions
 from bita.datasets.synthetic.facts import Facts
 from bita.errors import UserError
 from bita.files import user_path
+from bita.metrics.compare import read_scores
 from bita.metrics.files import read_hypotheses, read_images
 from bita.prepare.baselines import class_captions, constant_captions, nearest_captions
-from bita.processors.rgb import ImageOpener
+from bita.processors.rgb import ImageOpener, grey
 from bita.records import Id, ordered, read_object
 
 Captions = dict[Id, str]
@@ -90,6 +94,12 @@ class Run:
         """Image id → caption of a split."""
         return read_hypotheses(self._results(name))
 
+    def references_hash(self, name: str) -> str | None:
+        """Return what a split's captions were scored against, as the run recorded it; None where it did not."""
+        path = self._results(name)
+        path = path.with_name(f"{path.stem}_scores.json")
+        return str(read_scores(path)["provenance"].get("references")) if path.is_file() else None
+
     def _results(self, name: str) -> Path:
         return self.folder / "results" / f"{name}.json"
 
@@ -117,26 +127,30 @@ class Split:
             )
             raise UserError(f"{run.folder}: no captions of {name or 'a test split'}: {have}")
         self.name, (self.split, self.dataset) = name, known[name]
-        entry, self.root = run.cfg.datasets[self.dataset], Path(run.cfg.env.cache_root)
-        files = {split: self.root / str(of.storage) for split, of in entry.build_info.annotations.items()}
-        self.train, annotations = files.get("train"), files[self.split]
-        if not annotations.exists():
-            raise UserError(
-                f"{annotations}: no such file; the run's data is not at env.cache_root={self.root} any more, seen from "
-                "here: name that folder with --data DIR"
-            )
-        truth = entry.build_info.annotations[self.split].ground_truth
-        self.ground_truth = None if truth is None else self.root / truth
-        self.folder = self.root / str(entry.build_info.images.storage)
-        self.records, images = read_annotations([annotations]), ImageFolder(self.folder)
-        self.references: Mapping[Id, list[str]] = (
-            captions_by_image(self.records)
-            if self.ground_truth is None
-            else read_ground_truth(self.ground_truth)
-        )
+        entry, env = run.cfg.datasets[self.dataset], run.cfg.env
+        splits = entry.build_info.annotations
+        train = splits.get("train")
+        self._train: list[Path] = []
+        if train is not None and train.storage and not is_sharded(train.storage):
+            self._train = annotation_paths(self.dataset, entry, env, "train")
+        files = annotation_paths(self.dataset, entry, env, self.split)
+        for path in files:
+            if not path.exists():
+                raise UserError(
+                    f"{path}: no such file; the run's data is not at env.cache_root={env.cache_root} any more, seen "
+                    "from here: name that folder with --data DIR"
+                )
+        truth = splits[self.split].ground_truth
+        self.ground_truth = None if truth is None else data_path(env, truth)
+        self.folder = data_path(env, str(entry.build_info.images.storage))
+        self.records, images = read_annotations(files), ImageFolder(self.folder)
+        self.references: Mapping[Id, list[str]] = captions_by_image(self.records)
+        if self.ground_truth is not None:
+            every = read_ground_truth(self.ground_truth)
+            self.references = {n: every[n] for n in self.references if n in every}
         self.images = {record.image_id: images.path(record.image) for record in self.records}
         self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
-        spice = run.cfg.env.spice_dir
+        spice = env.spice_dir
         self.spice_dir = None if spice is None else Path(spice)
 
     @cached_property
@@ -147,8 +161,15 @@ class Split:
 
     @cached_property
     def training(self) -> list[CaptionRecord]:
-        """The training split; nothing where it has no annotation file."""
-        return [] if self.train is None or not self.train.is_file() else read_annotations([self.train])
+        """The training split; nothing where its annotation files are not there, or are shards."""
+        return read_annotations(self._train) if all(path.is_file() for path in self._train) else []
+
+    def picture(self, path: Path) -> Image.Image:
+        """Return an image as the model sees it; a grey one where it does not open, as in an evaluation."""
+        try:
+            return self.opener.open(path)
+        except UserError:
+            return grey()
 
     def baselines(self) -> dict[str, Captions]:
         """Captions that need no model, by name; none where there is no training split."""
@@ -157,7 +178,7 @@ class Split:
         found = {
             "the most frequent training caption": constant_captions(self.training, self.records),
             "the nearest training image's caption": nearest_captions(
-                self.training, self.records, self.folder
+                self.training, self.records, self.folder, self.picture
             ),
         }
         if self.facts is not None:
@@ -184,12 +205,14 @@ class Split:
         """
         if file is not None:
             known = read_object(file)
-            return {image_id: known.text(str(image_id)) for image_id in self.references}
+            return {image_id: known.label(str(image_id)) for image_id in self.references}
         entries = {} if self.ground_truth is None else read_images(self.ground_truth)
         found = {
-            n: str(entries[str(n)].fields.get("category") or "") for n in self.references if str(n) in entries
+            n: entries[str(n)].label("category")
+            for n in self.references
+            if str(n) in entries and entries[str(n)].fields.get("category") not in (None, "")
         }
-        if len(found) == len(self.references) and all(found.values()):
+        if len(found) == len(self.references):
             return found
         if self.facts is not None:
             return {image_id: self.facts[image_id].kind or "(no class)" for image_id in self.references}

@@ -13,6 +13,7 @@ from bita.checkpoint import Meta, write_checkpoint
 from bita.config.layers import to_yaml
 from bita.errors import UserError
 from bita.metrics.compare import check_comparable, find_results, rows, table
+from scripts.compare_runs import main
 
 PROVENANCE = {"pycocoevalcap": "1.2", "references": "a" * 64, "images": 210, "jars": {"meteor-1.5.jar": "x"}}
 
@@ -133,10 +134,12 @@ def test_one_model_on_several_datasets_is_a_row_for_each(tmp_path: Path) -> None
     ]
 
 
-def test_files_and_output_folders(tmp_path: Path) -> None:
+def test_files_and_output_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "out" / "run1", 1, 1.0)
     (tmp_path / "out" / "latest").symlink_to("run1")
     assert [result.path.name for result in find_results(tmp_path / "out")] == ["test_scores.json"]
+    assert main([str(tmp_path / "out/run1"), str(tmp_path / "out/latest"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[2:4] == ["1", "1.0000"]  # one run, by three names
     [result] = find_results(folder / "results" / "test_scores.json")
     assert result.overall["CIDEr"] == 1.0
     with pytest.raises(UserError, match="neither a result file nor a run"):

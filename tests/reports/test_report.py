@@ -117,6 +117,8 @@ def test_classes_come_from_what_there_is(found: Findings, tmp_path: Path) -> Non
     file = tmp_path / "classes.json"
     file.write_text(json.dumps({str(n): f"c{n % 2}" for n in REFERENCES}))
     assert split.classes(file)[2] == "c0"
+    file.write_text(json.dumps({str(n): n for n in REFERENCES}))
+    assert split.classes(file)[301] == "301"
     file.write_text("{}")
     with pytest.raises(UserError, match=r"classes\.json: field '1' is missing"):
         split.classes(file)
@@ -208,6 +210,58 @@ def test_a_figure_takes_the_pages_colours() -> None:
     assert all(name in text for name in ("var(--first)", "var(--second)", "var(--line)", "currentColor"))
     assert "#0a0b0" not in text
     assert text == figures.curves('a "curve"', {"a": ([1, 2], [1.0, 2.0]), "b": ([1, 2], [2.0, 1.0])})
+
+
+def test_a_report_is_made_whatever_the_images_and_annotations_are(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Broken images, which an evaluation may skip; a list of annotation files; more ground truth than images."""
+    data = shutil.copytree(runs[0].parent / "data", tmp_path / "data") / "ucm"
+    (data / "images/1.png").write_bytes(b"broken")
+    rows = json.loads((data / "annotations/test.json").read_text())
+    for name, part in (("a", rows[:12]), ("b", rows[12:])):
+        (data / f"annotations/{name}.json").write_text(json.dumps(part))
+    truth = json.loads((data / "annotations/test_gt.json").read_text())
+    truth["images"].append({"id": 400, "file_name": "400.png"})
+    truth["annotations"].append({"id": 99, "image_id": 400, "caption": "a cat"})
+    (data / "annotations/test_gt.json").write_text(json.dumps(truth))
+    made = make_run(tmp_path / "made", tmp_path / "data", FIRST)
+    config = made / "latest/config.yaml"
+    config.write_text(
+        config.read_text().replace(
+            "ucm/annotations/test.json", "[ucm/annotations/a.json, ucm/annotations/b.json]"
+        )
+    )
+    report = findings([made], baselines=True)
+    assert report.split.references == REFERENCES
+    write_report(tmp_path / "page.html", report)
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") >= 6
+
+
+def test_what_one_reference_does_not_tell_is_not_told(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    data = shutil.copytree(runs[0].parent / "data", tmp_path / "data")
+    truth = json.loads((data / "ucm/annotations/test_gt.json").read_text())
+    truth["annotations"] = truth["annotations"][::3]  # one an image
+    (data / "ucm/annotations/test_gt.json").write_text(json.dumps(truth))
+    write_report(tmp_path / "page.html", findings([make_run(tmp_path / "made", data, FIRST)]))
+    text = (tmp_path / "page.html").read_text()
+    assert "<tr><th>references</th><td>–</td><td>–</td><td>–</td><td>12.5%</td></tr>" in text
+    [words] = re.findall(
+        r"references, the first of each image</th><td>([\d.]+)</td><td>(\d+)</td><td>(\d+)", text
+    )
+    assert words[2] == "8"
+    assert float(words[0]) > 4
+
+
+def test_two_runs_of_other_references_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    both = [
+        shutil.copytree(run, tmp_path / name, symlinks=True) for run, name in zip(runs, "ab", strict=True)
+    ]
+    for run, digest in zip(both, ("1" * 64, "2" * 64), strict=True):
+        scores = {"overall": {}, "provenance": {"references": digest}}
+        (run / "run/results/test_scores.json").write_text(json.dumps(scores))
+    with pytest.raises(UserError, match=r"b/run: its captions of test were scored against other references"):
+        findings(both)
 
 
 def test_mistakes_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
