@@ -9,7 +9,9 @@ if [ $# -ne 3 ]; then
     echo "usage: bash scripts/box.sh UCM RSICD OUT   (both as published, annotations beside the images)" >&2
     exit 2
 fi
-ucm=$(given "$1") rsicd=$(given "$2") out=$(given "$3")
+ucm=$(given "$1")
+rsicd=$(given "$2")
+out=$(given "$3")
 bash scripts/setup.sh
 SECONDS=0
 prepare rsicd "$rsicd" "$out"

@@ -40,8 +40,12 @@ launch() {
         echo "error: MAX_RESTARTS=$MAX_RESTARTS: wanted a number of restarts, 0 or more" >&2
         exit 2
     fi
+    local start=${EXEC:-}
+    if [ -z "$start" ] && command -v setpriv >/dev/null; then
+        start="setpriv --pdeathsig TERM" # a script that is killed takes with it what it has started
+    fi
     if [ "$processes" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
-        ${EXEC:-} "$python" "$program" --cfg-path "$config" "$@"
+        $start "$python" "$program" --cfg-path "$config" "$@"
         return
     fi
     local meet=(--standalone) problem
@@ -57,7 +61,7 @@ launch() {
         echo "$problem" >&2
         exit 2
     }
-    ${EXEC:-} "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$processes" \
+    $start "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$processes" \
         --max-restarts="${MAX_RESTARTS:-3}" "$program" --cfg-path "$config" "$@"
 }
 
@@ -65,7 +69,13 @@ launch() {
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
 # given PATH: a path as it is meant in the folder where the script was started.
-given() { (cd "$OLDPWD" && realpath -m -- "$1"); }
+given() {
+    if [ -z "$1" ]; then
+        echo "error: a path is empty; is a variable not set?" >&2
+        exit 2
+    fi
+    (cd "$OLDPWD" && realpath -m -- "$1")
+}
 
 # draw OUT: the synthetic dataset, where it is not there yet.
 draw() {
@@ -141,7 +151,8 @@ published() {
         exit 2
     fi
     local source out
-    source=$(given "$3") out=$(given "$4")
+    source=$(given "$3")
+    out=$(given "$4")
     bash scripts/setup.sh
     SECONDS=0
     prepare "$2" "$source" "$out"

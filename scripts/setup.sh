@@ -7,7 +7,7 @@ PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     { echo "error: $PYTHON is not Python 3.11 or newer; name one with PYTHON=/path/to/python bash $0" >&2; exit 1; }
 
-wanted=$(cat requirements.txt pyproject.toml bita/packages.py scripts/setup.sh | cksum)
+wanted=$({ cat requirements.txt pyproject.toml bita/packages.py scripts/setup.sh; pwd -P; } | cksum)
 stamp=.venv/.bita-setup
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 

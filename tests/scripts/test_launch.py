@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -116,6 +118,39 @@ def test_a_signal_to_a_stage_script_reaches_the_training_and_its_exit_code_comes
     assert script.wait(60) == 75
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux's setpriv")
+def test_a_pipeline_that_is_killed_takes_its_training_with_it(launch, tmp_path):
+    """It trained on alone, and the next start began a new run beside it."""
+    said = tmp_path / "said"
+    works = f'trap "echo ended > {said}; exit 75" TERM\necho began > {said}\nwhile :; do sleep 0.05; done'
+    stub(tmp_path / "bin", "python", works)
+    script = subprocess.Popen(
+        ["bash", "-c", "source scripts/launch.sh; launch train.py train/stage; echo on"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NPROC": "1"},
+    )
+
+    def wait(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while not (said.exists() and said.read_text() == text):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait("began\n")
+    script.kill()
+    wait("ended\n")
+
+
+@pytest.mark.parametrize("line", ["finetune.sh '' OUT", "rsicd_small.sh '' OUT", "box.sh a '' OUT"])
+@pytest.mark.usefixtures("pipeline")
+def test_a_path_that_is_empty_is_no_folder(tmp_path, line):
+    failed = subprocess.run(
+        ["bash", *shlex.split(f"../scripts/{line}")], cwd=tmp_path / "here", capture_output=True, text=True
+    )
+    assert not (tmp_path / "calls").exists()
+    assert (failed.returncode, failed.stderr) == (2, "error: a path is empty; is a variable not set?\n")
+
+
 @pytest.fixture
 def pipeline(tmp_path):
     """Runs a script from another folder with a python that only notes how it was called; the calls."""
@@ -173,7 +208,8 @@ def test_the_packages_model_takes_two_stages_and_one_fine_tuning(pipeline, tmp_p
 )
 def test_a_pipeline_writes_where_its_script_was_started(pipeline, tmp_path, line, trains):
     calls = pipeline(*line.split())
-    assert [Path(call[2]).stem for call in calls if call[0] == "train.py"] == trains
+    trained = [Path(call[2]).stem for call in calls if call[0] == "train.py" and "--check" not in call]
+    assert trained == trains
     (scored,) = [call for call in calls if "bita.reports.evaluation" in call or "compare_decoders" in call[0]]
     assert f"{tmp_path}/here/OUT" in scored
     for call in calls:
