@@ -5,7 +5,6 @@ A *step* is one batch of the train loader; the weights move once in `run.accum_g
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bita import checkpoint, distributed, registry
+from bita import checkpoint, compiling, distributed, registry
 from bita.batch import Batch
 from bita.checkpoint import Meta
 from bita.config.load import config_to_dict
@@ -26,7 +25,7 @@ from bita.errors import UserError
 from bita.files import write_json
 from bita.models.base import BitaModel
 from bita.precision import autocast
-from bita.runners import compiling, parallel, seeding, validations
+from bita.runners import parallel, seeding, validations
 from bita.runners.bad_records import BadRecords
 from bita.runners.features import keep_features
 from bita.runners.interrupt import Interrupt, Wish
@@ -328,7 +327,9 @@ class EpochRunner:
             self.write(self.run_dir.results / f"{key}{suffix}{kind}.json", value)
 
         progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
-        plain = compiling.eager() if self.run.compile else contextlib.nullcontext()
+        plain = compiling.eager(self.run.compile)
+        if distributed.world_size() > 1:
+            parallel.share_statistics(self.model)
         with loader.watch(), parallel.unsharded(self.model), progress as bar, precision, plain:
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)

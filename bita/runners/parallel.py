@@ -58,6 +58,17 @@ def take_from_main(module: nn.Module) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
+def share_statistics(model: nn.Module) -> None:
+    """Overwrite the running statistics of batch norms with the main process's, which are those that are saved.
+
+    DDP does so before a step, so that after it each process has its own.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor in module.buffers():
+                dist.broadcast(tensor, src=0)
+
+
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model with the gradients of its whole weights averaged over processes, where there are several."""
     if distributed.world_size() == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ class Validations:
         newest = self.entries[max(self.entries)]
         return (
             entry["quality"] is not None
+            and math.isfinite(entry["quality"])  # else the first would stay the best: nothing is above NaN
             and entry.get("best_by", list(self.best_by)) == list(self.best_by)
             and entry.get("search", self.search) == self.search
             and entry["scores"].keys() == newest["scores"].keys()

@@ -24,6 +24,11 @@ ROWS = 64
 """Rows of the table of similarities that are looked at together."""
 
 
+def rows_of(batch: Tensor) -> list[Tensor]:
+    """Return the rows of a tensor, each by itself: a view is sent to other processes with the whole that it is of."""
+    return [row.clone() for row in batch]
+
+
 class PretrainTask(Task):
     """Trains on whatever loss the model has; the best epoch has the lowest validation loss (`run.best_by`)."""
 
@@ -47,7 +52,7 @@ class PretrainTask(Task):
         written: list[tuple[float, int]] = []
         for batch in batches:
             features, loss = model.evaluate_batch(batch)
-            images.update(zip(batch["image_id"], features.cpu(), strict=True))
+            images.update(zip(batch["image_id"], rows_of(features.cpu()), strict=True))
             written += [loss] if loss is not None else []
         captions = [
             (number, dataset.processors.eval_text(text))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bita import compiling
 from bita.batch import Batch, Written
 from bita.config.parts import ScstConfig
 from bita.config.schema import Config
@@ -65,7 +66,8 @@ class ScstTask(CaptioningTask):
             prefix = captioner.prefix_of(captioner.batch_tokens(batch))
         images = len(prefix)
         generators = [torch.Generator().manual_seed(number) for number in batch["draw"]]
-        ids = captioner.write(prefix, self.drawing, generators)
+        with compiling.eager(self.cfg.run.compile):
+            ids = captioner.write(prefix, self.drawing, generators)
         rows = [self.rows[number] for number in batch["image_id"][:: len(batch["image_id"]) // images]]
         rewards = torch.tensor(self.reward(rows, [captioner.decode(written) for written in ids]))
         advantages = (

@@ -34,7 +34,7 @@ FLOORS = (
     "processors",
     "checkpoint packages",
     "distributed",
-    "precision files records registry machine liveness commands",
+    "precision compiling files records registry machine liveness commands",
     "batch errors magic",
     "version",
 )

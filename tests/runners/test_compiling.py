@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from toy_run import toy_config, toy_model, toy_runner
 
+from bita import compiling
 from bita.checkpoint import resolve_checkpoint
-from bita.runners import compiling
 
 
 def test_the_blocks_are_those_of_encoder_bridge_and_decoder(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -71,6 +72,15 @@ def test_epochs_of_another_search_or_other_splits_are_never_the_best(tmp_path):
     assert beams.best() == 0
     beams.add(2, 1.0, {"val_a": {"CIDEr": 1.0}, "val_b": {"CIDEr": 1.0}})
     assert beams.best() == 2
+
+
+def test_an_epoch_whose_quality_is_no_number_is_never_the_best(tmp_path):
+    kept = Validations(tmp_path, ["loss"])
+    for epoch, quality in enumerate((math.nan, -1.0, -math.inf)):
+        (tmp_path / f"checkpoints/epoch_000{epoch + 1}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/epoch_000{epoch + 1}/meta.json").write_text("{}")
+        kept.add(epoch, quality, {"val": {"loss": -quality}})
+    assert kept.best() == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"one": {}}', '{"1": 3}', '{"1": {}}', ""])

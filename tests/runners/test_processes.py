@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toy_run import main
+
+from bita.runners import parallel
+from tests.two_processes import on_two
 
 EXACT = ("name=run", "accum_grad_iters=2", "batch_size_train=1", 'valid_splits=["val"]')
 
@@ -193,6 +197,20 @@ def test_contrastive_training_equals_one_process_that_sees_the_whole_batch(tmp_p
     for other in (1, 2):
         assert trained[other] == pytest.approx(trained[0], rel=1e-4)
         assert validated[other] == pytest.approx(validated[0], rel=1e-2)
+
+
+def seen_by(rank: int) -> dict[str, Tensor]:
+    """Running means of a process after a step on images of its own: its own ones, and those that are evaluated with."""
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    parallel.wrap(model, torch.device("cpu"))(torch.arange(8.0).reshape(2, 1, 2, 2) + 10 * rank)
+    own = model[0].running_mean.clone()
+    parallel.share_statistics(model)
+    return {"own": own, "shared": model[0].running_mean}
+
+
+def test_an_evaluation_is_of_the_statistics_that_are_saved(tmp_path, start_method):
+    main_one, other = on_two(seen_by, (), tmp_path, start_method)
+    assert main_one["own"] == main_one["shared"] == other["shared"] != other["own"]
 
 
 def test_recalls_do_not_depend_on_the_number_of_processes(tmp_path, toy):

@@ -11,7 +11,7 @@ from toy_run import toy_config, toy_dataset, toy_model
 
 from bita.datasets.captions import CaptionDataset
 from bita.datasets.loaders import EvalLoader
-from bita.tasks.pretrain import PretrainTask, ranks, retrieval
+from bita.tasks.pretrain import PretrainTask, ranks, retrieval, rows_of
 
 
 def evaluate(cfg, dataset, model):
@@ -32,6 +32,13 @@ def test_contrastive_loss_and_recall(tmp_path):
     assert result.quality == -result.scores["loss"]
     assert {f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)} < result.scores.keys()
     assert result.scores["i2t_recall@10"] == 1.0  # ten captions in all
+
+
+def test_what_is_sent_of_an_image_is_its_own_row(tmp_path):
+    """A view of the batch was sent with all of it, once an image."""
+    rows = rows_of(torch.arange(24.0).reshape(4, 2, 3))
+    assert [row.untyped_storage().nbytes() for row in rows] == [24] * 4
+    assert torch.equal(torch.stack(rows), torch.arange(24.0).reshape(4, 2, 3))
 
 
 def test_ids_that_are_text_change_no_score(tmp_path):

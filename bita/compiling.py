@@ -1,13 +1,13 @@
 """`run.compile`: blocks of encoder, bridge and language model as torch.compile makes them, in training.
 
 A block at a time, not the model: blocks of one kind share what is made for the first, and names of weights stay.
-Evaluations are eager, since a search gives a block another length at every token.
+Searches are eager, since one gives a block another length at every token.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -42,6 +42,6 @@ def compile_blocks(model: nn.Module, device: torch.device) -> int:
     return len(blocks)
 
 
-def eager() -> AbstractContextManager[None]:
-    """Inside it, compiled blocks are computed as they are written."""
-    return torch.compiler.set_stance("force_eager")
+def eager(compiled: bool) -> AbstractContextManager[None]:
+    """Inside it, blocks are computed as they are written, where some are `compiled`."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
