@@ -126,6 +126,8 @@ class DroppedScene(Dropped):
                 return super().where(box)
             middle = np.array([[(left + right) / 2, (top + bottom) / 2]])
             ((east, north),) = scene.where.to_lonlat(scene.where.to_map(middle))
+        if not np.isfinite((east, north)).all():  # off the earth
+            return super().where(box)
         place = f"{abs(north):.5f}° {'S' if north < 0 else 'N'}, {abs(east):.5f}° {'W' if east < 0 else 'E'}"
         return f"{super().where(box)}, around {place}"
 

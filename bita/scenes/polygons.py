@@ -2,6 +2,7 @@
 
 On the globe an edge gets more corners where a straight line between longitudes and latitudes would leave the tile's by
 more than a quarter of a pixel; what crosses the 180th meridian is cut there, and a tile with a pole in it reaches it.
+Of a tile that reaches off the earth, as at the rim of a geostationary image, it is the part whose edges are on it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ def outlines(tiles: Sequence[Tile], where: Georeference) -> list[Polygon]:
     return list(_oriented(shapely.linearrings(_at_once(where.to_map, _rings(tiles, 1)[:, :-1]))))
 
 
-def globe_outline(tile: Tile, where: Georeference) -> Polygon | MultiPolygon:
+def globe_outline(tile: Tile, where: Georeference) -> Polygon | MultiPolygon | None:
     """Return a tile's polygon in longitude and latitude, counter-clockwise, cut at the 180th meridian.
+
+    None where not three places of its edges are on the earth.
 
     Args:
         tile: of the scene.
@@ -47,20 +50,25 @@ def globe_outline(tile: Tile, where: Georeference) -> Polygon | MultiPolygon:
     return globe_outlines([tile], where)[0]
 
 
-def globe_outlines(tiles: Sequence[Tile], where: Georeference) -> list[Polygon | MultiPolygon]:
+def globe_outlines(tiles: Sequence[Tile], where: Georeference) -> list[Polygon | MultiPolygon | None]:
     """Return `globe_outline` of each of several tiles, which together take a tenth of the time."""
     found: list[Any] = [None] * len(tiles)
     left = np.arange(len(tiles))
     for pieces in _PIECES:
         rest = [tiles[number] for number in left.tolist()]
         places = _at_once(where.to_map, _rings(rest, pieces))
-        rings = _unwrapped(_at_once(where.to_lonlat, places))
+        rings = _at_once(where.to_lonlat, places)
+        on_earth = np.isfinite(rings).all(axis=(1, 2))
+        rings[on_earth] = _unwrapped(rings[on_earth])
         straight = (_bends(places, rings, rest, where) <= _OFF) | (pieces == _PIECES[-1])
-        for number, polygon in zip(left[straight], _cut_each(rings[straight]), strict=True):
+        ready = on_earth & straight
+        for number, polygon in zip(left[ready], _cut_each(rings[ready]), strict=True):
             found[number] = polygon
-        left = left[~straight]
+        left, rings = left[~ready], rings[~ready]
         if not len(left):
             break
+    for number, ring in zip(left, rings, strict=True):
+        found[number] = _part_on_earth(ring)
     return found
 
 
@@ -95,6 +103,15 @@ def _bends(places: Places, rings: Places, tiles: Sequence[Tile], where: Georefer
     pixels = np.linalg.norm(edges, axis=-1) / [tile.width for tile in tiles]
     off = np.linalg.norm(middles - (places[:, 1:] + places[:, :-1]) / 2, axis=-1).max(axis=1) / pixels
     return np.where(np.isfinite(off), off, np.inf)
+
+
+def _part_on_earth(ring: Places) -> Polygon | MultiPolygon | None:
+    """Return what the finite places of a ring (P, 2) enclose, cut as by `_cut_each`; None where that is nothing."""
+    places = ring[:-1][np.isfinite(ring[:-1]).all(axis=1)]
+    if len(places) < 3:
+        return None
+    (found,) = _cut_each(_unwrapped(np.concatenate([places, places[:1]])[None]))
+    return None if found.is_empty else found
 
 
 def _cut_each(rings: Places) -> list[Polygon | MultiPolygon]:

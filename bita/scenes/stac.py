@@ -14,6 +14,8 @@ from bita.errors import UserError
 from bita.files import write_json
 
 if TYPE_CHECKING:
+    from shapely import MultiPolygon, Polygon
+
     from bita.processors.image import ImageProcessor
     from bita.scenes.rasters import Scene
 
@@ -61,15 +63,10 @@ def write_item(scene: Scene, out: Path, rasters: tuple[Path, ...], model: str) -
     from bita.scenes.windows import Tile
 
     place = globe_outline(Tile(0, 0, 0, *scene.size), scene.where)
-    parts = sorted((part.bounds for part in getattr(place, "geoms", [place])), key=lambda box: -box[0])
-    west, east = (
-        parts[0],
-        parts[-1],
-    )  # of a scene across the 180th meridian, west of it is the larger longitude
     item = pystac.Item(
         id=out.stem,
-        geometry=mapping(place),
-        bbox=[west[0], min(p[1] for p in parts), east[2], max(p[3] for p in parts)],
+        geometry=None if place is None else mapping(place),
+        bbox=None if place is None else _box(place),
         datetime=datetime.fromisoformat(str(scene.time)),
         properties={"bita:model": model},
     )
@@ -84,6 +81,12 @@ def write_item(scene: Scene, out: Path, rasters: tuple[Path, ...], model: str) -
         item.add_asset(name, pystac.Asset(href, roles=["source"]))
     write_json(item_path(out), item.to_dict(include_self_link=False))
     return item_path(out)
+
+
+def _box(place: Polygon | MultiPolygon) -> list[float]:
+    """Return west, south, east and north; of what crosses the 180th meridian, west is the larger longitude."""
+    parts = sorted((part.bounds for part in getattr(place, "geoms", [place])), key=lambda box: -box[0])
+    return [parts[0][0], min(p[1] for p in parts), parts[-1][2], max(p[3] for p in parts)]
 
 
 def write_model_item(folder: Path) -> Path:

@@ -99,7 +99,7 @@ def _geojson(path: Path, tiles: Tiles) -> None:
                 feature = {
                     "type": "Feature",
                     "id": row["tile"],
-                    "geometry": mapping(place),
+                    "geometry": None if place is None else mapping(place),
                     "properties": {name: row.get(name) for name in tiles.layer.columns},
                 }
                 file.write(start + json.dumps(feature, ensure_ascii=False))

@@ -146,6 +146,16 @@ def test_a_box_on_a_scene(page: Page, tmp_path: Path, captioner: Captioner, nort
     assert f"around {north:.5f}° N, {east:.5f}° E" in part
 
 
+def test_a_box_off_the_earth_has_no_place_on_it(page: Page, tmp_path: Path) -> None:
+    """As in a corner of a geostationary image."""
+    geos = {"crs": "+proj=geos +h=35785831 +lon_0=0", "transform": Affine(60_000, 0, -6e6, 0, -60_000, 6e6)}
+    write_scene(tmp_path / "x.tif", np.zeros((200, 200, 3)), **geos)
+    dropped, stage, _ = page.drop(str(tmp_path / "x.tif"))
+    assert dropped is not None
+    assert "200 × 200 px, around 0.00000° N, 0.00000° E" in stage["says"]
+    assert dropped.where((0, 0, 20, 20)) == "x.tif, 20 × 20 px from column 0, row 0"
+
+
 def test_a_small_tiff_without_a_place_is_an_image(page: Page, tmp_path: Path, captioner: Captioner) -> None:
     image(1).save(tmp_path / "plain.tif")
     assert caption_in(page.drop(str(tmp_path / "plain.tif"))[2]) == str(captioner.caption(image(1)))

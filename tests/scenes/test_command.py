@@ -17,6 +17,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+from affine import Affine
 from shapely import from_wkt
 from shapely.geometry import shape
 
@@ -25,6 +26,7 @@ from bita.errors import UserError
 from bita.scenes import command
 from bita.scenes.captioning import Wanted, caption_scene, journal_of
 from bita.scenes.layers import SUFFIXES
+from bita.scenes.stac import item_path
 from tests.scenes.makers import UTM, Colours, noise, raster
 
 
@@ -219,6 +221,30 @@ def test_a_scene_without_reference_system_cannot_be_geojson_but_all_else(tmp_pat
     assert read(out).to_crs(32633).total_bounds == pytest.approx(
         [390_000, 5_819_000, 391_500, 5_820_000], abs=0.01
     )
+
+
+@pytest.mark.parametrize("kind", list(SUFFIXES))
+def test_a_tile_off_the_earth_is_written_without_a_place_on_it(tmp_path: Path, kind: str) -> None:
+    """As at the rim of a geostationary image; on the map of its own system it has one."""
+    geos = {"crs": "+proj=geos +h=35785831 +lon_0=0", "transform": Affine(60_000, 0, -6e6, 0, -60_000, 6e6)}
+    path = raster(tmp_path / "a.tif", noise(3, 200, 200), **geos)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(TIFFTAG_DATETIME="2024:06:21 10:30:00")
+    (out,) = caption(path, "--crop", 20, "--format", kind, "--stac", "--output", tmp_path)
+    item = json.loads(item_path(out).read_text())
+    assert item["geometry"] is None  # as STAC has it of an item without a place: no box either
+    assert "bbox" not in item
+    if kind == "csv":
+        assert out.read_text().count("POLYGON ((") == 100
+        return
+    found = read(out)
+    assert found["tile"].tolist() == list(range(100))
+    if kind == "geojson":
+        assert json.loads(out.read_text())["features"][0]["geometry"] is None
+        assert found.geometry[44:46].is_valid.all()
+        assert 60 < found.geometry.notna().sum() < 100
+    else:
+        assert found.geometry.area.tolist() == [1.2e6**2] * 100
 
 
 def test_few_valid_pixels_can_be_too_few(scene: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from affine import Affine
 from pyproj import Transformer
 from rasterio.control import GroundControlPoint
 from rasterio.shutil import copy
-from shapely import Polygon
+from shapely import Polygon, contains_xy, union_all
 
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
@@ -257,6 +257,35 @@ def test_a_tile_with_a_pole_in_it_reaches_the_pole(tmp_path: Path) -> None:
     assert found.is_valid
     assert found.bounds[:3] == (-180, -90, 180)
     assert found.bounds[3] < -80
+
+
+@pytest.mark.parametrize(
+    ("crs", "across", "down"),
+    [
+        ("+proj=ortho +lat_0=30 +lon_0=10", 12_757_000, 12_757_000),
+        ("ESRI:54009", 36_080_000, 18_040_000),
+        ("+proj=geos +h=35785831 +lon_0=0", 10_870_000, 10_870_000),
+    ],
+)
+def test_of_a_tile_that_reaches_off_the_earth_what_is_on_it_is_left(
+    tmp_path: Path, crs: str, across: int, down: int
+) -> None:
+    """The edges of tiles in the corners are off it, others' in part: together they cover what is seen, once."""
+    transform = Affine(across / 88, 0, -across / 88 * 50, 0, -down / 88, down / 88 * 50)
+    path = raster(tmp_path / "a.tif", noise(1, 100, 100), crs=crs, transform=transform)
+    with Scene(path) as scene:
+        grid = Grid(scene.size, (5, 5), (5, 5))
+        places = globe_outlines([grid[number] for number in range(len(grid))], scene.where)
+        rim = scene.where.to_lonlat(scene.where.to_map(np.argwhere(np.ones((101, 101))).astype(float)))
+        assert globe_outline(whole(scene), scene.where) is None  # all its edges are off the earth
+    seen = rim[np.isfinite(rim).all(axis=1)]
+    there = [place for place in places if place is not None]
+    assert places[0] is None
+    assert all(place.is_valid and not place.is_empty for place in there)
+    together = union_all(there)
+    assert sum(place.area for place in there) == pytest.approx(together.area, rel=0.01)
+    assert contains_xy(together.buffer(0.01), *seen.T).mean() > 0.98
+    assert together.bounds == pytest.approx((*seen.min(0), *seen.max(0)), abs=8)
 
 
 @pytest.mark.parametrize("pixel", [10, 10_000])
