@@ -219,7 +219,7 @@ def _captioned(
 
 def _head(captioner: Captioner, wanted: Wanted, rasters: tuple[Path, ...]) -> dict[str, Any]:
     """Return what the rows of a journal depend on."""
-    files = {path.name: [path.stat().st_size, _instant(path.stat().st_mtime)] for path in rasters}
+    files = [[path.name, path.stat().st_size, _instant(path.stat().st_mtime)] for path in rasters]
     return {"scene": files, "model": captioner.hash} | asdict(wanted)
 
 

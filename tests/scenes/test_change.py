@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,22 @@ def test_another_grid_is_brought_onto_that_of_the_second_date(tmp_path: Path) ->
     found = json.loads(out.read_text())["features"]
     assert [feature["properties"]["tile"] for feature in found] == [0, 3]
     assert all(feature["properties"]["change_image"] < 0.01 for feature in found)
+
+
+def test_a_journal_knows_both_dates_where_their_names_are_the_same(tmp_path: Path) -> None:
+    """As of 2023/scene.tif and 2024/scene.tif."""
+    dates = []
+    for date, path in zip(("2023", "2024"), grey_then_red(tmp_path), strict=True):
+        (tmp_path / date).mkdir()
+        dates.append(path.rename(tmp_path / date / "scene.tif"))
+    before, after = dates
+    options = ("--before", before, "--after", after, "--crop", 30, "--batch-size", 1, "--output", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        caption(*options, model=Colours(after=4))
+    raster(before, np.full((3, 60, 90), 50, np.uint8), **UTM)
+    os.utime(before, (1, 1))
+    with pytest.raises(UserError, match=r"scene\.changes\.geojson\.journal: is of scene "):
+        caption(*options)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
