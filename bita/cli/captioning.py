@@ -113,7 +113,9 @@ def caption_line() -> argparse.ArgumentParser:
         help="records instead of lines: FILE.csv, FILE.jsonl or FILE.txt",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin FILE anew instead of going on with it"
+        "--overwrite",
+        action="store_true",
+        help="begin FILE anew, at each start: leave it out to go on (a scene's FILE is replaced by the whole new one)",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images encoded at a time (16)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

@@ -249,6 +249,6 @@ class RecordFile:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); mend that and start the same command again: it "
-                "goes on from there"
+                f"{self.path}: cannot be written ({error.strerror}); mend that and start the command again without "
+                "--overwrite: it goes on from there"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Wanted:
         search: what `Captioner.stream` takes besides.
         settings: what else captions depend on; a journal of others does not fit.
         stac: whether a STAC Item is written beside the file.
+        overwrite: whether a journal of something else is begun anew instead of refused.
     """
 
     crop: int
@@ -59,6 +60,7 @@ class Wanted:
     search: dict[str, Any] = field(default_factory=dict)
     settings: str = ""
     stac: bool = False
+    overwrite: bool = False
 
     def open(self, path: Path, like: Scene | None = None) -> Scene:
         """Open a raster; `like` as for `Scene`.
@@ -137,7 +139,7 @@ def run(
     check_format(kind, job.scene)
     if wanted.stac:
         check_item(job.scene)
-    with Journal(journal_of(out), _head(captioner, wanted, job.rasters)) as journal:
+    with Journal(journal_of(out), _head(captioner, wanted, job.rasters), wanted.overwrite) as journal:
         resumed = journal.rows
         work = _captioned(captioner, job.items(journal.done + 1), len(job.rasters), wanted)
         with closing(work) as parts:  # or a thread would read on in a raster that is closed
@@ -220,7 +222,7 @@ def _captioned(
 def _head(captioner: Captioner, wanted: Wanted, rasters: tuple[Path, ...]) -> dict[str, Any]:
     """Return what the rows of a journal depend on."""
     files = [[path.name, path.stat().st_size, _instant(path.stat().st_mtime)] for path in rasters]
-    return {"scene": files, "model": captioner.hash} | asdict(wanted)
+    return {"scene": files, "model": captioner.hash} | asdict(replace(wanted, overwrite=False))
 
 
 def _instant(seconds: float) -> str:

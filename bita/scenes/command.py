@@ -195,7 +195,7 @@ def run(
         settings: what the captions depend on besides, for the journal.
         search: what `Captioner.stream` takes.
     """
-    from bita.scenes.captioning import caption_scene, journal_of
+    from bita.scenes.captioning import caption_scene
     from bita.scenes.change import caption_changes
 
     asked = wanted(
@@ -204,10 +204,9 @@ def run(
         search=search,
         settings=f"{args.quantize}; {settings}",
         stac=args.stac,
+        overwrite=args.overwrite,
     )
     for rasters, out, kind in jobs:
-        if args.overwrite:
-            journal_of(out).unlink(missing_ok=True)
         with Shown(rasters[-1].name) as shown:
             if len(rasters) == 1:
                 written = caption_scene(captioner, rasters[0], out, kind, asked, shown)

@@ -24,6 +24,7 @@ class Journal:
     Args:
         path: of the journal; made if it is not there.
         head: what its rows depend on.
+        overwrite: begin anew where it is of something else.
 
     Attributes:
         done: the last tile that it holds, -1 for none.
@@ -33,7 +34,7 @@ class Journal:
         UserError: it is of something else, or another process writes it.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], overwrite: bool = False) -> None:
         self.path, self.done, self.rows = path, -1, 0
         self._file = path.open("a+b", buffering=0)
         try:
@@ -41,9 +42,10 @@ class Journal:
             self._file.seek(0)
             found = self._file.readline()
             first = json.dumps(head, ensure_ascii=False, sort_keys=True).encode() + b"\n"
-            if found.endswith(b"\n") and found != first:
+            if found.endswith(b"\n") and found != first and not overwrite:
                 raise UserError(
-                    f"{path}: is of {_differing(found, head)}; give those again to go on, or remove it to start anew"
+                    f"{path}: is of {_differing(found, head)}; give those again to go on, or say --overwrite to start "
+                    "anew"
                 )
             if found != first:
                 self._file.truncate(0)

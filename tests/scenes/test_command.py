@@ -153,7 +153,7 @@ def test_a_journal_of_something_else_is_not_gone_on_with(scene: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         caption(*options, "--crop", 50, model=Colours(after=4))
     with pytest.raises(
-        UserError, match=r"out\.gpkg\.journal: is of crop 50; give those again to go on, or remove"
+        UserError, match=r"out\.gpkg\.journal: is of crop 50; give those again to go on, or say --overwrite"
     ):
         caption(*options, "--crop", 25)
     other = Colours()
@@ -162,6 +162,21 @@ def test_a_journal_of_something_else_is_not_gone_on_with(scene: Path, tmp_path: 
         caption(*options, "--crop", 50, model=other)
     caption(*options, "--crop", 50, "--overwrite", model=other)
     assert read(tmp_path / "out.gpkg")["model"].unique().tolist() == [other.hash]
+
+
+def test_overwriting_goes_on_after_a_kill_and_keeps_the_old_file_until_the_new_one_is_whole(
+    scene: Path, tmp_path: Path
+) -> None:
+    options = (scene, "--crop", 50, "--batch-size", 1, "--output", tmp_path / "out.geojson", "--overwrite")
+    (out,) = caption(*options, "--stride", 25)
+    old = out.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        caption(*options, model=Colours(after=3))
+    assert out.read_bytes() == old
+    rest = Colours()
+    caption(*options, model=rest)
+    assert len(rest.seen) == 2
+    assert read(out)["tile"].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_several_scenes_go_to_a_folder(scene: Path, tmp_path: Path) -> None:
