@@ -301,7 +301,7 @@ class Scene:
 
     def _onto(self, like: Scene) -> Any:
         """Return the raster resampled onto another's pixels; as it is where both have no place and one size."""
-        from rasterio.enums import MaskFlags, Resampling
+        from rasterio.enums import ColorInterp, MaskFlags, Resampling
         from rasterio.vrt import WarpedVRT
 
         other, own = like._dataset, self._source
@@ -312,6 +312,7 @@ class Scene:
                 f"and {like.path}: both need a coordinate reference system and a transform to be compared"
             )
         whole = all(MaskFlags.all_valid in flags for flags in own.mask_flag_enums)
+        palette = ColorInterp.palette in own.colorinterp
         return self._exit.enter_context(
             WarpedVRT(
                 own,
@@ -319,7 +320,7 @@ class Scene:
                 transform=other.transform,
                 width=other.width,
                 height=other.height,
-                resampling=Resampling.bilinear,
+                resampling=Resampling.nearest if palette else Resampling.bilinear,
                 add_alpha=whole,
             )
         )

@@ -100,6 +100,20 @@ def test_a_palette_is_shown_in_its_colours(tmp_path: Path) -> None:
     assert seen(path).pixels.tolist() == [[[255, 0, 0], [0, 255, 0]], [[0, 0, 7], [0, 0, 7]]]
 
 
+def test_a_palette_on_another_grid_shows_no_other_colours(tmp_path: Path) -> None:
+    """Between 1 and 3 lies 2, which is a colour of its own."""
+    colours = {1: (255, 0, 0), 2: (0, 255, 0), 3: (0, 0, 255)}
+    path = raster(tmp_path / "a.tif", np.kron([[[1, 3], [3, 1]]], np.ones((20, 20))).astype(np.uint8), **UTM)
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, colours)
+    half = UTM | {"transform": UTM["transform"] @ Affine.translation(0.5, 0.5) @ Affine.scale(0.7)}
+    other = raster(tmp_path / "b.tif", noise(1, 50, 50), **half)
+    with Scene(other) as scene, Scene(path, like=scene) as placed:
+        view = placed.view(whole(placed), placed.size, 50)
+    assert view.valid == 1
+    assert {tuple(colour) for colour in view.pixels.reshape(-1, 3).tolist()} == {colours[1], colours[3]}
+
+
 def test_a_cloud_optimised_raster_and_a_mosaic_show_the_same(tmp_path: Path) -> None:
     values = noise(3, 600, 600, "uint8")
     plain = raster(tmp_path / "a.tif", values, **UTM)
