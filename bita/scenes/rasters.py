@@ -212,12 +212,11 @@ class Scene:
         window = Window(tile.x, tile.y, tile.width, tile.height)
         values, valid = self._samples(self._dataset, bands, shape, window, resampling)
         palette, order = self._palette, [bands.index(band) for band in self.bands]
+        there = np.asarray(valid.any(axis=0))
         if palette is not None:
-            return lambda own: palette[values[0, :, own]], valid[0]
-        if values.dtype == np.uint8:
-            return lambda own: np.stack([values[k, :, own] for k in order], axis=2), np.asarray(
-                valid.any(axis=0)
-            )
+            return lambda own: palette[values[0, :, own]] * there[:, own, None], there
+        if values.dtype == np.uint8:  # a band alone may be full where nodata is 255
+            return lambda own: np.stack([values[k, :, own] * there[:, own] for k in order], axis=2), there
         self._stretches = self._stretches or self._stretch(bands)
         ways = [self._stretches[band] for band in bands]
         measured = np.stack([way.measured(*own) for way, *own in zip(ways, values, valid, strict=True)])

@@ -93,6 +93,30 @@ def test_what_is_no_data_is_black_and_counted(tmp_path: Path) -> None:
     assert (untagged.pixels == view.pixels).all()
 
 
+@pytest.mark.parametrize("kind", ["nodata", "mask", "alpha", "palette"])
+def test_of_8_bits_too_what_is_no_data_is_black(tmp_path: Path, kind: str) -> None:
+    """Without data is a pixel that has none in any band that is shown: one band alone may hold the nodata value."""
+    values = noise(1 if kind == "palette" else 3, 40, 40, "uint8")
+    wanted = values.copy()
+    values[:, :10], wanted[:, :10] = 255, 0
+    if kind == "nodata":
+        values[0, 10], wanted[0, 10] = 255, 255
+    profile: dict[str, Any] = UTM | ({"nodata": 255} if kind in ("nodata", "palette") else {})
+    if kind == "alpha":
+        alpha = np.full((1, 40, 40), 255, np.uint8)
+        alpha[:, :10] = 0
+        values, profile = np.concatenate([values, alpha]), profile | {"photometric": "rgb", "alpha": "yes"}
+    path = raster(tmp_path / "a.tif", values, **profile)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        if kind == "palette":
+            file.write_colormap(1, {value: (value, value, value) for value in range(256)})
+        if kind == "mask":
+            file.write_mask(np.arange(1600).reshape(40, 40) >= 400)
+    view = seen(path)
+    assert view.valid == 0.75
+    assert (view.pixels == np.moveaxis(wanted, 0, 2)).all()
+
+
 def test_a_palette_is_shown_in_its_colours(tmp_path: Path) -> None:
     path = raster(tmp_path / "a.tif", np.array([[[0, 1], [2, 2]]], np.uint8), **UTM)
     with rasterio.open(path, "r+") as file:
