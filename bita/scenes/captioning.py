@@ -108,7 +108,7 @@ class Job:
     Attributes:
         layer: columns of the file.
         scene: whose tiles they are.
-        rasters: all that are read; a journal of others does not fit.
+        rasters: all that are read, open; a journal of others does not fit.
         items: number of a tile → what the model sees of that tile and of each after it, one image or several.
         rows: of a batch what was seen, and the captions of each → a row for each.
         order: rows in the order of the tiles → rows of the file.
@@ -116,7 +116,7 @@ class Job:
 
     layer: Layer
     scene: Scene
-    rasters: tuple[Path, ...]
+    rasters: tuple[Scene, ...]
     items: Callable[[int], Iterator[Seen]]
     rows: Callable[[list[Seen], list[list[Caption]]], list[Row]]
     order: Callable[[Journal], Iterable[Row]] = iter
@@ -147,10 +147,11 @@ def run(
                 journal.add(job.rows(seen, captions))
                 progress(journal.done + 1, total)
         progress(total, total)
-        moment = _instant(job.rasters[-1].stat().st_mtime)
+        paths = tuple(raster.path for raster in job.rasters)
+        moment = _instant(paths[-1].stat().st_mtime)
         tiles = write_tiles(out, kind, Tiles(job.layer, job.order(journal), job.scene.where, moment))
         if wanted.stac:
-            write_item(job.scene, out, job.rasters, captioner.hash)
+            write_item(job.scene, out, paths, captioner.hash)
         journal.remove()
     return Written(out, tiles, journal.rows, total, resumed)
 
@@ -177,7 +178,7 @@ def caption_scene(
                 for (view,), (record,) in zip(seen, captions, strict=True)
             ]
 
-        job = Job(CAPTIONS, scene, (path,), items, rows)
+        job = Job(CAPTIONS, scene, (scene,), items, rows)
         return run(captioner, job, out, kind, wanted, len(tiling.grid), progress)
 
 
@@ -219,9 +220,10 @@ def _captioned(
             yield [waiting.popleft() for _ in captions], captions
 
 
-def _head(captioner: Captioner, wanted: Wanted, rasters: tuple[Path, ...]) -> dict[str, Any]:
+def _head(captioner: Captioner, wanted: Wanted, rasters: tuple[Scene, ...]) -> dict[str, Any]:
     """Return what the rows of a journal depend on."""
-    files = [[path.name, path.stat().st_size, _instant(path.stat().st_mtime)] for path in rasters]
+    known = [(path.name, path.stat()) for raster in rasters for path in raster.files]
+    files = [[name, stat.st_size, _instant(stat.st_mtime)] for name, stat in known]
     return {"scene": files, "model": captioner.hash} | asdict(replace(wanted, overwrite=False))
 
 

@@ -66,7 +66,7 @@ def caption_changes(
         def rows(seen: list[Seen], captions: list[list[Caption]]) -> list[Row]:
             return [row | shared for row in _rows(captioner, seen, captions)]
 
-        job = Job(CHANGES, scene, (before, after), items, rows, lambda journal: _ranked(journal, top))
+        job = Job(CHANGES, scene, (past, scene), items, rows, lambda journal: _ranked(journal, top))
         return run(captioner, job, out, kind, wanted, len(tiling.grid), progress)
 
 

@@ -44,7 +44,7 @@ class Journal:
             first = json.dumps(head, ensure_ascii=False, sort_keys=True).encode() + b"\n"
             if found.endswith(b"\n") and found != first and not overwrite:
                 raise UserError(
-                    f"{path}: is of {_differing(found, head)}; give those again to go on, or say --overwrite to start "
+                    f"{path}: is of {_differing(found, first)}; give those again to go on, or say --overwrite to start "
                     "anew"
                 )
             if found != first:
@@ -107,11 +107,13 @@ class Journal:
         self._file.truncate(end)
 
 
-def _differing(found: bytes, head: dict[str, Any]) -> str:
-    """Return what a journal's first line has otherwise, for a message."""
+def _differing(found: bytes, wanted: bytes) -> str:
+    """Return what a journal's first line has otherwise, for a message; of files the first alone."""
+    head = json.loads(wanted)
     try:
         other = dict(json.loads(found))
-    except (ValueError, TypeError):
+        files = [file for file in other["scene"] if file not in head["scene"]] or other["scene"]
+    except (ValueError, TypeError, LookupError):
         return "no scene"
     names = [name for name in (*other, *(set(head) - set(other))) if other.get(name) != head.get(name)]
-    return ", ".join(f"{name} {other.get(name)}" for name in names)
+    return ", ".join(f"{name} {files[0] if name == 'scene' else other.get(name)}" for name in names)

@@ -118,6 +118,24 @@ class Scene:
         """Width and height in pixels."""
         return self._dataset.width, self._dataset.height
 
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it is read from: its own, those that belong to it, and of a mosaic its parts, mosaics too.
+
+        Raises:
+            UserError: a part does not open.
+        """
+        found, waiting = {self.path: None}, list(self._source.files)
+        while waiting:
+            path = Path(waiting.pop(0))
+            if path in found or not path.is_file():
+                continue
+            found[path] = None
+            if path.suffix.lower() == ".vrt":  # GDAL names the parts of the outer one alone
+                with self._one_line(), _rasterio().open(path) as part:
+                    waiting += part.files
+        return tuple(found)
+
     @property
     def coarsest(self) -> tuple[int, int]:
         """Width and height of its coarsest overview; its own where it has none."""

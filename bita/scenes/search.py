@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -96,11 +97,18 @@ class SceneSource:
 
     @cached_property
     def _content(self) -> str:
-        return f"{sha256(self.scene.path)} {self._cut}"
+        return f"{self._of_files(sha256)} {self._cut}"
+
+    def _of_files(self, said: Callable[[Path], str]) -> str:
+        """Return what is said of the scene's file, or where it is made of several a hash of what is said of each."""
+        files = self.scene.files
+        if len(files) == 1:
+            return said(files[0])
+        return hashlib.sha256("\n".join(f"{path.name} {said(path)}" for path in files).encode()).hexdigest()
 
     def items(self) -> list[Item]:
         """See `Source`; tiles without data among them."""
-        stat = f"{stat_of(self.scene.path)} {self._cut}"
+        stat = f"{self._of_files(stat_of)} {self._cut}"
         return [
             Item(key, stat, lambda: self._content, lambda key=key: self._seen(key))  # type: ignore[misc]
             for key in self.tiles

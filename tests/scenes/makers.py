@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import torch
+from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
 from bita.inference.captions import Caption
@@ -27,6 +29,15 @@ def raster(path: Path, values: npt.NDArray[Any], **profile: Any) -> Path:
     with rasterio.open(path, "w", **({"driver": "GTiff"} | size | profile)) as file:
         file.write(values)
     return path
+
+
+def nested(path: Path, folder: Path) -> Path:
+    """Write `mosaic.vrt`, whose part a raster is, and `nested.vrt`, whose part that is; the path of this one."""
+    copy(path, folder / "mosaic.vrt", driver="VRT")
+    text = (folder / "mosaic.vrt").read_text()
+    outer = re.sub("(<SourceFilename[^>]*>)[^<]*", r"\g<1>mosaic.vrt", text)
+    (folder / "nested.vrt").write_text(outer)
+    return folder / "nested.vrt"
 
 
 def noise(bands: int = 3, height: int = 100, width: int = 150, kind: str = "uint16") -> npt.NDArray[Any]:

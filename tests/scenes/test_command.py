@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
 import sqlite3
 from argparse import Namespace
@@ -27,7 +28,7 @@ from bita.scenes import command
 from bita.scenes.captioning import Wanted, caption_scene, journal_of
 from bita.scenes.layers import SUFFIXES
 from bita.scenes.stac import item_path
-from tests.scenes.makers import UTM, Colours, noise, raster
+from tests.scenes.makers import UTM, Colours, nested, noise, raster
 
 
 def parsed(*arguments: str | Path) -> Namespace:
@@ -177,6 +178,21 @@ def test_overwriting_goes_on_after_a_kill_and_keeps_the_old_file_until_the_new_o
     caption(*options, model=rest)
     assert len(rest.seen) == 2
     assert read(out)["tile"].tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["mosaic.vrt", "nested.vrt"])
+def test_a_journal_of_a_mosaic_knows_its_parts(scene: Path, tmp_path: Path, name: str) -> None:
+    path = nested(scene, tmp_path).with_name(name)
+    options = (path, "--crop", 50, "--batch-size", 1, "--output", tmp_path / "out.geojson")
+    with pytest.raises(KeyboardInterrupt):
+        caption(*options, model=Colours(after=2))
+    os.utime(scene, (1, 1))
+    said = r"is of scene \['scene # ü\.tif', \d+, '20.*'\]; give those again to go on, or say --overwrite"
+    with pytest.raises(UserError, match=said):
+        caption(*options)
+    model = Colours()
+    caption(*options, "--overwrite", model=model)
+    assert len(model.seen) == 5
 
 
 def test_several_scenes_go_to_a_folder(scene: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bita.inference.aligner import Aligner
 from bita.scenes.captioning import Wanted
 from tests.datasets.makers import write_image
 from tests.inference.conftest import Pair
-from tests.scenes.makers import UTM, noise, raster
+from tests.scenes.makers import UTM, nested, noise, raster
 
 TEXT = "two planes"
 
@@ -87,6 +87,23 @@ def test_tiles_of_a_scene_are_found_on_the_map(
     assert search([*command, "--top", "1"]) == 0
     x, y = expected[0]
     assert capsys.readouterr().out.endswith(f"\t{x},{y},50,50\n")
+
+
+@pytest.mark.parametrize("name", ["mosaic.vrt", "nested.vrt"])
+def test_a_mosaic_whose_part_changed_is_embedded_again(
+    pair: Pair, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = nested(scene, tmp_path).with_name(name)
+    command = [TEXT, str(path), "--checkpoint", str(pair.run), "--crop", "50", "--device", "cpu"]
+    raster(scene, noise(height=100, width=150, kind="uint8")[:, ::-1], nodata=0, **UTM)
+    assert search([*command, "--index", str(tmp_path / "of the new part alone")]) == 0
+    wanted = capsys.readouterr().out
+    raster(scene, noise(height=100, width=150, kind="uint8"), nodata=0, **UTM)
+    assert search(command) == 0
+    assert capsys.readouterr().out != wanted
+    raster(scene, noise(height=100, width=150, kind="uint8")[:, ::-1], nodata=0, **UTM)
+    assert search(command) == 0
+    assert capsys.readouterr().out == wanted
 
 
 def test_tiles_are_cut_as_the_options_say(pair: Pair, tmp_path: Path) -> None:
