@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -32,6 +33,7 @@ from bita.processors.samples import TooLargeError
 STATUS = ((TooLargeError, 413), (NoImageError, 415), (UserError, 422))
 """What is wrong with an image → status, the first that fits."""
 RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The connection was closed before the body had come."},
     408: {"description": "The body did not come in time."},
     413: {"description": "The file has too many bytes, or the image too many pixels. Cut it into tiles."},
     415: {"description": "It is not an image, or an image of a kind that is not read."},
@@ -232,6 +234,8 @@ class Service:
                     raise HTTPException(415, f"Content-Type {kind}: send image/*, or multipart/form-data")
         except TimeoutError:
             raise HTTPException(408, "the body of the request did not come in time") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection was closed before the body had come") from None
         if not content:
             raise HTTPException(422, "there is no image in the request")
         return content, where

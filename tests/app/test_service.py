@@ -262,6 +262,27 @@ def test_a_body_that_does_not_come_is_given_up(captioner: Captioner) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=x"])
+def test_a_connection_that_is_lost_is_no_error_of_the_service(engine: Engine, kind: str) -> None:
+    """As a server tells of one, which a client of httpx cannot."""
+    service, sent = Service(engine), []
+    came = iter(
+        [{"type": "http.request", "body": b"--x\r\n", "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/caption", "query_string": b""}
+    asyncio.run(service.app()(scope | {"headers": [(b"content-type", kind.encode())]}, receive, send))
+    assert sent[0]["status"] == 400
+    assert b"the connection was closed before the body had come" in sent[1]["body"]
+    assert service.requests == 0
+
+
 def test_decoded_pixels_are_bounded(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of which four may be decoded at a time are never more in memory, though forty are asked for."""
     engine = Engine(captioner, Limits(image_pixels=40 * 40, wait=0.0))
