@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bita.app.engine import MEBIBYTE, Engine
+from bita.app.engine import MEBIBYTE, Engine, not_kept
 from bita.errors import UserError
 from bita.processors.samples import TooLargeError
 from bita.scenes.rasters import Scene
@@ -48,8 +48,10 @@ class Dropped:
         """Open a file: TIFFs that have a place on the ground, or are too large to be opened whole, are scenes.
 
         Raises:
-            UserError: it does not open, or is too large.
+            UserError: it is gone, does not open, or is too large.
         """
+        if not path.is_file():
+            raise not_kept(path)
         with path.open("rb") as file:
             is_tiff = file.read(4) in _TIFF  # by content: a VRT would read other files of this machine
         return (_scene(path, engine) if is_tiff else None) or cls(path, engine.open_file(path).size, engine)
@@ -70,8 +72,6 @@ class Dropped:
         Raises:
             UserError: the file is gone, or broken.
         """
-        if not self.path.is_file():
-            raise UserError(f"{self.path.name}: is not kept any more; drop it again")
         image = self.engine.open_file(self.path)
         return image if box == self.whole else image.crop(box)
 
@@ -138,7 +138,7 @@ class DroppedScene(Dropped):
 
     def _opened(self) -> Scene:
         if not self.path.is_file():
-            raise UserError(f"{self.path.name}: is not kept any more; drop it again")
+            raise not_kept(self.path)
         return Scene(self.path)
 
 

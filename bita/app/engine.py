@@ -14,11 +14,17 @@ from pathlib import Path
 from PIL import Image
 
 from bita.app.batching import Batcher
+from bita.errors import UserError
 from bita.inference.captioner import Captioner
 from bita.inference.captions import Caption
 from bita.processors.samples import TooLargeError, declared_size
 
 MEBIBYTE = 2**20
+
+
+def not_kept(path: Path) -> UserError:
+    """Return what is said of a dropped file that was deleted meanwhile."""
+    return UserError(f"{path.name}: is not kept any more; drop it again")
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,21 @@ class Engine:
         return self.captioner.processors.eval_open.decode(content, where)
 
     def open_file(self, path: Path) -> Image.Image:
-        """Open an image file within the limits; errors name it without its folder (see `open`)."""
-        size = path.stat().st_size
-        if size > self.limits.image_bytes:
-            most = self.limits.image_bytes / MEBIBYTE
-            raise TooLargeError(
-                f"{path.name}: has {size / MEBIBYTE:,.0f} MiB; {most:,.0f} are taken here at most"
-            )
-        content = path.read_bytes()
+        """Open an image file within the limits; errors name it without its folder (see `open`).
+
+        Raises:
+            UserError: it is gone, as what was dropped is after a while.
+        """
+        try:
+            size = path.stat().st_size
+            if size > self.limits.image_bytes:
+                most = self.limits.image_bytes / MEBIBYTE
+                raise TooLargeError(
+                    f"{path.name}: has {size / MEBIBYTE:,.0f} MiB; {most:,.0f} are taken here at most"
+                )
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise not_kept(path) from None
         self.check(content, path.name)
         return self.open(content, path.name)
 

@@ -18,11 +18,11 @@ from bita.app.batching import Closed, QueueFull
 from bita.app.dropped import LONGEST, Box, Dropped
 from bita.app.engine import Engine
 from bita.errors import UserError
-from bita.files import sha256
 from bita.inference.aligner import no_stage_1
 from bita.inference.captions import Caption
 from bita.inference.index import Vectors, search
 from bita.inference.outputs import FORMATS, record_of
+from bita.inference.sources import content_hash
 
 MANY = 200
 """Images of the second and third tab at a time."""
@@ -116,9 +116,8 @@ class Page:
                 failed = found if isinstance(found, UserError) else None
                 record = found if isinstance(found, Caption) else None
                 shown.append(views.card(path.name, image, record, error=failed))
-                records.append(
-                    record_of(Path(path.name), sha256(path), found, self.engine.captioner.hash, "")
-                )
+                content = content_hash(path)
+                records.append(record_of(Path(path.name), content, found, self.engine.captioner.hash, ""))
             yield views.cards(shown), _download(None), _download(None), paths
         table, lines = (_download(_written(records, suffix)) for suffix in (".csv", ".jsonl"))
         said = f"{MANY} are captioned; {len(left)} are left: take what you need of these, then caption the others."

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,7 @@ def test_what_is_no_image_is_said(page: Page, tmp_path: Path, images: list[str])
     kept, _, _ = page.drop(images[0])
     Path(images[0]).unlink()
     assert "drop it again" in page.select(kept, drawn(0, 0, 1, 1))
+    assert "a &lt;b&gt; 0.png: is not kept any more; drop it again" in page.drop(images[0])[2]
     assert "Drop an image" in page.drop(None)[2]
     assert "Drop an image" in page.select(None, drawn(0, 0, 1, 1))
 
@@ -184,6 +186,24 @@ def test_many_images_with_a_bad_one(
     assert "bad.jpg: image does not open" in rows[1]["error"]
     assert all(text in shown for text in wanted)
     assert "Drop images first" in next(page.many(None))[0]
+
+
+def test_of_many_that_are_not_kept_any_more_each_is_said_and_recorded(
+    page: Page, pair: Pair, images: list[str]
+) -> None:
+    Path(images[1]).unlink()
+    said = "a <b> 1.png: is not kept any more; drop it again"
+    *_, (shown, _, lines, _) = page.many(images)
+    records = [json.loads(line) for line in Path(lines["value"]).read_text("utf-8").splitlines()]
+    assert [record["error"] for record in records] == [None, said, None]
+    assert records[1]["sha256"] == ""
+    assert escape(said) in shown
+    comparing = Engine(pair.captioner, LIMITS)
+    found, shown = Page(comparing).gather(images)
+    comparing.close()
+    assert found is not None
+    assert len(found[0]) == 2
+    assert escape(said) in shown
 
 
 def test_what_is_more_than_can_be_taken_is_left_and_said(
