@@ -47,7 +47,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
         parser.error("name an image, or a folder of them")
     rasters = scenes.check(args) if scenes.is_wanted(args) else []
     from bita.inference.outputs import RecordFile, format_of
-    from bita.inference.sources import find_images
+    from bita.inference.sources import find_images, names_several
 
     if args.output is not None and not rasters:
         format_of(args.output)
@@ -65,8 +65,7 @@ def caption(arguments: Sequence[str] | None = None) -> int:
     if rasters:
         return scenes.run(args, rasters, captioner, settings, **given)
     if args.output is None:
-        alone = [str(image) for image in images] == args.images  # one file, whose name was just typed
-        named = len(images) > 1 or not alone
+        named = len(args.images) > 1 or names_several(args.images[0])
         failed = print_captions(captioner, images, named=named, batch_size=args.batch_size, **given)
         return int(failed > 0)
     images = list(dict.fromkeys(images))  # a record each, however often it is named

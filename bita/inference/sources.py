@@ -60,6 +60,12 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return found
 
 
+def names_several(argument: str) -> bool:
+    """Whether an argument is a folder, a pattern or `-`, whose files are looked for; else it is a file's own name."""
+    path = user_path(argument)
+    return argument == STDIN or path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
+
+
 def _named(argument: str) -> list[Path]:
     path = user_path(argument)
     if path.is_dir():

@@ -7,7 +7,6 @@ import logging
 import sys
 import time
 from datetime import timedelta
-from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -157,11 +156,9 @@ def format_of(args: argparse.Namespace) -> str:
 
 def _rasters(argument: str) -> list[Path]:
     """Return the files that an argument names: itself, or those of a folder, a pattern or a list."""
-    from bita.inference.sources import STDIN, find_images
+    from bita.inference.sources import find_images, names_several
 
-    path = user_path(argument)
-    several = argument == STDIN or path.is_dir() or (has_magic(argument) and not path.exists())
-    return find_images([argument]) if several else [path]
+    return find_images([argument]) if names_several(argument) else [user_path(argument)]
 
 
 def _output(args: argparse.Namespace, name: str, scenes: int) -> Path:

@@ -61,6 +61,11 @@ def test_folders_patterns_and_lists_are_found(
     ]
     assert run(pair, folder / "b.png") == 0
     assert capsys.readouterr().out.splitlines() == [captions[1]]  # of one file that is named, nothing else
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    for way in ("b.png", "./b.png", "deep/../b.png", "~/b.png"):  # however its name is typed
+        assert run(pair, way) == 0
+        assert capsys.readouterr().out.splitlines() == [captions[1]]
     assert run(pair, folder / "b*") == 0
     assert capsys.readouterr().out.splitlines() == [wanted[1]]
     assert run(pair, folder) == 0
