@@ -16,6 +16,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ANNEX_POINTER = b"/annex/objects/"
 DAMAGED = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
 """What reading a damaged tar archive raises, packed or not."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How a TIFF begins, in either order of bytes, small or big."""
 HEAD = 1024
 """Bytes that are enough to tell what a file is."""
 SHOWN = 5
@@ -38,8 +40,7 @@ OTHERS = {
     b"\x93NUMPY": ("one NumPy array", "name a file of named tensors"),
     b"\x89PNG": ("a PNG image", _NAME),
     b"\xff\xd8\xff": ("a JPEG image", _NAME),
-    b"II*\0": ("a TIFF image", _NAME),
-    b"MM\0*": ("a TIFF image", _NAME),
+    **dict.fromkeys(TIFF, ("a TIFF image", _NAME)),
     b"\0\0\0\x0cJXL ": ("a JPEG XL image", _NAME),
     b"\xff\x0a": ("a JPEG XL image", _NAME),
     b"%PDF": ("a PDF document", _NAME),

@@ -45,6 +45,7 @@ INSTEAD: dict[str, tuple[bytes, str]] = {
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(range(64)), r"an HDF5 file; if it is of Keras"),
     "npy": (b"\x93NUMPY\x01\0" + bytes(range(64)), r"one NumPy array"),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(range(64)), r"a PNG image"),
+    "bigtiff": (b"II+\0\x08\0\0\0" + bytes(range(64)), r"a TIFF image"),
     "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:\x80\x01" + bytes(64), r"an ONNX model"),
     "tensorflow index": (bytes(range(1, 90)) + bytes.fromhex("57fb808b247547db"), r"a TensorFlow checkpoint"),
     "tensorflow list": (b'model_checkpoint_path: "bert_model.ckpt"\n', r"a TensorFlow checkpoint"),

@@ -27,8 +27,6 @@ from bita.packages import BOX
 if TYPE_CHECKING:
     from bita.app.engine import Engine
 
-MEBIBYTE = 2**20
-
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         raise UserError('the page needs gradio: pip install "bita[app]"') from None
 
-    from bita.app.engine import Engine, Limits
+    from bita.app.engine import MEBIBYTE, Engine, Limits
     from bita.inference.captioner import Captioner
 
     limits = Limits(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bita.app.engine import MEBIBYTE, Engine, not_kept
 from bita.errors import UserError
+from bita.magic import TIFF
 from bita.processors.samples import TooLargeError
 from bita.scenes.rasters import Scene
 from bita.scenes.windows import Tile
@@ -26,7 +27,6 @@ MAX_BLOCK = 256 * MEBIBYTE
 """What may have to be decoded for one pixel of a scene: a small file may promise any size."""
 MAX_READ = 40
 """Images of most pixels that a scene, or its coarsest overview, may be as large as: all of it is read to be shown."""
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dropped:
         if not path.is_file():
             raise not_kept(path)
         with path.open("rb") as file:
-            is_tiff = file.read(4) in _TIFF  # by content: a VRT would read other files of this machine
+            is_tiff = file.read(4) in TIFF  # by content: a VRT would read other files of this machine
         return (_scene(path, engine) if is_tiff else None) or cls(path, engine.open_file(path).size, engine)
 
     @property

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bita.errors import UserError
+from bita.magic import TIFF
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -25,7 +26,6 @@ MAX_PIXELS = 178_956_970
 ORIENTATION = 274
 """The tag of EXIF and TIFF that says how an image is to be turned."""
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _CODESTREAM = b"\xff\x4f\xff\x51"
@@ -85,7 +85,7 @@ def read_samples(file: BinaryIO) -> Samples | None:
     file.seek(0)
     if not head:
         raise UserError("image does not open (the file is empty)")
-    if head.startswith(_TIFF):
+    if head.startswith(TIFF):
         return _read_tiff(file)
     if head.startswith(_PNG) and head[24:25] == b"\x10":
         return _read_deep_png(file.read())
@@ -102,7 +102,7 @@ def declared_size(file: BinaryIO) -> tuple[int, int, int]:
     """
     head = file.read(4)
     file.seek(0)
-    if head not in _TIFF:
+    if head not in TIFF:
         with Image.open(file) as image:
             size = (*image.size, len(image.getbands()))
     else:

@@ -26,13 +26,8 @@ DIGITS = 8
 """Of degrees: about a millimetre."""
 
 
-def outline(tile: Tile, where: Georeference) -> Polygon:
-    """Return a tile's polygon in the scene's reference system, counter-clockwise."""
-    return outlines([tile], where)[0]
-
-
 def outlines(tiles: Sequence[Tile], where: Georeference) -> list[Polygon]:
-    """Return `outline` of each of several tiles, which is quicker together."""
+    """Return the polygon of each of several tiles in the scene's reference system, counter-clockwise."""
     import shapely
 
     return list(_oriented(shapely.linearrings(_at_once(where.to_map, _rings(tiles, 1)[:, :-1]))))

@@ -18,7 +18,7 @@ from shapely import Polygon, contains_xy, union_all
 from bita.errors import UserError
 from bita.processors.rgb import open_rgb
 from bita.scenes.georeference import crs_of
-from bita.scenes.polygons import globe_outline, globe_outlines, outline, outlines
+from bita.scenes.polygons import globe_outline, globe_outlines, outlines
 from bita.scenes.rasters import Scene, View
 from bita.scenes.tiling import Tiling
 from bita.scenes.windows import Edge, Grid, Tile
@@ -203,7 +203,7 @@ def test_a_rotated_transform_turns_the_polygon(tmp_path: Path) -> None:
     turned = Affine.translation(390_000, 5_820_000) @ Affine.rotation(30) @ Affine.scale(10, -10)
     path = raster(tmp_path / "a.tif", noise(), crs="EPSG:32633", transform=turned)
     with Scene(path) as scene:
-        found = outline(Tile(0, 20, 30, 40, 50), scene.where)
+        found = outlines([Tile(0, 20, 30, 40, 50)], scene.where)[0]
         assert scene.where.pixel_size() == pytest.approx((10, 10), rel=0.001)
         assert not scene.where.mirrored
     wanted = {turned @ place for place in ((20, 30), (60, 30), (60, 80), (20, 80))}
@@ -219,7 +219,7 @@ def test_a_raster_from_south_to_north_is_turned_upright_and_lies_right(tmp_path:
     )
     assert (seen(north).pixels == seen(south).pixels).all()
     with Scene(north) as one, Scene(south) as other:
-        assert outline(whole(one), one.where).equals(outline(whole(other), other.where))
+        assert outlines([whole(one)], one.where)[0].equals(outlines([whole(other)], other.where)[0])
 
 
 def test_control_points_alone_place_it(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_control_points_alone_place_it(tmp_path: Path) -> None:
         assert file.transform.is_identity
     with Scene(path) as scene:
         assert scene.where.crs.to_epsg() == 32633
-        found = np.array(outline(Tile(0, 20, 30, 40, 50), scene.where).exterior.coords)
+        found = np.array(outlines([Tile(0, 20, 30, 40, 50)], scene.where)[0].exterior.coords)
     wanted = [where @ place for place in ((20, 30), (60, 30), (60, 80), (20, 80))]
     assert all(np.linalg.norm(found - place, axis=1).min() < 0.01 for place in wanted)
 
@@ -242,7 +242,7 @@ def test_without_a_place_pixels_are_the_map_and_crs_can_be_said_where_there_is_a
     with Scene(plain) as scene:
         assert scene.where.crs is None
         assert scene.where.pixel_size() is None
-        assert outline(Tile(0, 0, 0, 10, 20), scene.where).bounds == (0, -20, 10, 0)
+        assert outlines([Tile(0, 0, 0, 10, 20)], scene.where)[0].bounds == (0, -20, 10, 0)
     with pytest.raises(UserError, match=r"plain\.tif: says nowhere where it lies"):
         Scene(plain, crs=crs_of("EPSG:32633"))
     only = raster(tmp_path / "only.tif", noise(), transform=UTM["transform"])
@@ -338,7 +338,7 @@ def test_tiles_together_lie_where_each_alone_does(tmp_path: Path, pixel: int) ->
         assert [place.wkb for place in together] == [globe_outline(tile, scene.where).wkb for tile in tiles]
         assert {place.geom_type for place in together} == {"Polygon", "MultiPolygon"}
         flat = outlines(tiles, scene.where)
-        assert [place.wkb for place in flat] == [outline(tile, scene.where).wkb for tile in tiles]
+        assert [place.wkb for place in flat] == [outlines([tile], scene.where)[0].wkb for tile in tiles]
         assert (globe_outlines([], scene.where), outlines([], scene.where)) == ([], [])
 
 
