@@ -16,13 +16,12 @@ shift 2
 bash scripts/setup.sh
 SECONDS=0 MODEL=
 step "checking images and captions"
+changed=(--overwrite) hint=
 if [ -f "$OUT/.unfinished" ]; then # what was interrupted goes on with the images that it began with
-    hint="error: $OUT: was interrupted; go on with what it began with, or remove that folder to start anew" again=
-else
-    hint= again=--overwrite
+    changed=() hint="$OUT was interrupted: if FOLDER has changed since, remove $OUT/.unfinished to train anew with what it is now"
 fi
 .venv/bin/python scripts/prepare_data.py own_caption "$source" "$OUT/data/own" --form auto --draw val=0.15 test=0.15 \
-    --every-split $again || { [ -z "$hint" ] || echo "$hint" >&2; exit 1; }
+    --every-split "${changed[@]}" || { [ -z "$hint" ] || echo "$hint" >&2; exit 1; }
 NPROC=1 launch train.py train/finetune_own --check --options "env.cache_root=$OUT/data" "$@" >/dev/null
 begin "$OUT"
 step "the model as it comes"

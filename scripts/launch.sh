@@ -41,7 +41,7 @@ launch() {
         exit 2
     fi
     local start=${EXEC:-}
-    if [ -z "$start" ] && command -v setpriv >/dev/null; then
+    if [ -z "$start" ] && setpriv --pdeathsig TERM true 2>/dev/null; then
         start="setpriv --pdeathsig TERM" # a script that is killed takes with it what it has started
     fi
     if [ "$processes" = 1 ] && [ "${NNODES:-1}" = 1 ]; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import zipfile
@@ -45,9 +46,7 @@ def unpack(archive: Path, target: Path) -> Path:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(temporary, filter=_wanted)
-                assert file.fileobj is not None
-                while file.fileobj.read(_CHUNK):  # to its end, where the checksum of what is packed stands
-                    pass
+                _read_to_end(file)
     except (*DAMAGED, zipfile.BadZipFile, RuntimeError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{archive}: archive does not unpack ({_reason(archive, error)})") from None
@@ -56,6 +55,17 @@ def unpack(archive: Path, target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def _read_to_end(archive: tarfile.TarFile) -> None:
+    """Read what is left of an archive: at its end stands the checksum of what is packed; what comes after is none."""
+    assert archive.fileobj is not None
+    try:
+        while archive.fileobj.read(_CHUNK):
+            pass
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):
+            raise
 
 
 def _head(archive: Path) -> bytes:

@@ -6,6 +6,7 @@ Splits are declared: by the file (`train=FILE`), by the record, or by the folder
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def generic_source(
     folder = open_source(source, out)
     recognised = form == AUTO
     if recognised:
-        folder = _only_folder(folder)
+        folder = folder if images else _only_folder(folder)
         form, annotations = recognise(folder)
     root = folder / images
     if not root.is_dir():
@@ -84,8 +85,9 @@ def generic_source(
         elif form == "karpathy":
             records += read_karpathy(path)
         else:
-            part = IF_THERE if recognised else split
-            records += _read_table(path, form, {**COLUMNS, **(columns or {})}, part)
+            if recognised:  # a column that is named must be there
+                split = None if "split" in (columns or {}) else IF_THERE
+            records += _read_table(path, form, {**COLUMNS, **(columns or {})}, split)
     if recognised:
         records = _declared(records)
         if any(record.split != UNDECLARED for record in records):
@@ -106,21 +108,23 @@ def _only_folder(folder: Path) -> Path:
 def _declared(records: Sequence[SourceImage]) -> list[SourceImage]:
     """Return the records with the splits that a column declares, else their folders; where neither does, as they are.
 
-    Folders do where two of train, val and test are there: one alone may be a class of scenes.
+    Folders do where two of train, val and test are there, below those that all images share: one alone may be a class
+    of scenes.
     """
-    said = [record.split for record in records]
+    said = [record.split.strip() for record in records]
     if not any(said):
-        said = [top if below else "" for top, _, below in (_path(r).partition("/") for r in records)]
+        folders = [[n for n in re.split(r"[/\\]", r.image)[:-1] if n not in ("", ".")] for r in records]
+        levels = enumerate(zip(*folders, strict=False))  # as deep as all are
+        shared = next(
+            (depth for depth, names in levels if len(set(names)) > 1), min(map(len, folders), default=0)
+        )
+        said = [below[shared] if len(below) > shared else "" for below in folders]
         if len({SPLIT_NAMES[name.lower()] for name in said if name.lower() in SPLIT_NAMES}) < 2:
-            return list(records)
+            return [replace(record, split=UNDECLARED) for record in records]
     return [
-        replace(record, split=SPLIT_NAMES.get(name.strip().lower(), name))
+        replace(record, split=SPLIT_NAMES.get(name.lower(), name))
         for record, name in zip(records, said, strict=True)
     ]
-
-
-def _path(record: SourceImage) -> str:
-    return record.image.replace("\\", "/")
 
 
 def recognise(folder: Path) -> tuple[str, list[str]]:
@@ -180,7 +184,7 @@ def _read_table(path: Path, form: str, columns: Mapping[str, str], split: str | 
     for row in read_table(path, needed) if form == "csv" else read_records(path):
         image = row.text(columns["image"])
         row, where = row.about(image), row.place or "line 1"
-        if split is None or (split == IF_THERE and column in row.fields):
+        if split is None or (split == IF_THERE and row.fields.get(column) is not None):
             part = row.text(column)
         else:
             part = UNDECLARED if split == IF_THERE else split

@@ -90,13 +90,17 @@ def prepare(
             f"{where}: {len(report.kept)} usable images are too few to draw splits from{left_out}"
         )
     if every_split and empty:
+        what = (
+            "declare no splits (by folders or a column), so that they are drawn"
+            if source.draw is None
+            else "draw some"
+        )
         raise UserError(
-            f"{where}: no usable image is declared for {' and '.join(empty)}; add some, or declare no splits (by "
-            f"folders or a column), so that they are drawn{left_out}"
+            f"{where}: no usable image is for {' and '.join(empty)}; add some, or {what}{left_out}"
         )
     files = {f"annotations/{name}": text for name, text in annotation_files(report.kept).items()}
     checksums = {path.name: sha256(path) for path in source.files}
-    files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums, out.resolve().name)
+    files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums, out.absolute().name)
     stale = [
         name
         for name, text in files.items()
@@ -156,7 +160,7 @@ def select(source: Source) -> Report:
 def drawn(images: Sequence[PreparedImage], shares: Mapping[str, float]) -> list[PreparedImage]:
     """Return the images with their splits drawn, by the hashes of their names: always the same for the same images.
 
-    One that comes or goes moves others over the borders only: from training to val, but not to test.
+    One that comes or goes moves others over the borders only, and from training to val before any gets to test.
 
     Args:
         images: usable ones.

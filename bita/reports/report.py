@@ -88,7 +88,7 @@ def findings(
     """
     runs = [Run.open(path, data) for path in paths]
     split = Split(runs[0], name)
-    scored = [run.references_hash(split.name) for run in runs]
+    scored = [run.references_hash(split.name) for run in runs] if len(runs) > 1 else []
     if None not in scored and len(set(scored)) > 1:
         raise UserError(
             f"{runs[-1].folder}: its captions of {split.name} were scored against other references than those of "
@@ -187,7 +187,8 @@ def content(found: Findings, classes: Mapping[Id, str]) -> dict[str, Any]:
         "calibration": _calibration(found),
         "looked": found.looked,
         "stages": [stages.described(stage) for stage in every_stage.values()],
-        "notes": list(dict.fromkeys(note for system in found.systems for note in system.scores.notes)),
+        "notes": list(dict.fromkeys(n for system in found.systems for n in system.scores.notes))
+        + split.notes,
         "provenance": first.scores.provenance,
         "made": [_made(run) for run in found.runs],
         "changed": _changed(found.runs),

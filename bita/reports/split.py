@@ -98,7 +98,8 @@ class Run:
         """Return what a split's captions were scored against, as the run recorded it; None where it did not."""
         path = self._results(name)
         path = path.with_name(f"{path.stem}_scores.json")
-        return str(read_scores(path)["provenance"].get("references")) if path.is_file() else None
+        found: str | None = read_scores(path)["provenance"].get("references") if path.is_file() else None
+        return found
 
     def _results(self, name: str) -> Path:
         return self.folder / "results" / f"{name}.json"
@@ -149,6 +150,7 @@ class Split:
             every = read_ground_truth(self.ground_truth)
             self.references = {n: every[n] for n in self.references if n in every}
         self.images = {record.image_id: images.path(record.image) for record in self.records}
+        self._unseen: dict[Path, str] = {}
         self.opener = ImageOpener(tuple(entry.bands) if entry.bands is not None else None)
         spice = env.spice_dir
         self.spice_dir = None if spice is None else Path(spice)
@@ -165,11 +167,26 @@ class Split:
         return read_annotations(self._train) if all(path.is_file() for path in self._train) else []
 
     def picture(self, path: Path) -> Image.Image:
-        """Return an image as the model sees it; a grey one where it does not open, as in an evaluation."""
+        """Return an image as the model sees it; a grey one where it does not open, as in an evaluation, which is noted.
+
+        Raises:
+            UserError: the folder of images is not there.
+        """
+        if not self.folder.is_dir():
+            raise UserError(
+                f"{self.folder}: no such folder of images; link it there, or name another with --data DIR"
+            )
         try:
             return self.opener.open(path)
-        except UserError:
+        except UserError as error:
+            self._unseen[path] = str(error)
             return grey()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the pictures so far left to be said."""
+        first = next(iter(self._unseen.values()), None)
+        return [] if first is None else [f"{len(self._unseen)} images are grey here, the first: {first}"]
 
     def baselines(self) -> dict[str, Captions]:
         """Captions that need no model, by name; none where there is no training split."""
@@ -208,7 +225,7 @@ class Split:
             return {image_id: known.label(str(image_id)) for image_id in self.references}
         entries = {} if self.ground_truth is None else read_images(self.ground_truth)
         found = {
-            n: entries[str(n)].label("category")
+            n: str(entries[str(n)].fields["category"])
             for n in self.references
             if str(n) in entries and entries[str(n)].fields.get("category") not in (None, "")
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +224,8 @@ def _head(captioner: Captioner, wanted: Wanted, rasters: tuple[Scene, ...]) -> d
     """Return what the rows of a journal depend on."""
     known = [(path.name, path.stat()) for raster in rasters for path in raster.files]
     files = [[name, stat.st_size, _instant(stat.st_mtime)] for name, stat in known]
-    return {"scene": files, "model": captioner.hash} | asdict(replace(wanted, overwrite=False))
+    settings = {name: value for name, value in asdict(wanted).items() if name != "overwrite"}
+    return {"scene": files, "model": captioner.hash} | settings
 
 
 def _instant(seconds: float) -> str:

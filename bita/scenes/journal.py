@@ -112,7 +112,10 @@ def _differing(found: bytes, wanted: bytes) -> str:
     head = json.loads(wanted)
     try:
         other = dict(json.loads(found))
-        files = [file for file in other["scene"] if file not in head["scene"]] or other["scene"]
+        were, are = other["scene"], head["scene"]
+        were = were if isinstance(were, list) else [were]
+        files = [file for file in were if file not in are]
+        files += [f"without {file[0]}" for file in are if file not in were] or were
     except (ValueError, TypeError, LookupError):
         return "no scene"
     names = [name for name in (*other, *(set(head) - set(other))) if other.get(name) != head.get(name)]

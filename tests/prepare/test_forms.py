@@ -287,16 +287,18 @@ def declared_by_folders(folder: Path, parts: dict[str, str], form: str) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_folders_that_declare_splits_are_not_drawn_over(tmp_path: Path, form: str, packed: bool) -> None:
     """By whatever letters, and in an archive that holds them in a folder of its own."""
-    parts = {"train": "Train", "val": "validation", "test": "TEST"}
+    parts = {"train": "./all/Train", "val": "all/validation", "test": "all//TEST"}
     declared_by_folders(tmp_path / "s/mine", parts, form)
     source = tmp_path / "s/mine"
+    (source / "README.md").touch()
     if packed:
         source = Path(shutil.make_archive(str(tmp_path / "mine"), "zip", tmp_path / "s"))
     done = run("field", source, tmp_path / "o", *DRAWN, "--every-split")
     assert done.returncode == 0, done.stderr
     assert "drawn" not in done.stdout
     expected = {
-        split: {f"{parts[split]}/{name}" for name in IMAGES if IMAGES[name] == split} for split in parts
+        split: {f"{part}/{name}" for name in IMAGES if IMAGES[name] == split}
+        for split, part in {"train": "all/Train", "val": "all/validation", "test": "all/TEST"}.items()
     }
     assert found_in(tmp_path / "o") == expected
 
@@ -309,11 +311,34 @@ def test_a_column_that_declares_splits_is_not_drawn_over(tmp_path: Path) -> None
     assert found_in(tmp_path / "o")["train"] == {"a/1.jpg", "b/1.jpg"}
     records = [{"image": name, "caption": "x", "split": split} for name, split in IMAGES.items()]
     (tmp_path / "s/captions.csv").unlink()
-    del records[0]["split"]
+    records[0]["split"] = None
     (tmp_path / "s/captions.jsonl").write_text("\n".join(map(json.dumps, records)))
     done = run("field", tmp_path / "s", tmp_path / "p", *DRAWN)
     assert "left out: line 1 a/1.jpg: has no split" in done.stdout
     assert found_in(tmp_path / "p")["train"] == {"b/1.jpg"}
+
+
+def test_a_column_without_a_split_declares_nothing_and_one_that_is_named_must_be_there(
+    tmp_path: Path,
+) -> None:
+    names = [f"{number}.jpg" for number in range(8)]
+    for seed, name in enumerate(names):
+        write_image(tmp_path / "s/pictures" / name, seed)
+    rows = "".join(f"{name},it is {name}, \n" for name in names)
+    (tmp_path / "s/captions.csv").write_text(f"image,caption,split\n{rows}")
+    arguments = ("field", tmp_path / "s", tmp_path / "o", *DRAWN, "--images", "pictures")
+    assert "splits were drawn" in run(*arguments).stdout
+    assert "no column 'part'" in run(*arguments, "--columns", "split=part").stderr
+    assert (
+        "no usable image is for test; add some, or draw some"
+        in run(*arguments[:5], "--draw", "val=0.5", "--images", "pictures", "--every-split").stderr
+    )
+    (tmp_path / "s/captions.csv").unlink()
+    for name in names:
+        (tmp_path / "s/pictures" / name).with_suffix(".txt").write_text(f"it is {name}")
+    assert (
+        "train      5 images" in run(*arguments, "--overwrite").stdout
+    )  # the folder that is named, not one below
 
 
 def test_a_class_that_is_called_train_declares_nothing(tmp_path: Path) -> None:
@@ -331,7 +356,7 @@ def test_a_split_without_an_image_is_said_before_anything_is_written(tmp_path: P
     captioned(tmp_path / "s", ["train/1.jpg", "test/2.jpg", "other/3.jpg"])
     done = run("field", tmp_path / "s", tmp_path / "o", *DRAWN, "--every-split")
     assert done.returncode == 1
-    assert "no usable image is declared for val; add some, or declare no splits" in done.stderr
+    assert "no usable image is for val; add some, or declare no splits" in done.stderr
     assert "left out, the first: other/3.jpg: split 'other' is none of" in done.stderr
     assert not (tmp_path / "o").exists()
     captioned(tmp_path / "few", ["1.jpg", "2.jpg"])

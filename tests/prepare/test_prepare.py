@@ -192,6 +192,13 @@ def test_a_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path, form: 
     assert not list((tmp_path / "out").glob("*"))
 
 
+def test_bytes_after_the_end_of_an_archive_are_none(tmp_path: Path) -> None:
+    ucm_source(tmp_path / "source")
+    archive = Path(shutil.make_archive(str(tmp_path / "ucm"), "gztar", tmp_path / "source"))
+    archive.write_bytes(archive.read_bytes() + b"garbage")
+    assert run("ucm_caption", archive, tmp_path / "out").returncode == 0
+
+
 def test_what_was_edited_is_no_traceback_whatever_its_bytes_and_a_name_is_one_line(tmp_path: Path) -> None:
     source, out = ucm_source(tmp_path / "source"), tmp_path / "o L"
     content = json.loads((source / "dataset.json").read_text())

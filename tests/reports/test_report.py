@@ -235,7 +235,12 @@ def test_a_report_is_made_whatever_the_images_and_annotations_are(
     report = findings([made], baselines=True)
     assert report.split.references == REFERENCES
     write_report(tmp_path / "page.html", report)
-    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") >= 6
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg") >= 6
+    assert "1 images are grey here, the first: " in page
+    shutil.rmtree(data / "images")
+    with pytest.raises(UserError, match="no such folder of images"):
+        findings([made], baselines=True)
 
 
 def test_what_one_reference_does_not_tell_is_not_told(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -141,6 +141,28 @@ def test_a_pipeline_that_is_killed_takes_its_training_with_it(launch, tmp_path):
     wait("ended\n")
 
 
+def test_images_that_changed_are_prepared_anew_but_not_under_a_run_that_was_interrupted(pipeline, tmp_path):
+    def prepared() -> list[str]:
+        return next(
+            call for call in reversed(pipeline("finetune.sh", "MINE", "OUT")) if "own_caption" in call
+        )
+
+    assert prepared()[-1] == "--overwrite"
+    unfinished = tmp_path / "here/OUT/.unfinished"
+    unfinished.touch()
+    assert prepared()[-1] == "--every-split"
+    unfinished.touch()
+    stub(tmp_path / ".venv/bin", "python", 'echo "error: differs" >&2; exit 1')
+    failed = subprocess.run(
+        ["bash", "../scripts/finetune.sh", "MINE", "OUT"],
+        cwd=tmp_path / "here",
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[1].endswith(f"remove {unfinished} to train anew with what it is now")
+
+
 @pytest.mark.parametrize("line", ["finetune.sh '' OUT", "rsicd_small.sh '' OUT", "box.sh a '' OUT"])
 @pytest.mark.usefixtures("pipeline")
 def test_a_path_that_is_empty_is_no_folder(tmp_path, line):
