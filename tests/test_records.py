@@ -285,7 +285,10 @@ def test_plain_text_is_a_caption_a_line(examples: int, tmp_path: Path) -> None:
         (b"image,caption\na,b\n\nc\n", "line 4: 1 fields, the header has 2"),
         (b'image,caption\na,"b\nc"\nd,e,f\n', "line 4: 3 fields"),
         (b'image,caption\na,"b\n', "line 2: not CSV (unexpected end of data)"),
-        (b"file,caption\na,b\n", "line 1: no column 'image'; the header has file, caption; rename one, or name"),
+        (
+            b"file,caption\na,b\n",
+            "line 1: no column 'image'; the header has file, caption; rename one, or name",
+        ),
         (b"image,caption,caption\na,b,c\n", "line 1: column 'caption' is there twice"),
         (b"image,caption\na,caf\xe9\n", "line 2: not UTF-8 text (byte 0xe9); save it as UTF-8"),
         (b"image,caption\na,b\0\n", "line 2: holds a NUL character (UTF-16 without a byte-order mark?)"),
