@@ -26,17 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="what the files' captions are of, when names of files do not tell")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows here")
     args = parser.parse_args(arguments)
-    found = [result for path in args.runs for result in find_results(path)]
-    results = list(
-        {result.path.resolve(): result for result in found}.values()
-    )  # `latest` and its run are one
+    # By file: `latest` and the run that it leads to are one.
+    of_file = {result.path.resolve(): result for path in args.runs for result in find_results(path)}
+    results = list(of_file.values())
     if args.dataset:
         results = [replace(result, dataset=args.dataset) for result in results]
     check_comparable(results)
-    table_rows = rows(results)
-    print(table(table_rows))
+    found = rows(results)
+    print(table(found))
     if args.json is not None:
-        write_json(args.json, [vars(row) for row in table_rows])
+        write_json(args.json, [vars(row) for row in found])
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from bita.datasets.names import is_system_file, plain
 from bita.errors import UserError
 from bita.prepare.archives import open_source
-from bita.prepare.prepare import UNDECLARED, Source
+from bita.prepare.prepare import Source
 from bita.prepare.sources import SPLITS, SourceImage, read_karpathy
 from bita.processors.rgb import IMAGE_SUFFIXES
 from bita.records import Id, Ids, lines, read_object, read_records, read_table, read_text, twin
@@ -22,6 +22,8 @@ from bita.records import Id, Ids, lines, read_object, read_records, read_table, 
 FORMS = ("coco", "karpathy", "csv", "jsonl", "text")
 AUTO = "auto"
 """Stands for the form that `recognise` finds."""
+UNDECLARED = ""
+"""Split of a record that has none, or none yet."""
 IF_THERE = "?"
 """Stands for the split that a row of a table declares, where it has such a column."""
 SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}

@@ -30,9 +30,6 @@ from bita.prepare.sources import PUBLISHED, SPLITS, SourceImage
 from bita.processors.rgb import open_rgb
 from bita.records import half_pair, has_words
 
-UNDECLARED = ""
-"""Split of a record that has none, or none yet."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -80,24 +77,7 @@ def prepare(
         UserError: no image is usable, none is left for training, or a file in `out` differs.
     """
     report = select(source)
-    where = source.files[0] if source.files else source.images
-    left_out = f"; left out, the first: {': '.join(report.left_out[0])}" if report.left_out else ""
-    if not report.kept:
-        raise UserError(f"{where}: none of {len(source.records)} records is usable{left_out}")
-    empty = [split for split in SPLITS if all(image.split != split for image in report.kept)]
-    if source.draw is not None and "train" in empty:
-        raise UserError(
-            f"{where}: {len(report.kept)} usable images are too few to draw splits from{left_out}"
-        )
-    if every_split and empty:
-        what = (
-            "declare no splits (by folders or a column), so that they are drawn"
-            if source.draw is None
-            else "draw some"
-        )
-        raise UserError(
-            f"{where}: no usable image is for {' and '.join(empty)}; add some, or {what}{left_out}"
-        )
+    _check_splits(source, report, every_split)
     files = {f"annotations/{name}": text for name, text in annotation_files(report.kept).items()}
     checksums = {path.name: sha256(path) for path in source.files}
     files["dataset_card.md"] = dataset_card(source.name, source.title, report, checksums, out.absolute().name)
@@ -127,6 +107,25 @@ def prepare(
             write_text(out / name, text)
             report.written.append(name)
     return report
+
+
+def _check_splits(source: Source, report: Report, every_split: bool) -> None:
+    """Raise UserError where nothing is usable, nothing is left for training, or `every_split` is not there."""
+    where = source.files[0] if source.files else source.images
+    left_out = f"; left out, the first: {': '.join(report.left_out[0])}" if report.left_out else ""
+    if not report.kept:
+        raise UserError(f"{where}: none of {len(source.records)} records is usable{left_out}")
+    empty = [split for split in SPLITS if all(image.split != split for image in report.kept)]
+    if source.draw is not None and "train" in empty:
+        raise UserError(
+            f"{where}: {len(report.kept)} usable images are too few to draw splits from{left_out}"
+        )
+    if every_split and empty:
+        declared = "declare no splits (by folders or a column), so that they are drawn"
+        what = declared if source.draw is None else "draw some"
+        raise UserError(
+            f"{where}: no usable image is for {' and '.join(empty)}; add some, or {what}{left_out}"
+        )
 
 
 def select(source: Source) -> Report:

@@ -172,13 +172,13 @@ class Split:
         Raises:
             UserError: the folder of images is not there.
         """
-        if not self.folder.is_dir():
-            raise UserError(
-                f"{self.folder}: no such folder of images; link it there, or name another with --data DIR"
-            )
         try:
             return self.opener.open(path)
         except UserError as error:
+            if not self.folder.is_dir():
+                raise UserError(
+                    f"{self.folder}: no such folder of images; link it there, or name another with --data DIR"
+                ) from None
             self._unseen[path] = str(error)
             return grey()
 

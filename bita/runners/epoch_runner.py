@@ -328,8 +328,7 @@ class EpochRunner:
 
         progress, precision = self.log.progress(key, len(loader)), autocast(self.device, self.run.amp)
         plain = compiling.eager(self.run.compile)
-        if distributed.world_size() > 1:
-            parallel.share_statistics(self.model)
+        parallel.share_statistics(self.model)
         with loader.watch(), parallel.unsharded(self.model), progress as bar, precision, plain:
             result = self.task.evaluate(self.model, dataset, self.watched(loader, bar), save)
         self.bad_records.take(loader, self.datasets)

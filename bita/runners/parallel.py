@@ -61,12 +61,13 @@ def take_from_main(module: nn.Module) -> None:
 def share_statistics(model: nn.Module) -> None:
     """Overwrite the running statistics of batch norms with the main process's, which are those that are saved.
 
-    DDP does so before a step, so that after it each process has its own.
+    DDP does so before a step, so that after it each process has its own. With one process there is nothing to do.
     """
+    if distributed.world_size() == 1:
+        return
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            for tensor in module.buffers():
-                dist.broadcast(tensor, src=0)
+            take_from_main(module)
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

@@ -128,9 +128,8 @@ class Scene:
         found, waiting = {self.path: None}, list(self._source.files)
         while waiting:
             path = Path(waiting.pop(0))
-            if (
-                path in found or not path.is_file() or path.name.endswith(".aux.xml")
-            ):  # statistics come and go
+            statistics = path.name.endswith(".aux.xml")  # which come and go
+            if path in found or statistics or not path.is_file():
                 continue
             found[path] = None
             if path.suffix.lower() == ".vrt":  # GDAL names the parts of the outer one alone
